@@ -127,13 +127,8 @@ class BundleReader:
         """What a target must hold before a push: the part of its base that a delta needs."""
         return union(seal.coverage.needed for seal in self._seals.values())
 
-    def inventory(self) -> Inventory:
-        """Return all that the bundle speaks of: what it carries, and what it leaves to its base.
-
-        Raises:
-            DamagedBundleError: something is missing, unreadable or flattened; the message lists
-                what.
-        """
+    def findings(self) -> list[Finding]:
+        """Return what seals, headers, indexes and manifests tell of damage; no layer is read."""
         findings = list(self.contents.findings)
         for folder, seal in self._seals.items():
             here = [one.name for one in self._archives if one.file.path.parent == folder.absolute()]
@@ -142,6 +137,16 @@ class BundleReader:
                 Finding(name, f"is not listed in {SEAL}; it does not belong to this bundle")
                 for name in sorted(set(here) - set(seal.archives))
             )
+        return findings
+
+    def inventory(self) -> Inventory:
+        """Return all that the bundle speaks of: what it carries, and what it leaves to its base.
+
+        Raises:
+            DamagedBundleError: something is missing, unreadable or flattened; the message lists
+                what.
+        """
+        findings = self.findings()
         whole = None if findings else self._seal
         if whole is not None and whole.inventory != self.contents.inventory:
             findings.append(Finding(SEAL, "the archives hold other images than it lists"))

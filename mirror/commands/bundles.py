@@ -56,15 +56,16 @@ def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> 
     """
     reader = work.enter_context(BundleReader([bundle_dir]))
     found = inspect_bundle(reader)
-    if problems := len(reader.contents.findings):
+    if findings := reader.findings():
         tell(
-            f"{problems} indexes, manifests, blobs or archives are missing or damaged; this is "
-            "what could be read, and `mirror verify` tells the rest",
+            f"{len(findings)} indexes, manifests, blobs or archives are missing or damaged; this "
+            "is what could be read, and `mirror verify` tells the rest",
             "warning",
         )
-    names = {} if work.as_json else component_names(reader, reader.carried())
+    textless = work.as_json and html_file is None
+    names = {} if textless else component_names(reader, reader.carried())
     if html_file is not None:
-        write_durably(html_file, html(found, names).encode())
+        write_durably(html_file, html(found, names, findings).encode())
     page = "" if html_file is None else f"\n\nThe page is {html_file}; any browser opens it offline"
     work.show(found, lambda shown, _: insight_text(shown, names) + page)
 

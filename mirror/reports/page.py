@@ -28,8 +28,9 @@ from mirror.bundle.inspect import (
 )
 from mirror.bundle.report import channels_text
 from mirror.errors import counted, counts, printable
-from mirror.layout import KINDS, component_of
+from mirror.layout import KINDS, archive_of, component_of, is_digest_tag
 from mirror.oci import Digest
+from mirror.sync import Finding
 
 Names: TypeAlias = Mapping[Digest, str]
 """What images that go by their digests are called: `module/image`."""
@@ -43,10 +44,11 @@ def escape(text: str) -> str:
     return html_escape(printable(text))
 
 
-def html(found: BundleInsight, names: Names = _NO_NAMES) -> str:
+def html(found: BundleInsight, names: Names = _NO_NAMES, findings: Sequence[Finding] = ()) -> str:
     """Render the page; equal insights give equal pages.
 
     Of a delta the map shows what the delta itself carries, and the tables tell it beside the whole.
+    `findings` are what a repair must bring; they stand before everything else.
     """
     page = resources.files("mirror.reports").joinpath("page.html").read_text(encoding="utf-8")
     script = page.rpartition("<script>")[2].partition("</script>")[0]
@@ -58,6 +60,7 @@ def html(found: BundleInsight, names: Names = _NO_NAMES) -> str:
         "title": escape(title(found)),
         "origin": "".join(f"<p>{line}</p>" for line in _origin(found)),
         "summary": _summary(found),
+        "damage": _damage(findings, names),
         "legend": "".join(
             f'<li class="kind {kind}">{kind}</li>'
             for kind in KINDS
@@ -99,7 +102,7 @@ def title(found: BundleInsight) -> str:
     if not found.source and not holds:
         return found.name[:1].upper() + found.name[1:]
     named = ["Deckhouse", found.edition.upper()]
-    if not holds:  # parts alone were pulled
+    if not holds and all(one.name != archive_of("") for one in found.archives):
         named.append("without the platform:")
         holds = tuple(one.name for one in found.components)
     named.append(", ".join(holds[:4]))
@@ -214,6 +217,26 @@ def _components(found: BundleInsight) -> str:
             for one in found.components
         ),
     )
+
+
+def _damage(findings: Sequence[Finding], names: Names) -> str:
+    """What is missing or damaged; nothing of a bundle where that is unknown or nothing."""
+    if not findings:
+        return ""
+    rows = (
+        (
+            one.place,
+            one.problem,
+            "" if one.repository is None else one.repository or "/",
+            names.get(one.digest, "") if one.digest is not None else "",
+            ", ".join(tag for tag in one.tags if not is_digest_tag(tag)),
+        )
+        for one in findings
+    )
+    digests = (f"{one.digest or ''}" for one in findings)
+    titles = ("Archive", "Missing or damaged", "Repository", "Component", "Tags")
+    title = f"<h2>Damage: {len(findings)} finding{'s' if findings[1:] else ''}</h2>"
+    return f'<section class="damage">{title}{_table("damage", titles, rows, digests)}</section>'
 
 
 def _images(found: BundleInsight, names: Names) -> str:
@@ -336,7 +359,9 @@ def _archive_node(archive: ArchiveInsight, names: Names) -> dict[str, Any]:
         "kind": kind,
         "children": [
             *(_repository_node(repository, names) for repository in archive.repositories),
-            *_rest("headers and indexes", archive.size - archive.content),
+            *_rest(
+                "headers and indexes" if paths else "cannot be read", archive.size - archive.content
+            ),
         ],
     }
 

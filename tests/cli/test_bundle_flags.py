@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -121,6 +122,17 @@ def test_what_is_inside_is_shown_as_text_as_json_and_as_a_page(
     verified = call_mirror("verify", parted, "--json").succeeded().document
     assert document["bytes"] == verified["bytes"]
     assert {one["name"] for one in document["archives"]} >= {"platform.tar", "security.tar"}
+
+
+def test_the_page_about_a_damaged_bundle_says_what_is_missing(parted: Path, tmp_path: Path) -> None:
+    bundle, page = tmp_path / "bundle", tmp_path / "report.html"
+    shutil.copytree(parted, bundle)
+    for part in bundle.glob("security.tar*"):
+        part.unlink()
+    run = call_mirror("inspect", bundle, "--html", page).succeeded()
+    assert "archives are missing or damaged" in run.stderr
+    text = page.read_text(encoding="utf-8")
+    assert "<td>security.tar</td><td>the archive is missing</td><td>security/<wbr>trivy-db" in text
 
 
 def test_inspecting_what_is_no_bundle_is_told(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mirror.bundle.inspect import BundleInsight, insight
 from mirror.oci import Descriptor, Digest
 from mirror.oci import manifest as types
 from mirror.reports.page import html, title
-from mirror.sync import Inventory, InventoryBuilder, ManifestNode
+from mirror.sync import Finding, Inventory, InventoryBuilder, ManifestNode
 from tests.support.browser import Browser, browsing
 
 HOSTILE = "</script><img src=x onerror=\"document.title='pwned'\">'&<b>"
@@ -226,6 +226,22 @@ def test_of_a_delta_it_says_what_the_delta_itself_carries() -> None:
     assert "m7" not in page.all("script")[0].words(), "the map shows the delta alone"
 
 
+def test_what_is_missing_stands_first_by_names_that_say_something() -> None:
+    lost = Digest.of(b"lost")
+    findings = (
+        Finding("platform.tar", f"blob {lost} is missing", "", (lost.encoded, "v1.0.3"), lost),
+        Finding("module-m1.tar", "the archive is missing"),
+    )
+    page = read(html(sample(), {lost: "istio/agent"}, findings))
+    assert page.all("main")[0].all("h2")[0].text == "Damage: 2 findings"
+    rows = page.all("table")[0].all("tbody")[0].all("tr")
+    assert [[cell.words() for cell in row.all("td")] for row in rows] == [
+        ["platform.tar", f"blob {lost} is missing", "/", "istio/agent", "v1.0.3"],
+        ["module-m1.tar", "the archive is missing", "", "", ""],
+    ]
+    assert "Damage" not in html(sample(), {}, ())
+
+
 # -- the page in a browser -------------------------------------------------------------------------
 
 
@@ -241,7 +257,9 @@ def shown(browser: Browser, tmp_path: Path) -> Browser:
     """The page about a bundle with long names, on a desk's screen by day."""
     browser.media()
     long = {"plugin-some-remarkably-long-plugin-name.tar": LONG}
-    show(browser, html(sample("bundle /mnt/disk/" + "deckhouse/" * 12, **long)), tmp_path)
+    lost = Finding("platform.tar", f"blob {Digest.of(b'lost')} is missing", LONG_PATH, ("v1.1.0",))
+    found = sample("bundle /mnt/disk/" + "deckhouse/" * 12, **long)
+    show(browser, html(found, {}, [lost]), tmp_path)
     return browser
 
 
@@ -435,6 +453,7 @@ def search(browser: Browser, text: str) -> list[str]:
 
 def test_one_search_looks_into_all_tables(shown: Browser) -> None:
     assert search(shown, "remarkably-long") == [
+        "platform.tar",  # which lacks something of it
         "some-remarkably-long-plugin-name",
         *(f"v1.{n}.0-rc.{n}" for n in (3, 2, 1)),
         "plugin-some-remarkably-long-plugin-name.tar",
@@ -445,4 +464,4 @@ def test_one_search_looks_into_all_tables(shown: Browser) -> None:
     ]
     assert search(shown, f"{Digest.of(b'p7')}") == ["v1.0.7"], "an image by its digest"
     assert search(shown, "no such thing") == []
-    assert len(search(shown, "")) == 25 + 10 + 20 + 10
+    assert len(search(shown, "")) == 1 + 25 + 10 + 20 + 10

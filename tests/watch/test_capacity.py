@@ -6,6 +6,7 @@ and blobs that a look asks for, and not their bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def release(images: int) -> MemoryStore:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("images", [500, 2_000])
+@pytest.mark.parametrize("images", [500, 1_000])
 def test_what_a_daemon_takes_for_a_replica(tmp_path: Path, images: int) -> None:
     with ExitStack() as opened:
         # Without passwords, whose check would be all that these registries do.
@@ -68,16 +69,16 @@ def test_what_a_daemon_takes_for_a_replica(tmp_path: Path, images: int) -> None:
             def looks(depth: str) -> float:
                 return measured().get(("mirror_sync_cycle_seconds_count", depth, "b"), 0)
 
-            def complete() -> bool:
-                return measured().get(("mirror_replica_complete", "b")) == 1
+            def patiently(condition: Callable[[], bool]) -> None:
+                for _ in range(5):  # so much takes longer than other things
+                    with suppress(AssertionError):
+                        daemon.wait_until(condition)
+                        return
+                raise AssertionError("that never happened")
 
-            for _ in range(5):  # a copy of so much takes longer than other things
-                with suppress(AssertionError):
-                    daemon.wait_until(complete)
-                    break
-            assert complete()
+            patiently(lambda: measured().get(("mirror_replica_complete", "b")) == 1)
             first = measured()
-            daemon.wait_until(lambda: looks("statement") >= 50 and looks("audit") >= 3)
+            patiently(lambda: looks("statement") >= 20 and looks("audit") >= 2)
             now = measured()
         took = {
             depth: (now[total, depth, "b"] - first.get((total, depth, "b"), 0))
