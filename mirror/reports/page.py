@@ -235,7 +235,7 @@ def _damage(findings: Sequence[Finding], names: Names) -> str:
     )
     digests = (f"{one.digest or ''}" for one in findings)
     titles = ("Archive", "Missing or damaged", "Repository", "Component", "Tags")
-    title = f"<h2>Damage: {len(findings)} finding{'s' if findings[1:] else ''}</h2>"
+    title = f"<h2>Damage: {counted(len(findings), 'finding')}</h2>"
     return f'<section class="damage">{title}{_table("damage", titles, rows, digests)}</section>'
 
 
