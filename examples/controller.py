@@ -10,7 +10,8 @@ FOLDER stands for the cluster's API:
     registry-state.yaml    written: the Secret `registry-state`, how far the switch is
     registry-secrets.json  written: authority, keys and users of the module's own registry
     rendered/              written: the configuration of every node, for others to roll out
-    rendered/version       written: what a node that has applied it reports in facts.yaml
+    rendered/version       written: what a node that has applied it reports in facts.yaml (version)
+    rendered/services.json written: master → the same of its own registry's files (services)
 
 A pass looks at everything anew, does what is due, and ends; so it can die anywhere and be run
 again, and where nothing is due it changes nothing. Exit code 0: reached; 1: not yet, or refused.
@@ -115,7 +116,7 @@ class Switch:
         self.target, self.facts, self.managed = target, facts, bool(facts.node_config_managed)
         self.bundle, self.out = owner.bundle, owner.folder / "rendered"
         self.nodes = mirror.load_nodes(owner.folder / "nodes.yaml")
-        self.masters = {node.name: node.registry for node in self.nodes if node.master}
+        self.masters = [node.name for node in self.nodes if node.master]
         path, now = owner.folder / "registry-secrets.json", datetime.now(UTC)
         kept = mirror.prepare_secrets(mirror.read_secrets(path), self.nodes, now)
         mirror.write_secrets(kept, path)
@@ -154,8 +155,7 @@ class Switch:
             case ConditionType.FINAL:
                 return self._roll_out(self.final)
             case ConditionType.CLEANUP_NODE_SERVICES:
-                left = (name for name, host in self.masters.items() if self._serves(host))
-                return outcomes.cleanup_node_services(left)
+                return outcomes.cleanup_node_services(mirror.serving_masters(self.access))
             case ConditionType.CLEANUP_IN_CLUSTER_PROXY:
                 files = (path for path in (self.out / "in-cluster").rglob("*") if path.is_file())
                 return outcomes.cleanup_in_cluster_proxy(exists=any(files))
@@ -188,41 +188,37 @@ class Switch:
 
     def _node_services(self) -> StepOutcome:
         """Every master's replica serves. The other nodes hear nothing of it before."""
-        version = self.transition.version
-        unready = {node.name for node in self.facts.nodes or () if node.ready is False}
+        serving = mirror.serving_masters(self.access)
+        told = {name: mirror.NodeFacts(name) for name in self.masters}
+        told |= {node.name: node for node in self.facts.nodes or () if node.name in told}
         pods = [
-            outcomes.ReplicaPod(name, name not in unready, self._serves(host), version)
-            for name, host in self.masters.items()
+            outcomes.ReplicaPod(name, one.ready is not False, name in serving, one.services)
+            for name, one in told.items()
         ]
-        if not all(pod.pod_ready for pod in pods):
+        outcome = outcomes.node_services(pods, self.transition.masters)
+        if not outcome.ready:
             trees = {name: self.transition.nodes[name] for name in self.masters}
             mirror.write_cluster(replace(self.transition, nodes=trees, in_cluster={}), self.out)
-        return outcomes.node_services(pods, version)
+            self._tell("services.json", json.dumps(dict(self.transition.masters)))
+        return outcome
 
     def _roll_out(self, rendered: mirror.Rendered) -> StepOutcome:
         """Write what nodes are to apply, and look who has."""
         mirror.write_cluster(rendered, self.out)
-        told = self.out / "version"
-        if not told.exists() or told.read_text() != rendered.version:
-            told.write_text(rendered.version)
+        self._tell("version", rendered.version)
         return outcomes.containerd_config(self.facts.nodes or (), rendered.version)
 
-    def _serves(self, host: str) -> bool:
-        """Whether a master's replica answers, and lets its reader in."""
-        reader = self.access.accounts[mirror.RegistryUser.RO]
-        login = mirror.Credentials(reader.name, reader.password.get_secret_value())
-        options = replace(HASTY, ca=self.access.ca)
-        return _answers(mirror.RegistryClient(host, options=options, credentials=login))
+    def _tell(self, name: str, text: str) -> None:
+        told = self.out / name
+        if not told.exists() or told.read_text() != text:
+            told.write_text(text)
 
     def _components_are_served(self) -> bool:
-        return _answers(mirror.connect(self.target, access=self.access, options=HASTY))
-
-
-def _answers(client: mirror.RegistryClient | mirror.ModeClient) -> bool:
-    with suppress(mirror.MirrorError), client:
-        client.ping()
-        return True
-    return False
+        client = mirror.connect(self.target, access=self.access, options=HASTY)
+        with suppress(mirror.MirrorError), client:
+            client.ping()
+            return True
+        return False
 
 
 def main() -> int:

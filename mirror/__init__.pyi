@@ -35,6 +35,7 @@ from mirror.modes.check import ItemState as ItemState
 from mirror.modes.check import RegistryResult as RegistryResult
 from mirror.modes.check import check_images as check_images
 from mirror.modes.check import impatient as impatient
+from mirror.modes.check import serving_masters as serving_masters
 from mirror.modes.check import targets_for as targets_for
 from mirror.modes.client import ModeClient as ModeClient
 from mirror.modes.client import connect as connect

@@ -20,19 +20,21 @@ from mirror.errors import (
     DeadlineError,
     IncompleteError,
     MirrorError,
+    RegistryError,
     RegistryNotFoundError,
     UnreachableError,
 )
 from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, ignore
-from mirror.modes.addressing import LOGICAL_ROOT, Route, routes_for
+from mirror.modes.addressing import LOGICAL_ROOT, Route, master_host, routes_for
+from mirror.modes.constants import RegistryUser
 from mirror.modes.endpoints import Endpoint
 from mirror.modes.outcomes import StepOutcome
 from mirror.modes.required import RequiredImage, RequiredSet
 from mirror.modes.routes import Plane, Role
 from mirror.modes.settings import NO_ACCESS, CheckMode, ClusterAccess, RegistrySettings
 from mirror.oci import Digest
-from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.run import Run, for_each
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+from mirror.run import Run, for_each, gather
 
 MOST_ERRORS = 5
 """As many errors of a registry a message has."""
@@ -338,6 +340,34 @@ class _Asker:
         if self._run.stopped and isinstance(error, CancelledError | UnreachableError):
             return UnreachableError(f"{where}: Request timeout", where=where)
         return error
+
+
+def serving_masters(
+    access: ClusterAccess, *, options: ConnectionOptions | None = None, run: Run | None = None
+) -> frozenset[str]:
+    """The masters whose replica answers and lets its reader (`ro`) in, by the names of their nodes.
+
+    Those whose node is not known go by their address. All are asked at once, each once.
+    """
+    account, login = access.account(RegistryUser.RO), None
+    if account is not None:
+        login = Credentials(account.name, account.password.get_secret_value())
+    hasty = impatient(options or ConnectionOptions())
+    run = Run.of(run).with_jobs(max(1, len(access.masters)))
+
+    def serves(address: str) -> bool:
+        endpoint = Endpoint("https", master_host(address), access.ca, login)
+        with suppress(RegistryError), endpoint.client(hasty) as client:
+            client.within(run).ping()
+            return True
+        return False
+
+    asked = gather(access.masters, serves, run=run)
+    return frozenset(
+        access.names.get(address, address)
+        for address, answers in zip(access.masters, asked, strict=True)
+        if answers
+    )
 
 
 def connect_with(options: ConnectionOptions, on_event: OnEvent = ignore) -> Connect:

@@ -5,7 +5,7 @@ A fact that nobody looked at is None. Outcomes have the cluster's own messages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
@@ -28,7 +28,11 @@ class ContainerdConfig(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """One node. `version` is that of the registry configuration which it has applied."""
+    """One node. `version` is that of the registry configuration which it has applied.
+
+    `services` is that of the configuration with which a master's own registry runs: its pod says it
+    (`registry.deckhouse.io/config-version`).
+    """
 
     name: str
     master: bool = False
@@ -37,6 +41,7 @@ class NodeFacts:
     cri: str | None = None
     containerd_config: ContainerdConfig | None = None
     version: str = UNKNOWN_VERSION
+    services: str = UNKNOWN_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,10 @@ class StepOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPod:
-    """A master's replica: the node's readiness, the pod's, and its configuration's version."""
+    """A master's replica: the node's readiness, the pod's, and its configuration's version.
+
+    The version is what the pod says of itself, and never what it should be.
+    """
 
     node: str
     node_ready: bool
@@ -119,16 +127,20 @@ def preflight(nodes: Sequence[NodeFacts], *, node_config_managed: bool) -> StepO
     return _waiting("\n".join(["Check current nodes configuration", *count]), unready)
 
 
-def node_services(pods: Sequence[ReplicaPod], wanted: str) -> StepOutcome:
-    """Each master runs its replica with the configuration of version `wanted`."""
+def node_services(pods: Sequence[ReplicaPod], wanted: str | Mapping[str, str]) -> StepOutcome:
+    """Each master runs its replica with the configuration of version `wanted`.
+
+    That is one version for all, or each node's own (`Rendered.masters`).
+    """
     waiting = []
     for pod in sorted(pods, key=lambda pod: pod.node):
+        own = wanted if isinstance(wanted, str) else wanted.get(pod.node, UNKNOWN_VERSION)
         if not pod.node_ready:
             waiting.append(f"{pod.node}: node is not Ready")
-        elif not pod.pod_ready or pod.version != wanted:
+        elif not pod.pod_ready or pod.version != own or own == UNKNOWN_VERSION:
             waiting.append(
                 f"{pod.node}: services pod(s) is not Ready or config version mismatch "
-                f'(!= "{_short(wanted)}")'
+                f'(!= "{_short(own)}")'
             )
     return _nodes(len(pods), waiting)
 

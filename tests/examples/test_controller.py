@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ class World:
         folder.mkdir()
         self.nodes = tuple(master_node(f"master-{number}") for number in range(2))
         self.registries: dict[str, Registry] = {}
+        self.services: dict[str, str] = {}
         self.write("nodes.yaml", [self._node(node) for node in self.nodes])
         self.version = "unknown"
         self.report()
@@ -90,6 +92,7 @@ class World:
                 "cri": "Containerd",
                 "containerdConfig": "default",
                 "version": self.version,
+                "services": self.services.get(node.name, "unknown"),
             }
             for node in self.nodes
         ]
@@ -104,6 +107,8 @@ class World:
             there = in_tree(rendered, f"nodes/{node.name}", config).exists()
             if there and node.name not in self.registries:
                 self.registries[node.name] = self._running.enter_context(master(rendered, node))
+                told = json.loads((rendered / "services.json").read_text())
+                self.services[node.name] = told[node.name]
         version = rendered / "version"
         self.version = version.read_text() if version.exists() else "unknown"
         self.report()
@@ -220,6 +225,18 @@ def lose_an_image(world: World) -> None:
     digest = IMAGES["install"].digest.replace(":", "/")
     link = store / f"system/deckhouse/install/_manifests/revisions/{digest}/link"
     link.unlink()
+
+
+def test_a_replica_with_other_files_is_waited_for_though_it_serves(world: World) -> None:
+    world.want("Local")
+    world.settle()
+    assert world.controller.reconcile().reached
+    world.services["master-1"] = "of yesterday"
+    world.report()
+    waiting = world.controller.reconcile()
+    assert not statuses(waiting)["NodeServicesReady"]
+    assert "master-1: services pod(s) is not Ready or config version mismatch" in waiting.summary()
+    assert world.state.mode is Mode.LOCAL
 
 
 class Crash(Exception):

@@ -9,17 +9,20 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from mirror.errors import RegistryNotFoundError
 from mirror.events import EndpointDown, EndpointUp, Event
+from mirror.modes.check import serving_masters
 from mirror.modes.client import ModeClient, connect
-from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT
+from mirror.modes.constants import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT, RegistryUser
 from mirror.modes.endpoints import Endpoint, HealthMemory
 from mirror.modes.routes import Plane
-from mirror.modes.settings import RegistrySettings
+from mirror.modes.settings import Account, RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.sync import MemoryStore, make_plan, transfer
@@ -49,7 +52,7 @@ class Replicas:
     """Replicas at addresses of their own; clients of all of them."""
 
     def __init__(self, folder: Path, authority: Authority, running: ExitStack) -> None:
-        self._folder, self._authority, self._running = folder, authority, running
+        self._folder, self.authority, self._running = folder, authority, running
         self.events: list[Event] = []
 
     def start(self, *, host: str | None = None, port: int = REGISTRY_PORT) -> RealRegistry:
@@ -58,13 +61,13 @@ class Replicas:
             self._folder / f"{host}-{port}",
             host=host,
             port=port,
-            tls=certificate(self._authority, host),
+            tls=certificate(self.authority, host),
             htpasswd=HTPASSWD,
         )
         return self._running.enter_context(registry)
 
     def fill(self, registry: RealRegistry, store: MemoryStore) -> None:
-        options = ConnectionOptions(ca_file=self._authority.certificate)
+        options = ConnectionOptions(ca_file=self.authority.certificate)
         with RegistryClient(
             registry.address, options=options, credentials=Credentials(*ACCOUNT)
         ) as client:
@@ -75,7 +78,7 @@ class Replicas:
     def connect(self, *hosts: str, health: HealthMemory[Endpoint] | None = None) -> ModeClient:
         client = connect(
             LOCAL,
-            access=sites(self._authority, hosts, READER),
+            access=sites(self.authority, hosts, READER),
             plane=Plane.API,
             options=hasty(attempts=2),
             health=health,
@@ -114,6 +117,17 @@ def test_everything_is_read_past_a_dead_and_an_incomplete_replica(
     down = [event.host for event in replicas.events if isinstance(event, EndpointDown)]
     assert down.count(at(dead)) == 1
     assert incomplete.address not in down
+
+
+def test_masters_that_serve_are_told_by_the_names_of_their_nodes(replicas: Replicas) -> None:
+    dead, well, other = free_loopback(REGISTRY_PORT), replicas.start(), replicas.start()
+    hosts = (dead, well.host, other.host)
+    access = sites(replicas.authority, hosts, READER)
+    named = replace(access, names={dead: "master-0", well.host: "master-1"})
+    assert serving_masters(named) == {"master-1", other.host}
+    stranger = {RegistryUser.RO: Account("ro", SecretStr("wrong"))}
+    assert serving_masters(replace(named, accounts=stranger)) == set()
+    assert serving_masters(replace(named, masters=())) == set()
 
 
 def test_a_replica_that_dies_and_returns_costs_nobody_an_answer(

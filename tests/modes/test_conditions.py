@@ -178,6 +178,11 @@ def test_replicas_are_waited_for_one_by_one() -> None:
     assert outcomes.node_services(pods[:1], V2) == StepOutcome(True)
     assert not outcomes.node_services([ReplicaPod("m", True, False, V2)], V2).ready
     assert not outcomes.node_services([], V2).ready
+    each = {"master-0": V2, "master-2": V1}
+    assert outcomes.node_services(pods[:2], each).ready
+    assert not outcomes.node_services(pods[:2], {**each, "master-2": V2}).ready
+    unknown = ReplicaPod("master-3", True, True)  # nobody has said what it runs with
+    assert not outcomes.node_services([unknown], {}).ready
 
 
 def test_nodes_are_waited_for_until_they_have_the_version() -> None:
