@@ -113,7 +113,7 @@ class InvalidReferenceError(InputError):
 
 
 class InvalidCertificateError(InputError):
-    """Some text is not the certificate or key that it should be."""
+    """Some text is not a valid certificate or key."""
 
 
 class RenderingError(InputError):
@@ -132,7 +132,7 @@ class ForbiddenByModeError(InputError):
 
 
 class InvalidManifestError(MirrorError):
-    """Some bytes that should be a manifest are not one, or one that this tool does not carry."""
+    """Some bytes are not a valid manifest, or are one of a kind that this tool does not carry."""
 
 
 class UnreadableImageError(MirrorError):
@@ -140,7 +140,7 @@ class UnreadableImageError(MirrorError):
 
 
 class SourceContentError(MirrorError):
-    """The source registry's release tree does not say what it must (where, and what is wrong)."""
+    """The source's release tree lacks information that it must have (where, and what is wrong)."""
 
     @classmethod
     def of_all(cls, texts: Collection[str], *, most: int = 20) -> SourceContentError:
@@ -153,23 +153,23 @@ class SourceContentError(MirrorError):
 
 
 class BundleLimitError(MirrorError):
-    """A bundle would have more of something than any reader takes in (of what, and how much)."""
+    """A bundle would exceed a limit that its readers have (which, and by how much)."""
 
 
 class NotFoundError(MirrorError):
-    """A registry or bundle does not hold what was asked of it."""
+    """A registry or bundle does not have what was requested."""
 
 
 class ConflictError(MirrorError):
-    """Somebody else changed the same registry meanwhile; what is there was left as it is."""
+    """Somebody else changed the same registry meanwhile; nothing of that was overwritten."""
 
 
 class DowngradeError(MirrorError):
-    """What a registry has is newer, and nobody allowed to put something older in its place."""
+    """The registry has something newer, and replacing it by something older was not allowed."""
 
 
 class PruneRefusedError(MirrorError):
-    """Nothing was deleted, since what there is to keep is not certain (what, and why)."""
+    """Nothing was deleted, because it is uncertain what must be kept (what, and why)."""
 
 
 class GostUnavailableError(MirrorError):
@@ -219,7 +219,7 @@ class CancelledError(MirrorError):
 
 
 class DeadlineError(CancelledError):
-    """The work was stopped because its time was over; run it again, with more time."""
+    """The deadline passed before the work was done; run it again with more time."""
 
     exit_code = 5
 
@@ -315,11 +315,11 @@ class SizeMismatchError(IntegrityError):
 
 
 class ChangedLeftoversError(IntegrityError):
-    """What an interrupted run had written is not what it was; the next run does without it."""
+    """What an interrupted run had written has changed since; the next run fetches it again."""
 
 
 class SignatureError(IntegrityError):
-    """A bundle was not signed by who should have signed it."""
+    """A bundle lacks a valid signature by the required key."""
 
 
 class DamagedBundleError(IntegrityError):
@@ -331,7 +331,7 @@ class StatementError(IntegrityError):
 
 
 class UntrustedStatementError(StatementError):
-    """Nobody whose key is trusted signed what a registry publishes as its inventory."""
+    """No trusted key signed what a registry publishes as its inventory."""
 
 
 class DamagedReplicaError(IntegrityError):
@@ -339,7 +339,7 @@ class DamagedReplicaError(IntegrityError):
 
 
 class NoSoundCopyError(IntegrityError):
-    """Some content is missing or damaged wherever it was looked for.
+    """No place that was asked has some content whole.
 
     `failures` has each place with its reason. One that did not answer, or denied access, decides
     the exit code, and so do refusals where nobody answered anything else: the content may be sound

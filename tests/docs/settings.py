@@ -6,28 +6,38 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from mirror.config import PullConfig
+from mirror.commands.writing import SCHEMAS
 
 _HEAD = """\
 # Settings files
 
-This page is made of the schema that the program checks the file by; `mirror config schema` prints
-it. Other files are described where they are used:
+This page is made of the schemas that the program checks these files by;
+`mirror config schema KIND` prints them. Other files are described where they are used:
 [the replication daemon's](replication.md#settings), [a cluster's settings](modes.md#settings),
 [what a cluster knows beside them](cli.md#a-clusters-registry).
 
-## A pull
+A flag overrides the file. Where a key takes a list, one text stands for a list of one. Secrets have
+no keys in the settings of a pull: give them by environment variable.
+"""
+_TABLE = "| Key | Takes | Default | Meaning |\n|---|---|---|---|"
 
-`mirror pull --config FILE`. A flag overrides the file. Where a key takes a list, one text stands
-for a list of one. Secrets have no keys: give them by environment variable.
 
-| Key | Takes | Default | Meaning |
-|---|---|---|---|"""
+def described() -> dict[str, dict[str, Any]]:
+    """The schemas that say of each of their keys what it means, by the kind of file."""
+    schemas = {kind: make() for kind, make in SCHEMAS.items()}
+    return {
+        kind: one
+        for kind, one in schemas.items()
+        if one.get("properties") and all("description" in key for key in one["properties"].values())
+    }
 
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([_HEAD, *_rows(PullConfig.model_json_schema(by_alias=True)), ""])
+    lines = [_HEAD]
+    for kind, one in described().items():
+        lines += [f"## {kind}", "", one.get("description", ""), "", _TABLE, *_rows(one), ""]
+    return "\n".join(lines)
 
 
 def _rows(schema: dict[str, Any]) -> Iterator[str]:
