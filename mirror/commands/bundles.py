@@ -41,12 +41,7 @@ if TYPE_CHECKING:
 
 @click.command("inspect", epilog=options.example("mirror inspect bundle --html report.html"))
 @click.argument("bundle_dir", type=click.Path(path_type=Path))
-@click.option(
-    "--html",
-    "html_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a self-contained HTML report with a map of sizes to this file.",
-)
+@options.html_file
 @options.as_json
 def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> None:
     """Show what is in the bundle in BUNDLE_DIR: versions, channels, counts, sizes.
@@ -64,9 +59,10 @@ def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> 
         )
     textless = work.as_json and html_file is None
     names = {} if textless else component_names(reader, reader.carried())
+    page = ""
     if html_file is not None:
         write_durably(html_file, html(found, names, findings).encode())
-    page = "" if html_file is None else f"\n\nThe page is {html_file}; any browser opens it offline"
+        page = options.page_line(html_file)
     work.show(found, lambda shown, _: insight_text(shown, names) + page)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.commands import options, writing
 from mirror.commands.access import (
@@ -24,7 +25,9 @@ from mirror.errors import InputError, IntegrityError, InvalidReferenceError
 from mirror.oci import Repository
 from mirror.operations.compare import diff, status, verify
 from mirror.operations.trees import registry_inventory
+from mirror.release.names import component_names
 from mirror.reports.bundles import bundle_summary, inventory_summary, registry_summary
+from mirror.reports.page import html
 from mirror.reports.registries import diff_summary, status_summary
 
 _DIFFER = 3
@@ -101,6 +104,7 @@ def _place(text: str) -> Path | str:
 @click.option(
     "--key", "key_file", type=FILE, help="Check the bundle's signature with this public key (PEM)."
 )
+@options.html_file
 @keyed_registry_options
 @cluster_options
 @options.running
@@ -111,6 +115,7 @@ def verify_command(
     quick: bool,
     deep: bool,
     key_file: Path | None,
+    html_file: Path | None,
     cluster: ClusterFiles,
     access: AccessOptions,
     work: Work,
@@ -120,6 +125,7 @@ def verify_command(
     Every byte of the bundle is read and checked, and every tag followed to all that it needs.
     With --quick only headers, indexes and manifests are, and the size and place of the rest.
     What is wrong is listed by archive, repository, tag and digest; the exit code is then 4.
+    With --html a page says the same, with what the bundle holds.
     """
     registry = against is not None or bool(cluster)
     if deep and not registry:
@@ -129,16 +135,24 @@ def verify_command(
             "--quick is about a bundle and --against about a registry, where nothing is read back "
             "without --deep; drop one of them"
         )
-    if key_file is not None and registry:
-        raise InputError(
-            "--key is about a bundle and --against about a registry; use one at a time"
-        )
+    for given, name in ((key_file, "--key"), (html_file, "--html")):
+        if given is not None and registry:
+            raise InputError(
+                f"{name} is about a bundle and --against about a registry; use one at a time"
+            )
     key = key_file.read_bytes() if key_file is not None else None
     target = cluster.reach(against, access, writes=False) if registry else None
     reader = work.enter_context(BundleReader([bundle_dir]))
     if target is None:
         whole = verify(reader, key=key, quick=quick, run=work.run)
-        work.show(whole, bundle_summary, code=IntegrityError.exit_code if whole.findings else 0)
+        page = ""
+        if html_file is not None:
+            names = component_names(reader, reader.carried())
+            text = html(inspect_bundle(reader), names, whole.findings)
+            write_durably(html_file, text.encode())
+            page = options.page_line(html_file)
+        code = IntegrityError.exit_code if whole.findings else 0
+        work.show(whole, lambda shown, took: bundle_summary(shown, took) + page, code=code)
     else:
         tree = work.enter_context(target.open(work.on_event))
         held = verify(reader, against=tree, deep=deep, run=work.run)

@@ -313,4 +313,15 @@ sign_key = click.option(
     help="Sign the bundle with this private key (PEM or cosign's). MIRROR_SIGN_PASSWORD or a "
     "prompt gives its passphrase.",
 )
+html_file = click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a self-contained HTML report with a map of sizes to this file.",
+)
 tmp_dir = click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")
+
+
+def page_line(html_file: Path) -> str:
+    """What a result ends with where a page says the same."""
+    return f"\n\nThe page is {html_file}; any browser opens it offline"

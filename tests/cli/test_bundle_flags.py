@@ -135,6 +135,26 @@ def test_the_page_about_a_damaged_bundle_says_what_is_missing(parted: Path, tmp_
     assert "<td>security.tar</td><td>the archive is missing</td><td>security/<wbr>trivy-db" in text
 
 
+def test_a_verification_writes_the_page_with_all_that_it_found(
+    parted: Path, tmp_path: Path
+) -> None:
+    bundle, page = tmp_path / "bundle", tmp_path / "report.html"
+    shutil.copytree(parted, bundle)
+    whole = call_mirror("verify", bundle, "--html", page).succeeded()
+    assert whole.stdout.endswith(f"The page is {page}; any browser opens it offline\n")
+    assert "Damage" not in page.read_text(encoding="utf-8")
+    archive = max(bundle.glob("platform.tar.*.chunk"), key=lambda path: path.stat().st_size)
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 1  # in a layer, which no look at indexes finds
+    archive.write_bytes(data)
+    call_mirror("verify", bundle, "--html", page).failed(4)
+    text = page.read_text(encoding="utf-8")
+    assert "<h2>Damage: " in text
+    assert "<td>platform.tar" in text
+    run = call_mirror("verify", bundle, "--html", page, "--against", "registry.example/dkp")
+    run.failed(2, "--html is about a bundle and --against about a registry")
+
+
 def test_inspecting_what_is_no_bundle_is_told(tmp_path: Path) -> None:
     call_mirror("inspect", tmp_path).failed(2, "holds no bundle")
 
