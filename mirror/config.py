@@ -163,9 +163,10 @@ class PullConfig(BaseModel):
         try:
             return cls.model_validate({**document, **given})
         except ValidationError as err:
-            where = f"{path}: " if path is not None else ""
-            problems = "; ".join(_problem(one) for one in err.errors(include_url=False))
-            raise InputError(f"{where}{problems}; {_HELP}") from err
+            found = err.errors(include_url=False)
+            if path is None:
+                raise InputError("; ".join(f"--{_problem(one)}" for one in found)) from err
+            raise InputError(f"{path}: {'; '.join(map(_problem, found))}; {_HELP}") from err
 
     def bytes_per_s(self) -> float | None:
         """The rate that `limit_rate` allows; None for any."""

@@ -124,9 +124,21 @@ _MISTAKES = {
     **dict.fromkeys(("tuple_type", "list_type", "frozen_set_type", "set_type"), "expected a list"),
     **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "expected keys and values"),
     "dataclass_type": "expected keys and values",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
+    "string_type": "expected text",
+    "missing": "is missing",
 }
 """pydantic's kinds of errors that speak of Python → the same in words of YAML."""
 
+
+_BOUNDS = {
+    r"^Input should be greater than or equal to (\S+)$": r"must be \1 or more",
+    r"^Input should be greater than (\S+)$": r"must be more than \1",
+    r"^Input should be less than or equal to (\S+)$": r"must be \1 or less",
+}
+"""The same for bounds, which only the text has."""
 
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 
@@ -139,7 +151,10 @@ def mistake(error: ErrorDetails, keys: Collection[str] = ()) -> str:
     if error["type"] in _UNKNOWN:
         near = get_close_matches(str(error["loc"][-1]), keys, n=1)
         return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
-    return _MISTAKES.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+    text = _MISTAKES.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+    for theirs, ours in _BOUNDS.items():
+        text = re.sub(theirs, ours, text)
+    return text
 
 
 def problems(err: ValidationError, whole: str = "", keys: Collection[str] = ()) -> list[str]:

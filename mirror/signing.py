@@ -157,6 +157,15 @@ def verify(data: bytes, signature_text: bytes, public_pem: bytes) -> None:
 # -- keys ----------------------------------------------------------------------------------------
 
 
+def check_public_key(public_pem: bytes) -> None:
+    """See that `verify` can use the key.
+
+    Raises:
+        InputError: it cannot: it is no public key, or one of another kind.
+    """
+    _public_key(public_pem)
+
+
 def _blocks(pem: bytes) -> dict[bytes, bytes]:
     """PEM blocks (RFC 7468) by label, with their marks; the first of each label."""
     blocks: dict[bytes, bytes] = {}

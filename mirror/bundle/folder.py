@@ -131,12 +131,12 @@ def check_folder(folder: Path, *, force: bool) -> None:
             raise InputError(f"{folder} is a symbolic link to no folder; make that, or remove it")
         parent = next(parent for parent in folder.absolute().parents if parent.exists())
         if not os.access(parent, os.W_OK | os.X_OK):
-            raise InputError(f"{folder} cannot be made: {parent} is not writable for you")
+            raise InputError(f"{folder} cannot be made: {parent} is {_why_not(parent)}")
         return
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name a new or empty one for the bundle")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{folder} is not writable for you; name another folder for the bundle")
+        raise InputError(f"{folder} is {_why_not(folder)}; name another folder for the bundle")
     with os_errors(folder, "open"), Folder(folder) as held:
         check_content(held, force=force)
 
@@ -189,6 +189,12 @@ def belongs(name: str, seal: Seal) -> bool:
     return name in (*seal.files, SEAL, SUMS, SIGNATURE) or _archive_of(name) in seal.archives
 
 
+def _why_not(folder: Path) -> str:
+    """Why nothing can be written there."""
+    read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+    return "on a file system that is read-only" if read_only else "not writable for you"
+
+
 def check_space(folder: Folder, needed: int) -> None:
     """Raise NoSpaceError unless the disk of `folder` has `needed` bytes free for us."""
     with os_errors(folder.path, "examine"):
@@ -198,7 +204,7 @@ def check_space(folder: Folder, needed: int) -> None:
         raise NoSpaceError(
             f"the bundle needs {size_text(needed)} and the disk of {folder.path} has "
             f"{size_text(free)} "
-            f"free: {needed - free} bytes too few; nothing was fetched",
+            f"free: {size_text(needed - free)} too few; nothing was fetched",
             advice="free some space there, or use another disk",
         )
 

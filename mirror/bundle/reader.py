@@ -366,8 +366,14 @@ def _check_folder(folder: Path, archives: Sequence[Path], *, sealed: bool) -> No
         )
     if not archives and not sealed:
         partial = any(entry.name.endswith(PARTIAL_SUFFIX) for entry in _listed(folder))
-        hint = "; a pull into it was not finished, run it again" if partial else ""
+        hint = "; a pull into it was not finished, run it again" if partial else _near(folder)
         raise InputError(f"{folder} holds no bundle: it has no *.tar file{hint}")
+
+
+def _near(folder: Path) -> str:
+    """The folders in `folder` that hold bundles, for whoever named one too few."""
+    found = sorted(one for one in folder.glob(f"*/{SEAL}"))[:5]
+    return f"; bundles lie in {', '.join(str(one.parent) for one in found)}" if found else ""
 
 
 def check_loose(archives: Iterable[Path]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mirror.bundle.format import size_text
+from mirror.bundle.format import SIGNATURE, size_text
 from mirror.errors import counted, counts, paragraph, printable
 from mirror.layout import (
     CHANNELS,
@@ -21,7 +21,7 @@ from mirror.layout import (
     tags_of_versions,
 )
 from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
-from mirror.sync.observation import listed
+from mirror.sync.observation import NOTHING_THERE, listed
 from mirror.sync.observe import Verification
 
 if TYPE_CHECKING:
@@ -276,7 +276,9 @@ def _tag_names(tags: Sequence[str]) -> str:
 def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
     """Whether a bundle is whole."""
     if report.findings:
-        return _findings_text("The bundle is damaged or incomplete", report.findings)
+        damaged = any(not one.place.endswith(SIGNATURE) for one in report.findings)
+        title = "damaged or incomplete" if damaged else "not what the holder of the key signed"
+        return _findings_text(f"The bundle is {title}", report.findings)
     what = _title(report.omissions).lower()
     alone = "nothing tells whether other archives belong to it"
     if report.quick:
@@ -347,12 +349,11 @@ def inventory_summary(found: RegistryInventory, elapsed_s: float, *, output: str
 def registry_summary(report: RegistryReport, elapsed_s: float) -> str:
     """Whether a registry holds a bundle."""
     if report.findings:
-        nothing = len(report.findings) == len(report.inventory.repositories) and not any(
-            finding.digest for finding in report.findings
-        )
-        hint = "; is the path right?" if nothing else ""
+        everywhere = len(report.findings) >= len(report.inventory.repositories)
+        if everywhere and all(one.problem.startswith(NOTHING_THERE) for one in report.findings):
+            return paragraph(f"Nothing of the bundle is at {report.target}; is the path right?")
         return _findings_text(
-            f"Registry {report.target} does not hold the whole bundle{hint}", report.findings
+            f"Registry {report.target} does not hold the whole bundle", report.findings
         )
     how = (
         "every byte read back"

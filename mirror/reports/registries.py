@@ -150,7 +150,7 @@ def status_summary(report: StatusReport, elapsed_s: float) -> str:
 
 
 def _status_lines(one: ReplicaStatus) -> list[str]:
-    state = f"generation {one.generation}" if one.generation else "states no inventory"
+    state = f"generation {one.generation}" if one.generation else _NO_PUSH
     if one.lag:
         state += f", {one.lag} behind"
     if one.publishing:
@@ -194,16 +194,14 @@ def prune_summary(report: PruneReport, elapsed_s: float) -> str:
 
 
 _MOST_NAMES = 12
+_NO_PUSH = "states no inventory: no push has completed at this path, is it right?"
 _PLATFORM = "platform"
 
 
 def history_summary(report: HistoryReport, elapsed_s: float) -> str:
     """The generations, newest first, and what each changed."""
     if not report.generations:
-        return (
-            f"Registry {report.target} states no inventory: no push has completed there that "
-            "writes one"
-        )
+        return f"Registry {report.target} {_NO_PUSH}"
     lines = [f"Registry {report.target}, newest generation first"]
     for one in report.generations:
         lines += ["", f"  {one.number}{_mark(one)}", *_described(one)]

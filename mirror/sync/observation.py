@@ -321,6 +321,9 @@ def findings_of(wanted: Inventory, found: Observation) -> tuple[Finding, ...]:
     return (*missing, *_damaged(wanted, found))
 
 
+NOTHING_THERE = "nothing of this repository is there"
+
+
 def _missing(wanted: Inventory, held: Inventory, place: str) -> Iterator[Finding]:
     for path, content in sorted(wanted.repositories.items()):
         there = held.repository(path)
@@ -328,7 +331,7 @@ def _missing(wanted: Inventory, held: Inventory, place: str) -> Iterator[Finding
             lost = f"{len(content.tags)} tags, {len(content.manifests)} manifests and "
             lost += f"{len(content.blobs)} blobs are missing"
             tags = tuple(sorted(content.tags))
-            yield Finding(place, f"nothing of this repository is there: {lost}", path, tags)
+            yield Finding(place, f"{NOTHING_THERE}: {lost}", path, tags)
             continue
         dependents = Dependents(content)
 

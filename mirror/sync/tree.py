@@ -250,7 +250,8 @@ class RegistryTarget:
             opened = self.client.open_upload(repository)
         except DeniedError as err:
             raise DeniedError(
-                f"{repository} may not be written to, so nothing was sent: {err}",
+                f"you may not push to {self._name}: {repository} may not be written to, so nothing "
+                f"was sent: {err}",
                 where=err.where,
                 status=err.status,
                 codes=err.codes,

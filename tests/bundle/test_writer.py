@@ -492,7 +492,7 @@ def test_room_is_asked_for_before_anything_is_written(
     monkeypatch.setattr(os, "statvfs", lambda _path: Stat)
     told = (
         rf"^the bundle needs {size_text(needed)} and the disk of {tmp_path}/new has "
-        rf"{size_text(needed - 1)} free: 1 bytes too few; nothing was fetched; "
+        rf"{size_text(needed - 1)} free: 1 B too few; nothing was fetched; "
     )
     with pytest.raises(NoSpaceError, match=told), BundleWriter(tmp_path / "new", SEAL):
         pytest.fail("it began nonetheless")

@@ -296,7 +296,7 @@ def test_a_disk_that_is_too_small_is_told_before_any_content_moves(
             1,
             f"needs {size_text(needed)} and",
             f"has {size_text(free)} free",
-            f"{needed - free} bytes too few",
+            f"{size_text(needed - free)} too few",
         )
         assert run.document["error"]["type"] == "NoSpaceError"
         assert not list(folder.glob("*"))

@@ -120,7 +120,7 @@ def test_where_a_build_comes_from_does_not_matter_to_a_need() -> None:
         ("a: &x 1\nb: *x", "references (*name) are not read"),
         ("[" * 5000, "neither JSON nor YAML"),
         (b"\xff\xfe", "not base64 of a text"),
-        ({"name": 7}, "name: Input should be a valid string"),
+        ({"name": 7}, "name: expected text"),
         ({"requirements": {"modules": []}}, "requirements.modules: a list is the form of old"),
         ({"requirements": {"plugins": [{"name": "a"}]}}, "requirements.plugins: a list is the"),
         ({"requirements": {"deckhouse": {"constraint": "new"}}}, "requirements.deckhouse: 'new'"),

@@ -85,8 +85,8 @@ def test_the_mirrorers_pace_is_kept_and_our_own_keys_may_stand_beside_it(tmp_pat
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"parallelizm": -1}, "jobs: Input should be greater than or equal to 1"),
-        ({"sleep": -5}, "interval: Input should be greater than 0"),
+        ({"parallelizm": -1}, "jobs: must be 1 or more"),
+        ({"sleep": -5}, "interval: must be more than 0"),
         ({"remote": []}, "there is no peer to replicate from"),
         ({"remote": "10.0.0.2:5001"}, "remote: a list of the peers' addresses is missing"),
         ({"local": ""}, "local: the address of the own registry is missing"),
@@ -113,8 +113,8 @@ def test_what_the_mirrorer_would_have_passed_over_is_told(
         ({"interval": "10 minutes"}, "'10 minutes' is not a duration; write 30s, 5m, 1h30m or 2d"),
         ({"interval": ""}, "'' is not a duration"),
         ({"interval": True}, "a duration is needed"),
-        ({"interval": 0}, "interval: Input should be greater than 0"),
-        ({"jitter": 0.9}, "jitter: Input should be less than or equal to 0.5"),
+        ({"interval": 0}, "interval: must be more than 0"),
+        ({"jitter": 0.9}, "jitter: must be 0.5 or less"),
         ({"listen": "5003"}, "listen: '5003' is not host:port"),
         ({"root": "Not A Path"}, "registries.a.address:"),
         ({"registries": {"a": {"address": "a.example"}}}, "registries:"),
