@@ -44,13 +44,26 @@ _COMMANDS = {
 """Command → its place below `mirror.commands`, and its line in the list of commands."""
 
 
+def _name_in_environment(command: click.Command, words: tuple[str, ...]) -> None:
+    """Let each option that has no variable be given by one: `MIRROR_MODE_PLAN_TO`."""
+    for option in command.params:
+        if isinstance(option, click.Option) and option.envvar is None:
+            name = max(option.opts, key=len).lstrip("-")
+            option.envvar = "_".join((*words, name)).replace("-", "_").upper()
+    if isinstance(command, click.Group):
+        for name, one in command.commands.items():
+            _name_in_environment(one, (*words, name))
+
+
 class _OnDemand(UserDict[str, click.Command]):
     """Commands by name, each imported when it is first asked for."""
 
     def __getitem__(self, name: str) -> click.Command:
         if name not in self.data:
             module, _, attribute = _COMMANDS[name][0].partition(".")
-            self.data[name] = getattr(import_module(f"mirror.commands.{module}"), attribute)
+            command = getattr(import_module(f"mirror.commands.{module}"), attribute)
+            _name_in_environment(command, ("MIRROR", name))
+            self.data[name] = command
         return self.data[name]
 
     def __contains__(self, name: object) -> bool:
@@ -87,13 +100,34 @@ class _Main(Group):
         "token_normalize_func": lambda token: token.replace("_", "-"),
     },
 )
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False),
+    envvar="MIRROR_CONFIG",
+    show_envvar=True,
+    help="YAML file with profiles.  [default: mirror/mirror.yaml in XDG_CONFIG_HOME or ~/.config]",
+)
+@click.option(
+    "--profile",
+    envvar="MIRROR_PROFILE",
+    show_envvar=True,
+    help="The profile in it whose settings hold for whatever the command line leaves out.",
+)
 @click.version_option(package_name="deckhouse-mirror", message="mirror %(version)s")
-def main() -> None:
+def main(config: str | None, profile: str | None) -> None:
     """Carry Deckhouse Kubernetes Platform images across an air gap and prove that they arrived.
 
     Exit codes: 0 done, 1 failed, 2 usage, 3 replicas differ, 4 corrupt or incomplete,
     5 unreachable, 6 denied, 130 interrupted.
     """
+    file = config or os.path.join(  # noqa: PTH118 -- pathlib takes its time to load
+        os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"),  # noqa: PTH111
+        "mirror/mirror.yaml",
+    )
+    if config or profile or os.path.exists(file):  # noqa: PTH110
+        from mirror.commands.profiles import use_profile
+
+        use_profile(click.get_current_context(), file, profile)
     if os.environ.get("MIRROR_DEBUG_LOG", "") in ("3", "4"):
         from mirror.commands.options import logging_to_stderr
 

@@ -35,6 +35,10 @@ from mirror.run import DEFAULT_JOBS
 from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 
 _HELP = "see `mirror config schema`"
+_PROFILES = ("profile", "profiles")
+"""Keys that may stand beside those of a pull: the same file may have the profiles."""
+
+NOTHING: Mapping[str, Any] = {}
 DEFAULT_SOURCE = "registry.deckhouse.ru/deckhouse/ee"
 
 
@@ -149,19 +153,22 @@ class PullConfig(BaseModel):
     proxy_registry: bool = _about("The source cannot list tags: try versions one by one.", False)
 
     @classmethod
-    def load(cls, path: Path | None, flags: Mapping[str, Any]) -> Self:
+    def load(
+        cls, path: Path | None, flags: Mapping[str, Any], profile: Mapping[str, Any] = NOTHING
+    ) -> Self:
         """The settings of a YAML file, where `flags` (by field name) do not override them.
+
+        Those of a `profile` (by field name) hold where neither has any.
 
         A flag takes the place of the file's value as a whole, lists too. Of settings that exclude
         each other, the command line's beats the file's; one that is switched off excludes nothing.
         """
-        document = read_mapping(path, _HELP) if path is not None else {}
-        given = {_kebab(name): value for name, value in flags.items()}
-        for group in _EXCLUSIVE:
-            if any(given.get(key, False) is not False for key in group):
-                document = {key: value for key, value in document.items() if key not in group}
+        file = read_mapping(path, _HELP) if path is not None else {}
+        for key in _PROFILES:
+            file.pop(key, None)
+        flags, profile = ({_kebab(k): v for k, v in one.items()} for one in (flags, profile))
         try:
-            return cls.model_validate({**document, **given})
+            return cls.model_validate(_over(_over(profile, file), flags))
         except ValidationError as err:
             found = err.errors(include_url=False)
             if path is None:
@@ -309,6 +316,14 @@ class PullConfig(BaseModel):
         for key in _OUTWARD:
             document.pop(key, None)
         return document
+
+
+def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """`lower` with `upper` over it, which drops what its settings exclude."""
+    for group in _EXCLUSIVE:
+        if any(upper.get(key, False) is not False for key in group):
+            lower = {key: value for key, value in lower.items() if key not in group}
+    return {**lower, **upper}
 
 
 _OUTWARD = frozenset(

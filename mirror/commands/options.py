@@ -266,6 +266,12 @@ def is_from_environment(name: str) -> bool:
     return source is ParameterSource.ENVIRONMENT
 
 
+def is_from_profile(name: str) -> bool:
+    """Whether a parameter of the command has its value from a profile."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.DEFAULT_MAP
+
+
 def tell_ignored_variables(on_event: OnEvent) -> None:
     """Warn of the variable by which `d8 mirror` is given time, and which has no effect here."""
     if os.environ.get("D8_MIRROR_TIMEOUT"):

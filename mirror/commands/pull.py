@@ -168,7 +168,8 @@ def pull_command(
         work.on_event(Warned("the licence key is not used, since --source-login is given"))
     options.tell_ignored_variables(work.on_event)
     flags = {name: value for name, value in settings.items() if value not in (None, ())}
-    config = PullConfig.load(config_file, flags)
+    profile = {name: flags.pop(name) for name in [*flags] if options.is_from_profile(name)}
+    config = PullConfig.load(config_file, flags, profile)
     access = AccessOptions(
         login,
         password,

@@ -19,6 +19,7 @@ from mirror.commands.access import (
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
+from mirror.commands.profiles import REGISTRY
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
 from mirror.layout import MODULES
@@ -139,7 +140,10 @@ def push_command(
     """
     del tmp_dir
     options.tell_ignored_variables(work.on_event)
-    folders, registry = _arguments(paths, files, optional=cluster.module_config is not None)
+    given = None if cluster else click.get_current_context().meta.get(REGISTRY)
+    optional = cluster.module_config is not None or given is not None
+    folders, registry = _arguments(paths, files, optional=optional)
+    registry = registry or given
     if len(folders) > 1:
         raise InputError(
             "push takes one BUNDLE_DIR and one REGISTRY; name further archives with --file"

@@ -52,12 +52,21 @@ def _progress() -> dict[str, Any]:
     return event_schema()
 
 
+def _profiles() -> dict[str, Any]:
+    from mirror.commands.profiles import profiles_schema
+
+    program = click.get_current_context().find_root().command
+    assert isinstance(program, click.Group)
+    return profiles_schema(program)
+
+
 SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "pull": _pull,
     "watch": _watch,
     "sites": _sites,
     "facts": _facts,
     "progress": _progress,
+    "profiles": _profiles,
 }
 """What has a schema → what makes it. Their rooms are imported when they are asked for."""
 
@@ -86,6 +95,7 @@ def config_schema(kind: str) -> None:
       watch     the settings of sync --watch --config
       sites     what is known of a cluster: --sites
       facts     what somebody has looked at: mode plan --facts
+      profiles  settings for all commands: mirror --config
       progress  a line of --progress json
     """
     print_json(schema(kind))

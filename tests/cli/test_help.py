@@ -73,7 +73,7 @@ def test_help_names_the_environment_variables_and_never_their_values(
     for value in SECRETS.values():
         assert value not in text
     for option in COMMANDS[path].params:
-        if isinstance(option, click.Option) and option.envvar and not option.hidden:
+        if isinstance(option, click.Option) and option.envvar and option.show_envvar:
             assert str(option.envvar) in text
 
 
