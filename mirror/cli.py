@@ -125,7 +125,7 @@ def main(config: str | None, profile: str | None) -> None:
         "mirror/mirror.yaml",
     )
     if config or profile or os.path.exists(file):  # noqa: PTH110
-        from mirror.commands.profiles import use_profile
+        from mirror.commands.writing import use_profile
 
         use_profile(click.get_current_context(), file, profile)
     if os.environ.get("MIRROR_DEBUG_LOG", "") in ("3", "4"):

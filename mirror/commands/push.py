@@ -19,7 +19,6 @@ from mirror.commands.access import (
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
-from mirror.commands.profiles import REGISTRY
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
 from mirror.layout import MODULES
@@ -140,7 +139,7 @@ def push_command(
     """
     del tmp_dir
     options.tell_ignored_variables(work.on_event)
-    given = None if cluster else click.get_current_context().meta.get(REGISTRY)
+    given = None if cluster else click.get_current_context().meta.get(writing.REGISTRY)
     optional = cluster.module_config is not None or given is not None
     folders, registry = _arguments(paths, files, optional=optional)
     registry = registry or given

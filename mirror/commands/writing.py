@@ -1,10 +1,12 @@
-"""What helps people to write settings and command lines: JSON Schemas, and completion by shells."""
+"""What helps people to write less: profiles with settings for every command, JSON Schemas of
+settings, and completion by shells."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from click.shell_completion import CompletionItem, get_completion_class
 from mirror.commands import options
 from mirror.commands.errors import print_json
 from mirror.commands.process import show, tell
-from mirror.errors import FileSystemError, MirrorError
+from mirror.documents import read_mapping
+from mirror.errors import FileSystemError, InputError, MirrorError
 from mirror.layout import CHANNELS, MODULES, PACKAGES
 
 # -- mirror config ---------------------------------------------------------------------------------
@@ -53,8 +56,6 @@ def _progress() -> dict[str, Any]:
 
 
 def _profiles() -> dict[str, Any]:
-    from mirror.commands.profiles import profiles_schema
-
     program = click.get_current_context().find_root().command
     assert isinstance(program, click.Group)
     return profiles_schema(program)
@@ -99,6 +100,174 @@ def config_schema(kind: str) -> None:
       progress  a line of --progress json
     """
     print_json(schema(kind))
+
+
+# -- profiles --------------------------------------------------------------------------------------
+#
+# A key is an option without its dashes, and holds for each command that has it; below the name of a
+# command it holds for that one alone. `registry` is also the REGISTRY that commands ask for.
+
+REGISTRY = "mirror.registry"
+"""Where the context has the profile's registry, for a command whose arguments are of many kinds."""
+
+_SECRET = ("password", "license")
+_REGISTRIES = frozenset({"registry", "registries"})
+
+
+def use_profile(ctx: click.Context, file: str, profile: str | None) -> None:
+    """Take the settings of `profile`, or of the one that the file names, as defaults.
+
+    Raises:
+        InputError: the file, the profile or a key of it is not what it must be.
+    """
+    document = read_mapping(Path(file))
+    chosen = profile or document.get("profile")
+    if chosen is None:
+        return
+    profiles = document.get("profiles")
+    if not isinstance(profiles, Mapping) or not isinstance(profiles.get(chosen), Mapping):
+        known = ", ".join(map(str, profiles)) if isinstance(profiles, Mapping) else "none"
+        raise InputError(f"{file} has no profile {chosen}; its profiles: {known}")
+    program, name = ctx.command, ctx.invoked_subcommand or ""
+    assert isinstance(program, click.Group)  # it calls this
+    where = f"{file}: profiles.{chosen}"
+    _check_keys(program, profiles[chosen], where)
+    if name in program.commands:
+        ctx.default_map = {name: _defaults(program.commands[name], name, profiles[chosen], where)}
+    ctx.meta[REGISTRY] = profiles[chosen].get("registry")
+
+
+def _defaults(
+    command: click.Command, name: str, settings: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """What click takes for the parameters of a command, or for the commands of a group."""
+    if isinstance(command, click.Group):
+        return {
+            sub: _defaults(one, f"{name} {sub}", settings, where)
+            for sub, one in command.commands.items()
+        }
+    own = settings.get(name, {})
+    params = dict(_keys(command))
+    return {
+        str(params[key].name): _value(params[key], key, value, where)
+        for key, value in {**settings, **own}.items()
+        if key in params
+    }
+
+
+def _keys(command: click.Command) -> Iterator[tuple[str, click.Parameter]]:
+    """The parameters of a command by their keys."""
+    for param in command.params:
+        if isinstance(param, click.Option):
+            yield from ((name[2:], param) for name in param.opts if name.startswith("--"))
+        elif param.name in _REGISTRIES:
+            yield "registry", param
+
+
+def _value(param: click.Parameter, key: str, value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return _referred(value, f"{where}.{key}")
+    if any(word in key for word in _SECRET):
+        raise InputError(
+            f"{where}.{key}: no secret is read from this file; write where it is, as "
+            "{file: /run/secrets/password} or {env: NAME}"
+        )
+    if isinstance(value, float) and isinstance(param.type, type(click.STRING)):
+        raise InputError(f"{where}.{key}: YAML reads it as the number {value}; write it in quotes")
+    return value
+
+
+def _referred(reference: Mapping[str, Any], where: str) -> str | None:
+    """The secret in the file or variable that is named; None where the variable is not set."""
+    match dict(reference):
+        case {"env": str(name), **others} if not others:
+            return os.environ.get(name)
+        case {"file": str(name), **others} if not others:
+            try:
+                return Path(name).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as err:
+                raise InputError(f"{where}: {name} cannot be read: {err}") from err
+    raise InputError(f"{where}: write {{file: PATH}} or {{env: NAME}}")
+
+
+def _check_keys(program: click.Group, settings: Mapping[str, Any], where: str) -> None:
+    """Refuse keys that no command has, and below a command's name those that it has not."""
+    commands = dict(_commands(program))
+    everywhere = {key for command in commands.values() for key, _ in _keys(command)}
+    for key, value in settings.items():
+        known = everywhere | commands.keys()
+        if key in commands:
+            if not isinstance(value, Mapping):
+                raise InputError(f"{where}.{key}: expected keys and values")
+            known = {name for name, _ in _keys(commands[key])}
+            _refuse_unknown(value, known, f"{where}.{key}")
+        else:
+            _refuse_unknown((key,), known, where)
+
+
+def _refuse_unknown(keys: Any, known: set[str], where: str) -> None:
+    for key in keys:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"{where}: unknown setting {key!r}{hint}")
+
+
+def _commands(group: click.Group, words: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{words}{name} ")
+        else:
+            yield f"{words}{name}", command
+
+
+def profiles_schema(program: click.Group) -> dict[str, Any]:
+    """The JSON Schema of a file with profiles; settings of a pull may stand beside them."""
+    definitions: dict[str, Any] = {}
+    sections = {}
+    for name, command in _commands(program):
+        for key, param in _keys(command):
+            definitions.setdefault(key, _definition(key, param))
+        keys = {key: {"$ref": f"#/$defs/{key}"} for key, _ in _keys(command)}
+        sections[name] = _closed(keys) | {"description": f"For `mirror {name}` alone."}
+    everywhere = {key: {"$ref": f"#/$defs/{key}"} for key in definitions}
+    return {
+        "title": "Profiles",
+        "type": "object",
+        "properties": {
+            "profile": {"type": "string", "description": "The profile to use."},
+            "profiles": {
+                "type": "object",
+                "additionalProperties": _closed(everywhere | sections),
+            },
+        },
+        "$defs": definitions,
+    }
+
+
+def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _definition(key: str, param: click.Parameter) -> dict[str, Any]:
+    """The schema of one setting."""
+    one: dict[str, Any] = {"type": ["string", "integer"]}
+    if any(word in key for word in _SECRET):
+        one = {
+            "type": "object",
+            "properties": {name: {"type": "string"} for name in ("file", "env")},
+            "additionalProperties": False,
+            "minProperties": 1,
+            "maxProperties": 1,
+        }
+    elif isinstance(param.type, click.Choice):
+        one = {"enum": [*param.type.choices]}
+    elif isinstance(param, click.Option) and param.is_flag:
+        one = {"type": "boolean"}
+    if param.multiple or param.nargs == -1:
+        one = {"anyOf": [one, {"type": "array", "items": one}]}
+    text = getattr(param, "help", None) or "Where the command's REGISTRY is not given."
+    return {"description": " ".join(text.split()), **one}
 
 
 # -- what a shell offers for what is being typed ---------------------------------------------------
