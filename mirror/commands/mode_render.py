@@ -13,13 +13,14 @@ from mirror.commands import options
 from mirror.commands.options import FILE, Work, flag
 from mirror.documents import document
 from mirror.errors import InputError, RenderingError
+from mirror.modes.constants import NAMESPACE
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import Node, Ports, load_facts, load_nodes, read_text
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.proxies import Nginx
-from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
+from mirror.nodeconfig.render import MANIFESTS, Rendered, RenderOptions, render, write_cluster
 from mirror.nodeconfig.rotation import advance_rotation, begin_rotation, rotation_outcome
 from mirror.nodeconfig.service_secrets import (
     Rotated,
@@ -352,4 +353,7 @@ def _summary(
         + (f", {len(one.kept)} kept for containerd until the next run" if one.kept else "")
         for name, one in done.items()
     ]
+    if gone := done[MANIFESTS].removed if MANIFESTS in done else ():
+        objects = " ".join(path.stem.replace("-", "/", 1) for path in gone)
+        rows.append(f"  when the cluster has all that: kubectl -n {NAMESPACE} delete {objects}")
     return rows

@@ -88,16 +88,24 @@ def objects_of(
     return tuple(made)
 
 
-def notes_of_ports(now: Situation, proxy: Ports) -> list[str]:
-    """What the headless Service cannot lead to: it gives clients addresses, and no port."""
+def notes_of(now: Situation, proxy: Ports) -> list[str]:
+    """What the forms of these objects cannot say, in sentences."""
+    notes = []
+    match [side.upstream for side in now.sides if side.kind.row.runs_in_cluster_proxy]:
+        case [old, new] if old and new and old.host == new.host and old.path != new.path:
+            notes.append(
+                f"registry-bashible-config holds one way to {new.host}: nodes that are configured "
+                f"by it lose {old.path} at once; hosts.toml, as rendered here, has both"
+            )
+    # The headless Service gives clients addresses, and no port.
     ports = {node.registry for node in now.masters if node.ports.registry != REGISTRY_PORT}
     odd = sorted(ports) if now.replicas else []
     if now.in_cluster and proxy.registry != REGISTRY_PORT:
         odd.append(f"the in-cluster proxy ({proxy.registry})")
-    if not odd:
-        return []
-    where = ", ".join(odd)
-    return [f"the Service {SERVICE} leads to port {REGISTRY_PORT} alone, and not to {where}"]
+    if odd:
+        where = ", ".join(odd)
+        notes.append(f"the Service {SERVICE} leads to port {REGISTRY_PORT} alone, not to {where}")
+    return notes
 
 
 def object_files(objects: Sequence[Object]) -> dict[PurePosixPath, RenderedFile]:

@@ -218,7 +218,7 @@ class _Rendering:
             self._environment,
             authority and checked_authority(authority, "ingress client CA"),
         )
-        notes += objects.notes_of_ports(now, options.in_cluster_ports)
+        notes += objects.notes_of(now, options.in_cluster_ports)
         if self.kept.beside and now.replicas is not None:
             notes.append(
                 "registry-node-config-… has room for one password of each user: masters that the "

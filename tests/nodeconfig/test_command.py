@@ -302,6 +302,13 @@ def test_the_clusters_objects_are_written_beside_the_trees(folder: Path) -> None
     assert allowed["nginx.ingress.kubernetes.io/whitelist-source-range"] == "10.0.0.0/8,::1"
     again = json.loads(run(folder, *arguments, "--json").output)
     assert again["trees"]["manifests"]["removed"] == ["/ingress-registry.yaml"]
+    direct = run(folder, "--module-config", str(folder / "direct.yaml"), "--nodes", MASTERS)
+    assert (
+        "  when the cluster has all that: kubectl -n d8-system delete "
+        "secret/registry-node-config-master-0 secret/registry-node-config-master-1 "
+        "secret/registry-user-mirror-puller secret/registry-user-mirror-pusher "
+        "secret/registry-user-ro secret/registry-user-rw service/registry-push\n"
+    ) in direct.output
 
 
 def test_services_without_containers_have_no_objects(folder: Path) -> None:

@@ -377,11 +377,11 @@ def test_a_port_to_which_the_headless_service_does_not_lead_is_told() -> None:
     options = replace(FORK, in_cluster_ports=Ports(registry=7001))
     assert render(direct(), NODES, kept(), options=options).notes == (
         "no pod here has a container of the image mirror, nginx",
-        "the Service registry leads to port 5001 alone, and not to the in-cluster proxy (7001)",
+        "the Service registry leads to port 5001 alone, not to the in-cluster proxy (7001)",
     )
     odd = [Node("master-0", "10.0.0.1", ports=Ports(registry=6001))]
     assert render(local(), odd, kept(), options=FORK).notes[-1] == (
-        "the Service registry leads to port 5001 alone, and not to 10.0.0.1:6001"
+        "the Service registry leads to port 5001 alone, not to 10.0.0.1:6001"
     )
 
 
@@ -480,6 +480,15 @@ def test_the_module_refuses_two_mirrors_of_one_server_so_the_newer_stays() -> No
                 assert len(set(keys)) == len(keys)
     (mirror,) = nodes_config(done("Direct", "Direct, other path"))["hosts"][LOGICAL]["mirrors"]
     assert mirror["rewrites"][0]["to"] == "system/deckhouse"
+
+
+def test_nodes_that_lose_a_path_at_once_are_told() -> None:
+    assert done("Direct, other path", "Direct").notes[-1] == (
+        "registry-bashible-config holds one way to nexus.example:8443: nodes that are configured "
+        "by it lose system/deckhouse at once; hosts.toml, as rendered here, has both"
+    )
+    for after, before in (("Direct, anonymous", "Direct"), ("Direct", "Unmanaged")):
+        assert "holds one way" not in " ".join(done(after, before).notes)
 
 
 def test_the_services_of_a_master_are_described_for_the_modules_agent() -> None:
