@@ -33,7 +33,7 @@ from mirror.release.discovery import discovery_images
 from mirror.release.names import component_names
 from mirror.reports.bundles import merge_summary
 from mirror.reports.page import html
-from mirror.sync import Inventory
+from mirror.sync import Finding, Inventory
 
 if TYPE_CHECKING:
     from mirror.serve import Auth
@@ -59,11 +59,19 @@ def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> 
         )
     textless = work.as_json and html_file is None
     names = {} if textless else component_names(reader, reader.carried())
-    page = ""
-    if html_file is not None:
-        write_durably(html_file, html(found, names, findings).encode())
-        page = options.page_line(html_file)
+    page = "" if html_file is None else _written(html_file, html(found, names, findings))
     work.show(found, lambda shown, _: insight_text(shown, names) + page)
+
+
+def write_page(file: Path, reader: BundleReader, findings: Sequence[Finding]) -> str:
+    """Write the page about a bundle, with what was found wrong; return what a result says of it."""
+    names = component_names(reader, reader.carried())
+    return _written(file, html(inspect_bundle(reader), names, findings))
+
+
+def _written(file: Path, page: str) -> str:
+    write_durably(file, page.encode())
+    return f"\n\nThe page is {file}; any browser opens it offline"
 
 
 def _about(setting: str) -> str | None:

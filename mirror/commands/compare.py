@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.commands import options, writing
 from mirror.commands.access import (
@@ -25,9 +24,7 @@ from mirror.errors import InputError, IntegrityError, InvalidReferenceError
 from mirror.oci import Repository
 from mirror.operations.compare import diff, status, verify
 from mirror.operations.trees import registry_inventory
-from mirror.release.names import component_names
 from mirror.reports.bundles import bundle_summary, inventory_summary, registry_summary
-from mirror.reports.page import html
 from mirror.reports.registries import diff_summary, status_summary
 
 _DIFFER = 3
@@ -147,10 +144,9 @@ def verify_command(
         whole = verify(reader, key=key, quick=quick, run=work.run)
         page = ""
         if html_file is not None:
-            names = component_names(reader, reader.carried())
-            text = html(inspect_bundle(reader), names, whole.findings)
-            write_durably(html_file, text.encode())
-            page = options.page_line(html_file)
+            from mirror.commands.bundles import write_page
+
+            page = write_page(html_file, reader, whole.findings)
         code = IntegrityError.exit_code if whole.findings else 0
         work.show(whole, lambda shown, took: bundle_summary(shown, took) + page, code=code)
     else:

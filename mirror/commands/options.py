@@ -326,8 +326,3 @@ html_file = click.option(
     help="Write a self-contained HTML report with a map of sizes to this file.",
 )
 tmp_dir = click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")
-
-
-def page_line(html_file: Path) -> str:
-    """What a result ends with where a page says the same."""
-    return f"\n\nThe page is {html_file}; any browser opens it offline"
