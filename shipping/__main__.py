@@ -14,16 +14,22 @@ from pathlib import Path
 
 import click
 
-from shipping import contents, executable, runtime
+from mirror.commands.version import DISTRIBUTION
+from shipping import contents, deb, executable, image, runtime
 from shipping.runtime import HERE, MACHINES, ROOT, VERSION, Machine, Runner
 
 
 @dataclass(frozen=True)
 class Made:
-    """What is made for one machine, and where: all kinds are made of the same tree."""
+    """What is made for one machine, and where: all kinds are made of the same tree.
+
+    `program` is that tree as packages install it, below `/usr`.
+    """
 
     machine: Machine
     tree: Path
+    program: Path
+    scratch: Path
     launcher: Path
     output: Path
     licences: bytes
@@ -41,7 +47,35 @@ def _executable(made: Made) -> Path:
     return target
 
 
-KINDS: dict[str, Callable[[Made], Path]] = {"executable": _executable}
+def _deb(made: Made) -> Path:
+    target = made.output / f"{DISTRIBUTION}_{deb.version()}_{made.machine.debian}.deb"
+    files = deb.beside(made.licences)
+    deb.write(target, machine=made.machine, program=made.program, files=files, at=made.at)
+    return target
+
+
+def _image(made: Made) -> Path | None:
+    if made.machine != HERE or shutil.which("apt-get") is None:
+        _say("no image: the C library comes from the packages of a Debian of that architecture")
+        return None
+    target = made.output / f"{made.name}.oci.tar"
+    digest = image.write(
+        target,
+        machine=made.machine,
+        lower=image.base(made.scratch),
+        program=made.program,
+        licences=made.licences,
+        at=made.at,
+    )
+    _say(f"image {digest}")
+    return target
+
+
+KINDS: dict[str, Callable[[Made], Path | None]] = {
+    "executable": _executable,
+    "deb": _deb,
+    "image": _image,
+}
 
 
 @click.command()
@@ -84,13 +118,16 @@ def _make(
     runtime.make(machine, runner, wheels, tree)
     parts = contents.parts_of(tree, wheels, runner.python)
     launcher = executable.build_launcher(machine, scratch / f"launcher-{machine.name}")
-    made = Made(machine, tree, launcher, output, contents.licences(parts), at)
+    program = deb.lay_out(tree, launcher, scratch / f"usr-{machine.name}")
+    made = Made(machine, tree, program, scratch, launcher, output, contents.licences(parts), at)
     for wheel in wheels.glob("deckhouse_mirror-*.whl"):
         shutil.copyfile(wheel, output / wheel.name)
     (output / f"{made.name}.licenses.txt").write_bytes(made.licences)
     when = datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     for kind in kinds:
         target = KINDS[kind](made)
+        if target is None:
+            continue
         with target.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         _say(f"{target} ({target.stat().st_size / 1e6:.0f} MB)")

@@ -272,6 +272,25 @@ func become(tree, executable string) error {
 		arguments = append(arguments, "-X", "mirror_executable="+executable)
 	}
 	arguments = append(arguments, "-m", "mirror")
-	err := syscall.Exec(python, append(arguments, os.Args[1:]...), os.Environ())
+	err := syscall.Exec(python, append(arguments, os.Args[1:]...), append(os.Environ(), authorities()...))
 	return fmt.Errorf("run %s: %w", python, err)
+}
+
+// authorities tells OpenSSL where this system keeps the certificates that it trusts: the library in
+// the interpreter knows one place alone, and systems differ.
+func authorities() []string {
+	if os.Getenv("SSL_CERT_FILE") != "" || os.Getenv("SSL_CERT_DIR") != "" {
+		return nil
+	}
+	for _, path := range []string{
+		"/etc/ssl/certs/ca-certificates.crt", // Debian, Ubuntu, Astra Linux, ALT
+		"/etc/pki/tls/certs/ca-bundle.crt",   // RHEL and its like
+		"/etc/ssl/ca-bundle.pem",             // SUSE
+		"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+	} {
+		if _, err := os.Stat(path); err == nil {
+			return []string{"SSL_CERT_FILE=" + path}
+		}
+	}
+	return nil
 }

@@ -23,13 +23,18 @@ from mirror.testing import EmbeddedRegistry
 from tests.docs import translations
 from tests.docs.pages import Reader, alike
 from tests.support.loopback import leave_home, stay_on_loopback
+from tests.support.one_file import stand_in
 from tests.support.program import ROOT
 from tests.support.release_source import serve
 from tests.support.tls import Authority
 
 PAGES = tuple(
     sorted(
-        [ROOT / "docs/tutorial.md", *(ROOT / "docs/howto").glob("*.md")], key=lambda one: one.name
+        [
+            *(ROOT / "docs/tutorial.md", ROOT / "docs/install.md"),
+            *(ROOT / "docs/howto").glob("*.md"),
+        ],
+        key=lambda one: one.name,
     )
 )
 """Pages of which every command is carried out."""
@@ -80,6 +85,7 @@ def reader(page: str, folder: Path, authority: Authority) -> Iterator[Reader]:
             names[name] = str(here)
         (folder / "docker").mkdir()
         (folder / "docker/config.json").write_text(json.dumps({"auths": logins}))
+        events["the release was downloaded"] = partial(stand_in, folder)
         events["a bit of the disk flips"] = partial(_flip, Path(names["/mnt/disk"]))
         env = {
             "DOCKER_CONFIG": str(folder / "docker"),

@@ -130,6 +130,18 @@ def test_a_folder_that_cannot_be_made_is_named_with_what_to_do(
     )
 
 
+def test_the_system_is_asked_for_the_authorities_that_it_trusts(
+    program: Path, tmp_path: Path
+) -> None:
+    _run(program, MIRROR_RUNTIME_DIR=tmp_path / "r").succeeded()
+    (python,) = tmp_path.glob("r/*/bin/python3")
+    python.write_text('#!/bin/sh\nenv | grep "^SSL_CERT"\n')
+    found = _run(program, MIRROR_RUNTIME_DIR=tmp_path / "r").succeeded().stdout
+    assert Path(found.strip().removeprefix("SSL_CERT_FILE=")).is_file()
+    own = _run(program, MIRROR_RUNTIME_DIR=tmp_path / "r", SSL_CERT_DIR="/mine")
+    assert own.stdout == "SSL_CERT_DIR=/mine\n"
+
+
 def test_equal_trees_give_equal_files_whenever_they_were_made(tmp_path: Path) -> None:
     packed = []
     for name in "ab":

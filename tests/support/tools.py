@@ -21,6 +21,7 @@ PACKAGES = {
     "zstd": "zstd",
     "strace": "strace",
     "tar": "tar",
+    "dpkg-deb": "dpkg",
     "openssl": "openssl",
     "unshare": "util-linux",
     "chromium": "chromium",
