@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> None:
     """Show what is in the bundle in BUNDLE_DIR: versions, channels, counts, sizes.
 
-    Indexes, manifests and the installers' lists of components are read; `mirror verify` checks all
-    other bytes.
+    The command reads indexes, manifests and the installers' lists of components; `mirror verify`
+    checks all other bytes.
     """
     reader = work.enter_context(BundleReader([bundle_dir]))
     found = inspect_bundle(reader)
@@ -115,9 +115,9 @@ def merge_command(
 ) -> None:
     """Make a complete bundle in OUT out of BASE and the DELTAs made behind it, oldest first.
 
-    No registry is needed. OUT is, byte for byte, what a complete pull of the last one's selection
-    would have made. BASE alone is written anew: in parts, say, or for d8 to read without --dedupe
-    and --compress.
+    This needs no registry. OUT is, byte for byte, what a complete pull of the last selection would
+    have made. BASE alone is rewritten: in parts, for example, or without --dedupe and --compress,
+    so that d8 can read it.
     """
     *bundles, out = paths
     if not bundles:
@@ -264,9 +264,9 @@ def serve_command(
 ) -> None:
     """Serve the bundle in BUNDLE_DIR as a registry, read-only, until Ctrl-C or SIGTERM.
 
-    Nothing is unpacked and nothing written: bytes come from the archives, also from parts and
-    compressed ones. A delta needs the bundles that it was made against, as --base. With --storage
-    DIR instead, an empty or earlier folder is served as a registry that takes pushes.
+    It unpacks and writes nothing: bytes come straight from the archives, in parts and compressed
+    ones as well. A delta needs the bundles that it was made against, as --base. With --storage DIR
+    instead, it serves an empty or earlier folder as a registry that takes pushes.
     """
     if (bundle_dir is None) == (storage is None):
         raise InputError(

@@ -44,8 +44,8 @@ def status_command(
 ) -> None:
     """Show how complete each REGISTRY (host[:port]/path) is, and how far behind the others.
 
-    Each is compared with the inventory that it states. The exit code is 4 if one is not complete,
-    else 3 if they state different things.
+    The command compares each registry with the inventory that it states. The exit code is 4 if one
+    is incomplete, otherwise 3 if they state different things.
     """
     trees = work.enter_context(open_trees(registries, access, work.on_event))
     report = status(trees, thorough=blobs, run=work.run)
@@ -58,10 +58,10 @@ def status_command(
 @registries_options
 @options.running
 def diff_command(*, a: str, b: str, access: AccessOptions, work: Work) -> None:
-    """Show what A and B hold differently, by repository and tag, with sizes.
+    """Show the differences between A and B, by repository and tag, with sizes.
 
-    Each is a bundle's folder, a file with an inventory, or a registry (host[:port]/path); what
-    exists on this machine is taken for a file. The exit code is 3 if they differ.
+    Each is a bundle's folder, a file with an inventory, or a registry (host[:port]/path). A name
+    that exists on this machine is a file. The exit code is 3 if A and B differ.
     """
     places = [_place(one) for one in (a, b)]
     registries = [one for one in places if isinstance(one, str)]
@@ -119,10 +119,10 @@ def verify_command(
 ) -> None:
     """Prove that the bundle in BUNDLE_DIR is whole, or that a registry holds all of it.
 
-    Every byte of the bundle is read and checked, and every tag followed to all that it needs.
-    With --quick only headers, indexes and manifests are, and the size and place of the rest.
-    What is wrong is listed by archive, repository, tag and digest; the exit code is then 4.
-    With --html a page says the same, with what the bundle holds.
+    It reads and checks every byte of the bundle, and follows every tag to everything that it needs.
+    With --quick it checks only headers, indexes and manifests, and the size and place of the rest.
+    It lists damage by archive, repository, tag and digest; the exit code is then 4.
+    With --html it also writes a page that says the same, with what the bundle holds.
     """
     registry = against is not None or bool(cluster)
     if deep and not registry:
@@ -180,8 +180,8 @@ def inventory_command(
 ) -> None:
     """Write down what REGISTRY (host[:port]/path) holds, to be the base of the next delta.
 
-    Every tag is followed to its manifests, and every blob that they need is asked for; only what
-    is there is listed. What cannot be read is reported and left out, and the exit code is not 0.
+    The command follows every tag to its manifests, asks for every blob that they need, and lists
+    what is there. It reports and leaves out what it cannot read; the exit code is then not 0.
     Carry the file to where bundles are made: mirror pull --base FILE.
     """
     if output == _STANDARD_OUTPUT and work.as_json:

@@ -60,9 +60,9 @@ def apply_command(
 ) -> None:
     """Bring the objects that `mirror mode render --out FOLDER` wrote into the cluster.
 
-    Server-side apply, as field manager deckhouse-mirror: only fields of the rendered objects are
-    set, and one that somebody else manages is a conflict. Objects that are not rendered any more
-    stay, and the nodes' own files are left to whoever brings them there.
+    This is a server-side apply as field manager deckhouse-mirror: it sets only the fields of the
+    rendered objects, and a field that somebody else manages is a conflict. It removes no object
+    that is no longer rendered, and does not bring the nodes' own files to the nodes.
     """
     work.callback(api.close)
     done = {

@@ -34,7 +34,8 @@ from mirror.sync.statement import MAX_GENERATION, StatementKeys
 def history_command(*, registry: str, last: int, access: AccessOptions, work: Work) -> None:
     """List the generations of REGISTRY (host[:port]/path): every state that a push published.
 
-    Each with its inventory's digest and what it changed. `mirror rollback` puts one back.
+    Each line shows the digest of its inventory and what it changed. `mirror rollback` puts a
+    generation back.
     """
     tree = work.enter_context(access.to(registry).open(work.on_event))
     work.show(history(tree, last=last, run=work.run), history_summary)
@@ -69,9 +70,9 @@ def rollback_command(
 ) -> None:
     """Put the tags of REGISTRY (host[:port]/path) back to an earlier generation.
 
-    It takes seconds, as a push deletes nothing. First everything that the tags will lead to is
-    asked for; if something is not there any more, no tag changes. The state that comes of it is a
-    new generation, so that replicas follow.
+    This takes seconds, because a push deletes nothing. The rollback first asks for everything that
+    the tags will lead to; if something is missing, no tag changes. The result is a new generation,
+    so replicas follow it.
     """
     tree = work.enter_context(access.to(registry).open(work.on_event))
     tree = replace(tree, keys=keys)
@@ -112,9 +113,8 @@ def prune_command(
 ) -> None:
     """Remove from REGISTRY (host[:port]/path) what none of the kept inventories names.
 
-    Tags and manifests go, in the repositories that the registry's statements or the kept
-    inventories name, and nothing beside them. Space is freed by the registry's own garbage
-    collector afterwards.
+    It removes tags and manifests, and only in the repositories that the registry's statements or
+    the kept inventories name. Afterwards the registry's own garbage collector frees the space.
     """
     kept = [_kept(one) for one in keep]
     (tree,) = work.enter_context(open_trees([registry], access, work.on_event, keys=keys))

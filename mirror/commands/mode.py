@@ -39,7 +39,7 @@ _PLANES = {
 def show_command(*, cluster: Cluster, work: Work) -> None:
     """Show what the settings mean: the mode, the registry, and the routes of each plane.
 
-    The output has no secrets, and without --sites nothing that only the cluster knows.
+    The output contains no secrets and, without --sites, nothing that only the cluster knows.
     """
     found = _settings_document(cluster)
     found["planes"] = {
@@ -62,11 +62,11 @@ def show_command(*, cluster: Cluster, work: Work) -> None:
 )
 @options.as_json
 def resolve_command(*, reference: str, cluster: Cluster, plane: str | None, work: Work) -> None:
-    """Show where REF is asked for: the routes in order, the login and the trusted authority.
+    """Show where REF is requested: the routes in order, the login and the trusted authority.
 
     REF is an image or a repository: by its logical address
     (registry.d8-system.svc:5001/system/deckhouse/install:v1.70.0), or relative to that root
-    (install:v1.70.0). This only reads the files and asks no registry.
+    (install:v1.70.0). This only reads files and contacts no registry.
     """
     asked = _asked(reference, cluster)
     asking = [Plane(plane)] if plane else list(Plane)

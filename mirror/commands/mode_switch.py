@@ -284,8 +284,8 @@ def check_command(
 ) -> None:
     """Check that the registry of these settings holds every image that the cluster needs.
 
-    That is the registry outside of the cluster, or in mode Local every master's replica. The exit
-    code is 4 where images are missing.
+    This is the registry outside the cluster or, in mode Local, every master's replica. The exit
+    code is 4 if images are missing.
     """
     report = check_images(
         required.images(cluster.settings.check_mode),

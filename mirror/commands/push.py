@@ -133,9 +133,9 @@ def push_command(
     With --module-config, REGISTRY may be left out, or be a logical address
     (registry.d8-system.svc:5001/system/deckhouse).
 
-    Only what is missing is sent; to complete an interrupted push, run it again.
-    Release channels turn last, when all images they lead to are there. What the registry holds
-    then is published in it as a new generation, which `mirror rollback` can take back.
+    The push sends only what is missing; to complete an interrupted push, run it again. It changes
+    release channels last, when all images that they lead to are there. Then it publishes what the
+    registry holds, as a new generation, which `mirror rollback` can take back.
     """
     del tmp_dir
     options.tell_ignored_variables(work.on_event)

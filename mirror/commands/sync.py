@@ -128,11 +128,11 @@ def sync_command(
 ) -> None:
     """Bring replicas (host[:port]/path) to what the leader holds, straight from there.
 
-    With --module-config the masters of a cluster in Local mode are brought to one state.
+    With --module-config it brings the masters of a cluster in mode Local to one state.
 
-    Equal inventories end the work at once. Else what differs is carried: blobs, manifests, then
-    tags, release channels last. What could not be done is listed by replica, and the exit code says
-    so; replicas do not wait for each other.
+    If the inventories are equal, the work ends at once. Otherwise the sync carries what differs:
+    blobs, manifests, then tags, release channels last. It lists failures by replica, and the exit
+    code shows them; replicas do not wait for each other.
     """
     if watching or config is not None:
         _watch(watching, config)

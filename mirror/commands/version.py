@@ -29,8 +29,8 @@ def executable() -> Path | None:
 @click.command("version", epilog=example("mirror version --json"))
 @options.as_json
 def version_command(*, work: Work) -> None:
-    """Say which release this is, with the versions of Python, of the libraries that it stands on,
-    and of the bundles that it reads."""
+    """Print the version of this release, of Python, of its libraries, and of the bundles that it
+    reads."""
     found = _about()
     lines = [
         f"mirror {_version()}",

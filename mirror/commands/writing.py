@@ -349,8 +349,8 @@ _HINTS = {
 def completion_command(*, shell: str, install: bool) -> None:
     """Print the script by which a shell completes commands, options and values of `mirror`.
 
-    Offered are files, choices, release channels, and modules and packages of the bundle that the
-    command line names.
+    The shell then offers files, choices, release channels, and the modules and packages of the
+    bundle that the command line names.
     """
     found = get_completion_class(shell)
     assert found is not None  # one of click's own

@@ -39,8 +39,9 @@ def _command(path: tuple[str, ...], command: click.Command) -> str:
     context = click.Context(command, info_name=name, **main.context_settings)
     usage = " ".join((name, *command.collect_usage_pieces(context)))
     lines = [f"## {name}", "", "```text", usage, "```", "", _help(command.help or ""), ""]
-    if command.epilog:  # an example
-        lines += [_help(command.epilog), ""]
+    if command.epilog:  # which is an example
+        example = command.epilog.splitlines()[-1].strip()
+        lines += ["```console", f"$ {example}", "```", ""]
     records = [one.get_help_record(context) for one in command.get_params(context)]
     rows = [f"| `{names}` | {_cell(text)} |" for names, text in filter(None, records) if text]
     return "\n".join([*lines, "| Option | Meaning |", "|---|---|", *rows, ""])
