@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import click
+
+from mirror.cli import main
 from mirror.commands.writing import SCHEMAS
 
 _HEAD = """\
@@ -24,7 +27,8 @@ _TABLE = "| Key | Takes | Default | Meaning |\n|---|---|---|---|"
 
 def described() -> dict[str, dict[str, Any]]:
     """The schemas that say of each of their keys what it means, by the kind of file."""
-    schemas = {kind: make() for kind, make in SCHEMAS.items()}
+    with click.Context(main):  # that of profiles has all options of the program
+        schemas = {kind: make() for kind, make in SCHEMAS.items()}
     return {
         kind: one
         for kind, one in schemas.items()
