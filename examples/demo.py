@@ -6,6 +6,7 @@ made-up release tree; the rest are the commands that an administrator runs.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -31,10 +32,21 @@ LATER = replace(
 )
 """The same tree after the vendor's next release."""
 
-BOLD, DIM, RESET = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
+COLOURS = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+BOLD, DIM, RESET = ("\033[1m", "\033[2m", "\033[0m") if COLOURS else ("", "", "")
+INTERRUPTED = 130
 
 
 def main() -> None:
+    """Run it; Ctrl-C ends it like any command."""
+    try:
+        journey()
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing but the folder .demo is left", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def journey() -> None:
     started = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
     bundle, delta = FOLDER / "bundle", FOLDER / "delta"
@@ -70,7 +82,7 @@ def main() -> None:
         mirror("pull", str(delta), "--source", source, "--base", str(bundle), "--insecure")
         mirror("push", str(delta), target, "--insecure")
 
-        title("The registry remembers its states; each can be gone back to in seconds")
+        title("The registry remembers its states")
         mirror("history", target, "--insecure")
 
         title("A second registry of the cluster is brought to the same state, and asked for it")
@@ -79,6 +91,10 @@ def main() -> None:
         mirror("status", target, replica, "--insecure")
 
         images = images_by_digest(second, tree)
+
+        title("Each state can be gone back to in seconds; replicas follow")
+        mirror("rollback", target, "--insecure", "--yes")
+        mirror("sync", "--from", target, "--to", replica, "--insecure")
     took = duration_text(time.monotonic() - started)
     print(f"\n{BOLD}The journey took {took}.{RESET} All {images} components of the newest release")
     print("can be pulled from the replica by the digests that its installer lists.")
@@ -93,6 +109,8 @@ def mirror(*arguments: str, expect: int = 0) -> None:
     """Run the command line as a person would, and insist on its exit code."""
     print(f"{DIM}$ mirror {shlex.join(arguments)}{RESET}", flush=True)
     done = subprocess.run([sys.executable, "-m", "mirror", *arguments], check=False)
+    if done.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
     if done.returncode != expect:
         sys.exit(f"the demonstration failed: exit code {done.returncode} instead of {expect}")
     if expect:
@@ -104,6 +122,7 @@ class Shelves:
 
     def __init__(self, storage: MemoryStorage) -> None:
         self._storage = storage
+        self._manifests, self._told_at = 0, time.monotonic()
 
     def add_blob(self, repository: str, data: bytes) -> Digest:
         return put_blob(self._storage, repository, data)
@@ -112,6 +131,10 @@ class Shelves:
         self, repository: str, raw: bytes, media_type: str, *, tags: Iterable[str] = ()
     ) -> Manifest:
         manifest = Manifest.parse(raw, media_type=media_type)
+        self._manifests += 1
+        if time.monotonic() - self._told_at > 1:
+            self._told_at = time.monotonic()
+            print(f"  {self._manifests} manifests", flush=True)
         for tag in [None, *tags]:
             self._storage.put_manifest(repository, manifest, tag)
         return manifest
@@ -119,6 +142,7 @@ class Shelves:
 
 def fill(storage: MemoryStorage, spec: TreeSpec) -> ReleaseTree:
     """Make a release tree up in a registry's storage."""
+    print("making images up …", flush=True)
     tree = build(spec, Shelves(storage))
     repositories = tree.repositories.values()
     print(

@@ -34,6 +34,7 @@ class PhaseAdvanced:
 class TransferStarted:
     """A plan is about to be carried out: how much there is to do. `size` in bytes.
 
+    `earlier` is bytes that an interrupted transfer of the same left in place; `size` is without.
     `beside` names the place where several transfers run at once; what they have to do adds up.
     """
 
@@ -42,6 +43,7 @@ class TransferStarted:
     manifests: int
     tags: int
     beside: str = ""
+    earlier: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,15 +195,21 @@ def _why_not(folder: Path) -> str:
     return "on a file system that is read-only" if read_only else "not writable for you"
 
 
-def check_space(folder: Folder, needed: int) -> None:
-    """Raise NoSpaceError unless the disk of `folder` has `needed` bytes free for us."""
-    with os_errors(folder.path, "examine"):
-        disk = os.statvfs(folder.fd)
+def check_space(folder: Folder | Path, needed: int) -> None:
+    """Raise NoSpaceError unless the disk of `folder` has `needed` bytes free for us.
+
+    A path may lead to where no folder is yet.
+    """
+    path = folder if isinstance(folder, Path) else folder.path
+    with os_errors(path, "examine"):
+        if isinstance(folder, Path):
+            disk = os.statvfs(next(one for one in (path, *path.absolute().parents) if one.exists()))
+        else:
+            disk = os.statvfs(folder.fd)
     free = disk.f_bavail * disk.f_frsize
     if needed > free:
         raise NoSpaceError(
-            f"the bundle needs {size_text(needed)} and the disk of {folder.path} has "
-            f"{size_text(free)} "
+            f"the bundle needs {size_text(needed)} and the disk of {path} has {size_text(free)} "
             f"free: {size_text(needed - free)} too few; nothing was fetched",
             advice="free some space there, or use another disk",
         )

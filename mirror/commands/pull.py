@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from mirror.bundle import gost
-from mirror.bundle.folder import Packing, check_folder
+from mirror.bundle.folder import Packing, check_folder, check_space
 from mirror.bundle.format import MAX_COMPANION_BYTES
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options, writing
@@ -27,7 +27,7 @@ from mirror.commands.options import FILE, Work, flag
 from mirror.commands.version import executable
 from mirror.config import PullConfig
 from mirror.durable import os_errors
-from mirror.errors import InputError, InvalidReferenceError
+from mirror.errors import InputError, InvalidReferenceError, NoSpaceError
 from mirror.events import Warned
 from mirror.operations.pull import plan_pull
 from mirror.operations.trees import registry_inventory
@@ -221,6 +221,7 @@ def pull_command(
         run=run,
     )
     if dry_run:
+        _tell_space(work, bundle_dir, sum(planned.archives.values()))
         work.show(planned, plan_summary)
     else:
         report = planned.carry_out(bundle_dir, force=force, packing=packing, run=run)
@@ -250,6 +251,14 @@ def _tool(config: PullConfig) -> bytes | None:
             "mirror-VERSION-linux-ARCHITECTURE"
         )
     return data
+
+
+def _tell_space(work: Work, folder: Path, needed: int) -> None:
+    """Warn if the pull would not find the room that it needs."""
+    try:
+        check_space(folder, needed)
+    except NoSpaceError as err:
+        work.on_event(Warned(str(err)))
 
 
 def _source(

@@ -311,7 +311,10 @@ def _pack(
         if not writer.is_complete:
             plan = make_plan(carried, writer.held(carried))
             plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
-            taken.append(transfer(plan, source, writer, run=run).sent)
+            there = carried.blob_sizes()
+            missing = {step.digest for step in plan.blobs}
+            earlier = sum(size for digest, size in there.items() if digest not in missing)
+            taken.append(transfer(plan, source, writer, earlier=earlier, run=run).sent)
             writer.finish()
     for notice in writer.notices:
         run.on_event(Warned(notice))

@@ -142,15 +142,15 @@ class _Bars:
 
 
 class _Lines:
-    """Plain lines, for logs: phases, then every tenth of the bytes, at most one in ten seconds."""
+    """Plain lines, for logs: phases, then how far it is: after 2 s, then ever less often."""
 
-    _INTERVAL_S = 10.0
+    _FIRST_S, _INTERVAL_S = 2.0, 10.0
 
     def __init__(self, stream: TextIO, *, quiet: bool, items: bool) -> None:
         self._stream, self._quiet, self._items = stream, quiet, items
         self._moved = _Moved()
         self._total = self._done = 0
-        self._reported_at = 0.0
+        self._reported_at, self._wait_s = 0.0, self._FIRST_S
 
     def __call__(self, event: Event) -> None:
         if text := _line(event, self._stream, items=self._items):
@@ -164,6 +164,7 @@ class _Lines:
                 if not beside:
                     self._total = self._done = 0
                 self._total, self._reported_at = self._total + size, time.monotonic()
+                self._wait_s = self._FIRST_S
                 more = f", {counted(manifests, 'manifest')}, {counted(tags, 'tag')}"
                 self._say(
                     f"{beside}{': ' if beside else ''}{counted(blobs, 'blob')} ({size_text(size)})"
@@ -171,8 +172,9 @@ class _Lines:
                 )
             case BytesMoved() | BlobDone():
                 self._done += self._moved.advance(event)
-                if time.monotonic() - self._reported_at >= self._INTERVAL_S:
+                if time.monotonic() - self._reported_at >= self._wait_s:
                     self._reported_at = time.monotonic()
+                    self._wait_s = min(2 * self._wait_s, self._INTERVAL_S)
                     share = self._done / self._total if self._total else 1.0
                     self._say(f"{share:4.0%}  {size_text(self._done)} of {size_text(self._total)}")
 
@@ -301,6 +303,8 @@ def _line(event: Event, stream: TextIO, *, items: bool) -> str:
             text = f"{host} answers again"
         case Retrying(_, _, delay_s, reason):
             text = f"trying again in {delay_s:.1f}s: {reason}"
+        case TransferStarted(size=size, earlier=earlier) if earlier:
+            text = f"continuing: {size_text(earlier)} of {size_text(earlier + size)} are there"
         case BlobDone(digest, size, sent) if items:
             text = f"blob {digest} ({size_text(size)}{'' if sent else ', was there'})"
         case ManifestDone(repository, digest) if items:

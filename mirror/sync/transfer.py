@@ -101,9 +101,12 @@ def transfer(
     *,
     before_tags: Callable[[Interim], None] = lambda _interim: None,
     independence: Independence | None = None,
+    earlier: int = 0,
     run: Run | None = None,
 ) -> TransferReport:
     """Carry out `plan`: blobs, then manifests children first, then tags stage by stage.
+
+    `earlier` is bytes of blobs that an interrupted transfer left in place: listeners are told.
 
     `before_tags` is called once, when all blobs and manifests are in place and no tag has turned;
     it may raise.
@@ -119,7 +122,7 @@ def transfer(
         CancelledError: `run` was stopped; what is done is done, and a new plan leaves it out.
     """
     work = _Transfer(plan, source, target, independence, Run.of(run))
-    return work.carry_out(before_tags)
+    return work.carry_out(before_tags, earlier)
 
 
 def copy_blob(
@@ -168,7 +171,7 @@ class _Transfer:
         self._sent = 0
         self._turning = {(step.repository, step.tag) for stage in plan.tags for step in stage}
 
-    def carry_out(self, before_tags: Callable[[Interim], None]) -> TransferReport:
+    def carry_out(self, before_tags: Callable[[Interim], None], earlier: int = 0) -> TransferReport:
         """Do it all, in order."""
         plan = self._plan
         self._run.on_event(
@@ -177,6 +180,7 @@ class _Transfer:
                 size=sum(step.size for step in plan.blobs),
                 manifests=plan.manifest_count,
                 tags=plan.tag_count,
+                earlier=earlier,
             )
         )
         blobs = self._carry(plan.blobs, self._copy)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from mirror.bundle.format import size_text
 from mirror.oci import Manifest
 from mirror.serve import MemoryStorage
-from mirror.testing import EmbeddedRegistry
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from mirror.testing.plugin import MakeEmbeddedRegistry
 from tests.support.program import call_mirror
-from tests.support.release_source import Source
+from tests.support.release_source import TINY, Source, serve
 from tests.support.schemas import jsonschema
 from tests.support.terminal import on_a_terminal
 
@@ -68,6 +72,35 @@ def test_progress_for_programs_is_a_line_of_json_for_each_event_as_the_schema_sa
     assert [one["size"] for one in started] == [run.document["fetched"]]
     told = [one["digest"] for one in events if one["event"] == "blobDone"]
     assert len(told) == len(set(told)) == started[0]["blobs"]
+
+
+def test_a_pull_that_goes_on_says_how_much_an_earlier_one_left(
+    make_embedded_registry: MakeEmbeddedRegistry, tmp_path: Path
+) -> None:
+    registry = make_embedded_registry()
+    source = serve(TINY, registry)
+    pull = ("pull", tmp_path / "bundle", "--source", source.root, "--insecure")
+    registry.faults.add(Fault(Answer(404), method="GET", path=".*/security/trivy-db/blobs/.*"))
+    first = call_mirror(*pull)
+    assert first.code != 0
+    assert "continuing" not in first.stderr
+    registry.faults.clear()
+    again = call_mirror(*pull).succeeded()
+    told = re.search(r"^continuing: (.+) of (.+) are there$", again.stderr, re.MULTILINE)
+    assert told is not None
+    whole = call_mirror("pull", tmp_path / "new", *pull[2:], "--json").succeeded().document
+    assert told[2] == size_text(whole["fetched"])
+
+
+def test_a_dry_run_looks_at_the_disk(source: Source, tmp_path: Path) -> None:
+    dry = ("pull", tmp_path / "far/b", "--source", source.root, "--insecure", "--dry-run")
+    assert "too few" not in call_mirror(*dry).succeeded().stderr
+    real = os.statvfs(tmp_path)
+    full = os.statvfs_result([*real[:3], 1, 1, *real[5:], real.f_namemax])
+    with mock.patch.object(os, "statvfs", return_value=full):
+        told = call_mirror(*dry).succeeded().stderr
+    assert "warning: the bundle needs " in told
+    assert "too few; nothing was fetched" in told
 
 
 def test_the_form_of_progress_may_come_from_the_environment(bundle: Path) -> None:

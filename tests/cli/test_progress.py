@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import time
 from collections import Counter
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,20 @@ def test_lines_tell_what_each_of_several_transfers_adds() -> None:
     ]
 
 
+def test_lines_say_how_far_it_is_soon_and_then_ever_less_often() -> None:
+    stream = io.StringIO()
+    with (
+        mock.patch.object(time, "monotonic", return_value=0.0) as now,
+        progress(stream) as on_event,
+    ):
+        on_event(TransferStarted(1, 100, 0, 0))
+        for second in range(1, 31):
+            now.return_value = float(second)
+            on_event(BytesMoved(LAYER, 1))
+    told = [line.split("%")[0].strip() for line in stream.getvalue().splitlines()[1:]]
+    assert told == ["2", "6", "14", "24"]
+
+
 def test_one_bar_grows_with_every_transfer_that_joins_and_ends_full() -> None:
     stream = _Terminal()
     with progress(stream) as on_event:
@@ -70,7 +86,7 @@ def test_one_bar_grows_with_every_transfer_that_joins_and_ends_full() -> None:
         on_event(PhaseAdvanced())  # a replica is through: no byte of the bar
     last = stream.getvalue().split("\r")[-1]
     assert "all transfers: 100%" in last
-    assert "4.00k/4.00k" in last
+    assert "4.0 KiB of 4.0 KiB" in last
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from([LAYER, CONFIG]), st.integers(0, 99)))))
