@@ -162,8 +162,8 @@ class RootFs:
                     f"more than {_MAX_NAMES_BYTES} bytes of names"
                 )
             path = clean_path(entry.name)
-            if not path:
-                continue  # the root itself, or a name that would escape it
+            if not path or "\0" in path:
+                continue  # the root itself, or a name that escapes it, or that no file can have
             if f"/{WHITEOUT}" in f"/{path}":
                 hidden.append(path)
             else:

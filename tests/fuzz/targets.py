@@ -23,6 +23,7 @@ from mirror.nodeconfig.pki import parse_certificates
 from mirror.oci import Digest, Manifest, Reference, Repository
 from mirror.oci.compression import decompressed
 from mirror.oci.layers import read_files
+from mirror.oci.root_fs import Leaf, RootFs
 from mirror.oci.tar_stream import TarStream
 from mirror.registry import credentials as stored
 from mirror.registry import http1, streams
@@ -135,6 +136,14 @@ def _answer(data: bytes) -> object:
 
 def _layer(data: bytes) -> object:
     return len(read_files([lambda: iter([data])], ["version.json", "link", "x"]))
+
+
+def _root_fs(data: bytes) -> object:
+    files = RootFs(
+        [lambda: iter([data])], max_entries=1000, max_unpacked_bytes=1 << 20, where="image"
+    )
+    places = [one.place for one in files.root.children.values() if isinstance(one, Leaf)]
+    return sum(len(piece) for _, pieces in files.data(places) for piece in pieces)
 
 
 def _tar(data: bytes) -> object:
@@ -365,6 +374,7 @@ TARGETS: dict[str, Target] = {
     # -- content -----------------------------------------------------------------------------------
     "manifest": of(_manifest, *samples.manifests(), tokens=_JSON + " " + _DOCUMENT),
     "layer": of(_layer, *samples.layers()),
+    "root file system": of(_root_fs, *samples.layers()),
     "tar stream": of(_tar, *samples.layers(), tokens="ustar 0000644 path= size= GNU.sparse.map="),
     "version.json": of(
         lambda data: type(parse_release(data, "x")),

@@ -749,6 +749,8 @@ def test_junk_never_raises_anything_else(junk: bytes, start: int) -> None:
     for packed in (data, b"\x1f\x8b\x08\x00" + junk, b"\x28\xb5\x2f\xfd" + junk):
         with contextlib.suppress(UnreadableImageError):
             read_files([Layer(packed, 65536)], ["a", "b"])
+        with contextlib.suppress(UnreadableImageError):
+            found_in(applied([Layer(packed, 65536)]), "b/none")
 
 
 def _one_file(data: bytes) -> bytes:

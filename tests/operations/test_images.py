@@ -249,6 +249,14 @@ def test_links_end_inside_or_are_left_out(shelf: Shelf, tmp_path: Path) -> None:
     ]
 
 
+def test_names_that_no_file_can_have_are_passed_over(shelf: Shelf, tmp_path: Path) -> None:
+    odd, data = entry("x")
+    odd.pax_headers = {"path": "app/a\0b"}
+    shelf.image("v1", layer(entry("app/f", "1"), (odd, data), entry("app/\udcff", "2")))
+    shelf.extract("app", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["f", "\udcff"]
+
+
 def test_nothing_is_written_where_something_is_in_the_way(shelf: Shelf, tmp_path: Path) -> None:
     shelf.image("v1", layer(entry("app/f", "1")))
     (tmp_path / "full").mkdir()
