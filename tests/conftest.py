@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import HealthCheck, settings
 
+from mirror.nodeconfig import service_secrets
 from mirror.testing.plugin import MakeEmbeddedRegistry as MakeEmbeddedRegistry
 from tests.support.loopback import leave_home, stay_on_loopback
 from tests.support.real_registry import RealRegistry
@@ -38,6 +41,21 @@ def _this_machine_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         leave_home(patch, tmp_path_factory.mktemp("home"))
         stay_on_loopback(patch)
         yield
+
+
+@cache
+def _key() -> rsa.RSAPrivateKey:
+    """A key that is as good as a new one."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+@pytest.fixture
+def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One RSA key for all pairs, which their certificates tell apart, and light hashes: each takes
+    long to make."""
+    key = _key()
+    monkeypatch.setattr(rsa, "generate_private_key", lambda **_: key)
+    monkeypatch.setattr(service_secrets, "BCRYPT_COST", 4)
 
 
 @pytest.fixture

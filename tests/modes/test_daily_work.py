@@ -121,7 +121,7 @@ def local(folder: Path, stack: ExitStack) -> World:
 
 
 @pytest.fixture
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, tmp_path: Path, quick_keys: None) -> Iterator[World]:
     with ExitStack() as stack:
         yield request.param(tmp_path, stack)
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
 
-from mirror.nodeconfig import service_secrets
 from tests.support.mode_stack import (
     ContainerdProcess,
     master,
@@ -24,20 +21,6 @@ from tests.support.running_cluster import (
     Cluster,
 )
 from tests.support.tls import Authority
-
-
-@cache
-def _key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
-@pytest.fixture
-def quick_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One RSA key for all pairs, which their certificates tell apart, and light hashes: each takes
-    long to make."""
-    key = _key()
-    monkeypatch.setattr(rsa, "generate_private_key", lambda **_: key)
-    monkeypatch.setattr(service_secrets, "BCRYPT_COST", 4)
 
 
 @pytest.fixture(scope="module")

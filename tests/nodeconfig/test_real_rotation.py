@@ -11,6 +11,7 @@ import pytest
 from mirror.errors import DeniedError, UnreachableError
 from mirror.modes.constants import RegistryUser
 from mirror.modes.outcomes import NodeFacts
+from mirror.nodeconfig import service_secrets
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.rotation import advance_rotation, begin_rotation, rotation_outcome
 from mirror.nodeconfig.service_secrets import Rotated, RotationPhase
@@ -47,13 +48,19 @@ class Masters:
             pulling.wait_for(1)
 
 
+@pytest.fixture(autouse=True)
+def light_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_secrets, "BCRYPT_COST", 4)
+
+
 def test_no_pull_fails_while_authority_token_keys_and_passwords_are_rotated(
     tmp_path: Path, containerd: ContainerdProcess
 ) -> None:
     cluster = Cluster.create(tmp_path / "rotation", 2, addresses=True)
     cluster.render(LOCAL)
     old, old_ca, one = cluster.account(RegistryUser.RO), cluster.kept.authority, image("rotated")
-    pulling = Pulling(containerd, INSTALL, cluster, cluster.login(RegistryUser.RO))
+    login = cluster.login(RegistryUser.RO)
+    pulling = Pulling(containerd, INSTALL, cluster, login, pause_s=0.2)
     with ExitStack() as stack:
         masters = Masters(cluster, stack)
         for node in cluster.masters:

@@ -41,13 +41,19 @@ class Pulling:
     """Pulls one image again and again in a thread; `failures` is what containerd said.
 
     `reference` and `login` may be changed meanwhile, as they are when components get another
-    address, and another password.
+    address, and another password. `pause_s` seconds are between two pulls.
     """
 
     def __init__(
-        self, containerd: ContainerdProcess, reference: str, cluster: Cluster, login: str
+        self,
+        containerd: ContainerdProcess,
+        reference: str,
+        cluster: Cluster,
+        login: str,
+        *,
+        pause_s: float = 0.0,
     ) -> None:
-        self.reference = reference
+        self.reference, self._pause_s = reference, pause_s
         self.failures: list[str] = []
         self._containerd = containerd
         self.login = login
@@ -81,6 +87,7 @@ class Pulling:
             with self._more:
                 self._done += 1
                 self._more.notify_all()
+            self._stop.wait(self._pause_s)  # each pull costs the processor three programs
 
 
 class Stage:
