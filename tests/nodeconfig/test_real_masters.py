@@ -20,11 +20,13 @@ from mirror.modes.settings import Account, RegistrySettings
 from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.render import write_cluster
+from mirror.nodeconfig.services import Distribution
 from tests.support.ingress import ingress
 from tests.support.kubelet import Image, Kubelet
 from tests.support.kubernetes import endpoints, pods_of
 from tests.support.mode_stack import ContainerdProcess
 from tests.support.patience import wait_until
+from tests.support.processes import free_port
 from tests.support.real_registry import ACCOUNT, RealRegistry
 from tests.support.runnable_images import client, image, push
 from tests.support.running_cluster import (
@@ -40,10 +42,21 @@ from tests.support.tls import Authority
 
 SERVICES, BALANCER = "registry-nodeservices.yaml", "registry-proxy.yaml"
 NAMES = Images("r.example/distribution", "r.example/auth", "r.example/mirror", "r.example/nginx")
-IMAGES = {
-    "r.example/distribution": Image(("docker-registry",), {"OTEL_TRACES_EXPORTER": "none"}),
+_BESIDE = {
     "r.example/auth": Image.of_module("tests.support.token_server"),
     "r.example/mirror": Image.of_module("mirror"),
+}
+IMAGES = {
+    Distribution.STOCK: {
+        "r.example/distribution": Image(("docker-registry",), {"OTEL_TRACES_EXPORTER": "none"}),
+        **_BESIDE,
+    },
+    Distribution.DECKHOUSE: {
+        "r.example/distribution": Image.of_module(
+            "tests.support.fork_registry", Path("/etc/passwd"), Path("/etc/group")
+        ),
+        **_BESIDE,
+    },
 }
 
 
@@ -51,9 +64,20 @@ class Machines:
     """A cluster's nodes, each with a kubelet, and its objects."""
 
     def __init__(
-        self, folder: Path, masters: int, settings: RegistrySettings, images: Images = NAMES
+        self,
+        folder: Path,
+        masters: int,
+        settings: RegistrySettings,
+        images: Images = NAMES,
+        flavour: Distribution = Distribution.STOCK,
     ) -> None:
         self.cluster = Cluster.create(folder / "cluster", masters, addresses=True)
+        self.cluster.options = dataclasses.replace(self.cluster.options, distribution=flavour)
+        # The machines of a cluster each have a loopback; here they share one.
+        self.cluster.nodes = tuple(
+            dataclasses.replace(node, ports=dataclasses.replace(node.ports, token=free_port()))
+            for node in self.cluster.nodes
+        )
         self.cluster.render(settings)  # in place, for the containerd of this machine
         self.out = folder / "nodes"
         options = dataclasses.replace(
@@ -66,7 +90,7 @@ class Machines:
         self.rendered = pods.rendered(settings)
         write_cluster(self.rendered, self.out)
         self.kubelets = {
-            node.name: Kubelet(self.out / "nodes" / node.name, folder / node.name, IMAGES)
+            node.name: Kubelet(self.out / "nodes" / node.name, folder / node.name, IMAGES[flavour])
             for node in self.cluster.nodes
         }
 
@@ -103,7 +127,8 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Machines:
-    return Machines(tmp_path_factory.mktemp("machines"), 2, LOCAL)
+    folder = tmp_path_factory.mktemp("machines")
+    return Machines(folder, 2, LOCAL, flavour=Distribution.DECKHOUSE)
 
 
 def pull(containerd: ContainerdProcess, cluster: Cluster, name: str) -> None:
@@ -133,14 +158,13 @@ def test_what_is_pushed_by_the_ingress_is_pulled_when_any_master_lives(
     assert machines.behind("registry-push") == [first.registry, second.registry]
     outside = Authority.create(tmp_path / "outside")
     rules = machines.object("Ingress", "registry")
-    trusted = tmp_path / "trusted.crt"  # the ingress, and the token servers behind it
-    trusted.write_text(outside.certificate.read_text() + cluster.kept.trusted)
     with ExitStack() as running:
         with kubelets[first.name]:
             # The other one is not there yet: the ingress passes all on to this one.
             with ingress(rules, machines.behind("registry-push"), tmp_path / "in", outside) as door:
                 writer = cluster.account(RegistryUser.RW)
-                with client(f"localhost:{door.port}", trusted, writer) as to:
+                # Logins go the same way: nobody outside knows another address or authority.
+                with client(f"localhost:{door.port}", outside.certificate, writer) as to:
                     push(to, "system/deckhouse/app", "v1", image("app" * 1000))
             running.enter_context(kubelets[second.name])
             running.enter_context(kubelets["worker-0"])

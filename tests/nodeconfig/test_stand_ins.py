@@ -12,8 +12,9 @@ import yaml
 
 from mirror.nodeconfig.render import RenderOptions, render
 from mirror.nodeconfig.services import Distribution
+from tests.support.fork_registry import check_keys
 from tests.support.processes import free_port
-from tests.support.rendered_cluster import NODES, direct, kept, local
+from tests.support.rendered_cluster import NODES, direct, kept, local, proxy, upstream_ca
 from tests.support.tls import Authority
 from tests.support.token_server import ConfigError, TokenServer, checked, main
 
@@ -59,6 +60,22 @@ def test_docker_auth_does_not_start_with_anything_else(
     with pytest.raises(ConfigError) as found:
         checked(yaml.safe_dump(document))
     assert str(found.value).startswith(message)
+
+
+def test_the_registry_knows_every_key_that_is_rendered() -> None:
+    found = []
+    for settings in (local(), proxy(ca=upstream_ca(), ttl="72h"), direct(ca=upstream_ca())):
+        options = RenderOptions(ingress_client_ca=upstream_ca())
+        rendered = render(settings, NODES, kept(), options=options)
+        for path, file in {**rendered.nodes["master-0"], **rendered.in_cluster}.items():
+            if path.parent.name == "distribution" or path.name == "distribution_config.yaml":
+                found.append(yaml.safe_load(file.content))
+    assert len(found) == 3
+    for document in found:
+        check_keys(document)
+    found[0]["http"]["realip"]["client"] = {}
+    with pytest.raises(AssertionError, match=r"does not know http\.realip\.client"):
+        check_keys(found[0])
 
 
 def test_a_flag_that_docker_auth_does_not_have_ends_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,8 +34,8 @@ class Image:
     folders: tuple[Path, ...] = ()
 
     @classmethod
-    def of_module(cls, name: str) -> Image:
-        """One that runs a Python module of this repository."""
+    def of_module(cls, name: str, *more: Path) -> Image:
+        """One that runs a Python module of this repository; with `more` files or folders."""
         folders = [_REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)]
         inside = [one for one in folders if one.parts[1] not in _ROOT]
         covered = {one for one in inside for other in inside if other in one.parents}
@@ -43,7 +43,7 @@ class Image:
         return cls(
             (sys.executable, "-m", name),
             environment,
-            tuple(dict.fromkeys(one for one in inside if one not in covered)),
+            (*dict.fromkeys(one for one in inside if one not in covered), *more),
         )
 
 
@@ -210,7 +210,10 @@ class PodContainer(ServerProcess):
 
     def check_ports(self, *, all_of_them: bool = False) -> None:
         """Whether it listens only at its ports; `all_of_them`: at each."""
-        found = _listening(self.pid)
+        try:
+            found = _listening(self.pid)
+        except OSError as err:
+            raise AssertionError(f"{self.name} has ended; its log:\n{self.log_tail()}") from err
         stray = found - self.ports
         assert not stray, f"{self.name} listens at {stray}, which its manifest does not declare"
         unused = self.ports - found
@@ -225,11 +228,13 @@ def _declared(container: Mapping[str, Any]) -> set[tuple[str, int]]:
 
 
 def _listening(pid: int) -> set[tuple[str, int]]:
-    """The TCP sockets on which a process waits for connections, from the kernel's tables."""
+    """The TCP sockets on which a container waits for connections, from the kernel's tables."""
     sockets = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            sockets.add(str(entry.readlink()))
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for process in (pid, *children):
+        for entry in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(str(entry.readlink()))
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
