@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape as html_escape
 from importlib import resources
 from types import MappingProxyType
@@ -22,7 +22,6 @@ from mirror.bundle.format import size_text
 from mirror.bundle.inspect import (
     ArchiveInsight,
     BundleInsight,
-    ComponentInsight,
     ImageInsight,
     RepositoryInsight,
 )
@@ -191,32 +190,31 @@ def _bar(found: BundleInsight) -> str:
 
 
 def _components(found: BundleInsight) -> str:
-    carried: dict[tuple[str, str], ComponentInsight] = {}
-    if found.carried is not None:
-        carried = {(one.kind, one.name): one for one in found.carried.components}
-
-    def own(one: ComponentInsight) -> tuple[int, ...]:
-        if found.carried is None:
-            return ()
-        held = carried.get((one.kind, one.name))
-        return (0 if held is None else held.size,)
-
+    own = _carried(found)
     return _table(
         "components",
         ("Component", "Kind", "Size#", *_delta(found), "Images#", "Versions", "Channels"),
         (
             (
-                one.name,
-                one.kind,
-                one.size,
-                *own(one),
-                one.images,
-                ", ".join(one.versions),
-                channels_text(one.channels),
+                *(one.name, one.kind),
+                *(one.size, *own(one.kind, one.name), one.images),
+                *(", ".join(one.versions), channels_text(one.channels)),
             )
             for one in found.components
         ),
     )
+
+
+def _carried(found: BundleInsight) -> Callable[..., tuple[int, ...]]:
+    """Bytes of a component or an image that a delta carries; no column in a complete bundle."""
+    if (carried := found.carried) is None:
+        return lambda *_: ()
+    sizes: dict[tuple[Any, ...], int] = {
+        (one.kind, one.name): one.size for one in carried.components
+    }
+    for archive, repository, image in _every_image(carried):
+        sizes[archive.name, repository.path, image.digest] = image.size
+    return lambda *place: (sizes.get(place, 0),)
 
 
 def _damage(findings: Sequence[Finding], names: Names) -> str:
@@ -240,27 +238,15 @@ def _damage(findings: Sequence[Finding], names: Names) -> str:
 
 
 def _images(found: BundleInsight, names: Names) -> str:
-    carried: dict[tuple[str, str, Digest], int] = {}
-    if found.carried is not None:
-        carried = {
-            (archive.name, repository.path, image.digest): image.size
-            for archive, repository, image in _every_image(found.carried)
-        }
-
-    def own(*place: Any) -> tuple[int, ...]:
-        return () if found.carried is None else (carried.get(place, 0),)
-
+    own = _carried(found)
     return _table(
         "images",
         ("Image", "Repository", "Size#", *_delta(found), "Own#", "Layers#"),
         (
             (
-                called(image, names),
-                repository.path or "/",
-                image.size,
-                *own(archive.name, repository.path, image.digest),
-                image.own,
-                image.layers,
+                *(called(image, names), repository.path or "/"),
+                *(image.size, *own(archive.name, repository.path, image.digest)),
+                *(image.own, image.layers),
             )
             for archive, repository, image in _every_image(found)
         ),
