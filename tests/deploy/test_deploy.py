@@ -271,6 +271,18 @@ def test_the_handbook_says_what_each_alert_means_and_what_to_do() -> None:
         assert "**Do:**" in text, name
 
 
+def test_the_handbook_names_files_and_values_that_there_are() -> None:
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    for path in set(re.findall(r"\bdeploy/[\w./-]+", page)):
+        assert (ROOT / path).exists(), path
+    values = yaml.safe_load((chart.CHART / "values.yaml").read_text(encoding="utf-8"))
+    named = re.findall(r"`((?:networkPolicy|monitoring)\.\w+)", page)
+    assert len(named) > 4
+    for name in named:
+        section, _, key = name.partition(".")
+        assert key in values[section], name
+
+
 # -- systemd ---------------------------------------------------------------------------------------
 
 
