@@ -22,6 +22,7 @@ PACKAGES = {
     "strace": "strace",
     "tar": "tar",
     "dpkg-deb": "dpkg",
+    "debootstrap": "debootstrap",
     "openssl": "openssl",
     "unshare": "util-linux",
     "chromium": "chromium",

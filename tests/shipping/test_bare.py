@@ -1,0 +1,123 @@
+"""What `./run build` makes, on systems that have nothing: `./run soak tests/shipping`.
+
+`MIRROR_DIST` names a folder with a build to be tried; by default one is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mirror.serve import MemoryStorage
+from mirror.testing import EmbeddedRegistry
+from shipping.runtime import VERSION
+from tests.shipping.bare import bare_root, run_inside
+from tests.support.mode_stack import ContainerdProcess
+from tests.support.program import ROOT
+from tests.support.release_source import TINY, serve
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+NAME = f"mirror-{VERSION}-linux-x86_64"
+SYSTEMS = ("bullseye", "bookworm")
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that a build makes."""
+    if given := os.environ.get("MIRROR_DIST"):
+        return Path(given).resolve()
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "shipping", "--output", folder], check=True, cwd=ROOT, timeout=1500
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the one file pulls, itself included."""
+    folder = tmp_path_factory.mktemp("disk")
+    with EmbeddedRegistry(MemoryStorage()) as registry:
+        source = serve(TINY, registry)
+        how = ("--source", source.root, "--insecure", "--with-tool")
+        subprocess.run(
+            [str(release / NAME), "pull", str(folder / "bundle"), *how],
+            check=True,
+            env={**os.environ, "MIRROR_RUNTIME_DIR": str(folder / "runtime")},
+            timeout=300,
+        )
+    return folder / "bundle"
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_disk_brings_all_that_a_bare_system_without_a_network_needs(
+    system: str, bundle: Path
+) -> None:
+    root = bare_root(system)
+    shutil.rmtree(root / "media/bundle", ignore_errors=True)
+    shutil.copytree(bundle, root / "media/bundle")
+    done = run_inside(
+        root,
+        'rm -rf /root/.cache; ! command -v python3; test -z "$(sed 1d /proc/net/route)"\n'
+        "cd /media/bundle; sha256sum --quiet -c SHA256SUMS; ./mirror version\n"
+        "./mirror verify . && ./mirror push . $REGISTRY/deckhouse --insecure\n"
+        "./mirror verify . --against $REGISTRY/deckhouse --insecure\n",
+    )
+    assert done.code == 0, done.text
+    assert "The bundle is whole" in done.stdout
+    assert "holds the whole bundle" in done.stdout
+    assert "one file: /media/bundle/mirror" in done.stdout
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_package_installs_and_goes_without_a_trace(system: str, release: Path) -> None:
+    root = bare_root(system)
+    (package,) = release.glob("*_amd64.deb")
+    shutil.copyfile(package, root / "media/mirror.deb")
+    done = run_inside(
+        root,
+        "dpkg -i /media/mirror.deb >&2; dpkg -V deckhouse-mirror; mirror version --json\n"
+        "test -s /usr/share/bash-completion/completions/mirror\n"
+        "dpkg -r deckhouse-mirror >&2; ! ls /usr/lib/mirror /usr/bin/mirror 2>&1\n",
+    )
+    assert done.code == 0, done.text
+    found = json.loads(done.stdout.partition("\n}")[0] + "\n}")
+    assert found["version"] == VERSION
+    assert found["executable"] is None
+
+
+def test_containerd_runs_the_image_as_nobody(
+    release: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with ContainerdProcess(tmp_path_factory.mktemp("c")) as containerd:
+        tar = release / f"{NAME}.oci.tar"
+        assert containerd.ctr("images", "import", "--snapshotter", "native", tar).returncode == 0
+        name = f"localhost/mirror:{VERSION}"
+        run = ("run", "--rm", "--snapshotter", "native", name, "one", "/usr/bin/mirror", "version")
+        done = containerd.ctr(*run)
+    assert done.returncode == 0, done.stderr
+    assert f"mirror {VERSION}\n" in done.stdout
+
+
+def test_the_sums_and_the_bill_of_materials_are_those_of_the_files(release: Path) -> None:
+    check = ["sha256sum", "--quiet", "--strict", "-c", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=release).returncode == 0
+    document = json.loads((release / f"{NAME}.cdx.json").read_text())
+    digest = hashlib.sha256((release / NAME).read_bytes()).hexdigest()
+    assert document["metadata"]["component"]["hashes"][0]["content"] == digest
+    parts = {part["name"]: part for part in document["components"]}
+    assert {"CPython", "openssl", "cryptography", "httpx", "zstandard"} <= parts.keys()
+    unclear = [
+        name
+        for name, part in parts.items()
+        if part["licenses"] == [{"license": {"id": "NOASSERTION"}}]
+    ]
+    assert not unclear
+    assert (release / NAME).stat().st_size < 80e6
