@@ -15,7 +15,8 @@ _HEAD = """\
 # Settings files
 
 This page is made of the schemas that the program checks these files by;
-`mirror config schema KIND` prints them. Other files are described where they are used:
+`mirror config schema KIND` prints them. One file may also hold
+[the options of every command](cli.md#settings-for-every-command), in profiles. Other files are described where they are used:
 [the replication daemon's](replication.md#settings), [a cluster's settings](modes.md#settings),
 [what a cluster knows beside them](cli.md#a-clusters-registry).
 
