@@ -16,8 +16,9 @@ _HEAD = """\
 
 This page is made of the schemas that the program checks these files by;
 `mirror config schema KIND` prints them. One file may also hold
-[the options of every command](cli.md#settings-for-every-command), in profiles. Other files are described where they are used:
-[the replication daemon's](replication.md#settings), [a cluster's settings](modes.md#settings),
+[the options of every command](cli.md#settings-for-every-command), in profiles. Other files are
+described where they are used: [the replication daemon's](replication.md#settings),
+[a cluster's settings](modes.md#settings),
 [what a cluster knows beside them](cli.md#a-clusters-registry).
 
 A flag overrides the file. Where a key takes a list, one text stands for a list of one. Secrets have
