@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from pathlib import Path
 
 import httpx
 import pytest
 
-from mirror.errors import DeniedError, ForbiddenByModeError
+from mirror.errors import DeniedError, ForbiddenByModeError, UnreachableError
 from mirror.modes import constants
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.constants import RegistryUser
 from mirror.modes.routes import Plane
-from mirror.modes.settings import RegistrySettings
+from mirror.modes.settings import ClusterAccess, RegistrySettings
+from mirror.nodeconfig.rotation import advance_rotation, begin_rotation
+from mirror.nodeconfig.service_secrets import Rotated
 from mirror.registry import ConnectionOptions, RetryPolicy
 from tests.support.mode_stack import (
     ContainerdProcess,
@@ -124,6 +127,40 @@ def component(settings: RegistrySettings, cluster: Cluster) -> ModeClient:
     """The registry as a component of the platform reaches it."""
     options = ConnectionOptions(retries=RetryPolicy(attempts=1))
     return connect(settings, access=cluster.sites, plane=Plane.API, options=options)
+
+
+@pytest.mark.usefixtures("quick_keys")
+def test_components_read_through_the_proxy_while_its_authority_is_rotated(
+    tmp_path: Path, upstream: RealRegistry
+) -> None:
+    """Whoever trusts what the files of a step say reads in the next step too, and the reverse."""
+    fill(upstream, "dkp/ee/install", "v1", image("rotated"))
+    cluster = Cluster.create(tmp_path / "direct", 1)
+    settings = direct(f"{by_name(upstream)}/dkp/ee", ACCOUNT, upstream_ca(upstream))
+    cluster.render(settings)
+    way, now = in_cluster_relay(cluster.out, cluster.worker), datetime.datetime.now(datetime.UTC)
+    first = cluster.sites
+
+    def reads(access: ClusterAccess) -> bool:
+        options = ConnectionOptions(retries=RetryPolicy(attempts=1))
+        with connect(settings, access=access, plane=Plane.API, options=options) as through:
+            return through.exists(f"{LOGICAL}/install:v1")
+
+    with running(way), resolving("registry.d8-system.svc") as service:
+        service.append(("127.0.0.1", cluster.worker.ports.registry))
+        cluster.kept = begin_rotation(cluster.kept, [Rotated.AUTHORITY], now)
+        behind = first
+        for _ in range(3):
+            ahead = cluster.sites
+            assert reads(ahead)
+            cluster.render(settings)
+            way.restart()
+            assert reads(behind)
+            assert reads(ahead)
+            behind = ahead
+            cluster.kept = advance_rotation(cluster.kept, cluster.nodes, now)
+        with pytest.raises(UnreachableError, match="is not trusted"):
+            reads(first)
 
 
 def test_containerd_trusts_a_module_source_by_its_own_authority(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from mirror.errors import DeniedError, UnreachableError
 from mirror.modes.constants import RegistryUser
 from mirror.modes.outcomes import NodeFacts
+from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig import service_secrets
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.rotation import advance_rotation, begin_rotation, rotation_outcome
@@ -18,7 +20,7 @@ from mirror.nodeconfig.service_secrets import Rotated, RotationPhase
 from tests.support.mode_stack import ContainerdProcess, balancer, master
 from tests.support.mode_stage import Pulling
 from tests.support.runnable_images import client, image, push
-from tests.support.running_cluster import LOCAL, LOGICAL, Cluster, running
+from tests.support.running_cluster import LOCAL, LOGICAL, Cluster, running, with_upstream
 
 INSTALL = f"{LOGICAL}/install:v1.70.0"
 
@@ -26,13 +28,17 @@ INSTALL = f"{LOGICAL}/install:v1.70.0"
 class Masters:
     """Registry and token server of each master, which are started anew when their files change."""
 
-    def __init__(self, cluster: Cluster, stack: ExitStack) -> None:
+    def __init__(
+        self, cluster: Cluster, stack: ExitStack, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._environment = environment
         self._cluster, self._running = cluster, {node.name: ExitStack() for node in cluster.masters}
         for one in self._running.values():
             stack.enter_context(one)
 
     def start(self, node: Node) -> None:
-        registry = self._running[node.name].enter_context(master(self._cluster.out, node))
+        programs = master(self._cluster.out, node, self._environment)
+        registry = self._running[node.name].enter_context(programs)
         self._cluster.registries[node.name] = registry
 
     def restart(self, node: Node, pulling: Pulling) -> None:
@@ -53,20 +59,50 @@ def light_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_secrets, "BCRYPT_COST", 4)
 
 
+ONE = image("rotated")
+
+
+def local(cluster: Cluster, stack: ExitStack) -> tuple[RegistrySettings, Masters]:
+    """Replicas that hold the image."""
+    cluster.render(LOCAL)
+    masters = Masters(cluster, stack)
+    for node in cluster.masters:
+        masters.start(node)
+        with client(node.registry, cluster.ca, cluster.account(RegistryUser.RW)) as to:
+            push(to, "system/deckhouse/install", "v1.70.0", ONE)
+    return LOCAL, masters
+
+
+def proxy(cluster: Cluster, stack: ExitStack) -> tuple[RegistrySettings, Masters]:
+    """Caches of a registry that holds it."""
+    source = Cluster.create(cluster.out.with_name("upstream"), 1)
+    source.render(LOCAL)
+    (outside,) = source.masters
+    stack.enter_context(master(source.out, outside))
+    with client(outside.registry, source.ca, source.account(RegistryUser.RW)) as to:
+        push(to, "system/deckhouse/install", "v1.70.0", ONE)
+    reader = source.account(RegistryUser.RO)
+    login = (reader.name, reader.password.get_secret_value())
+    settings = with_upstream("Proxy", f"{outside.registry}/system/deckhouse", login, source.ca)
+    cluster.render(settings)
+    masters = Masters(cluster, stack, {"SSL_CERT_FILE": str(source.ca)})
+    for node in cluster.masters:
+        masters.start(node)
+    return settings, masters
+
+
+@pytest.mark.parametrize("mode", [local, pytest.param(proxy, marks=pytest.mark.soak)])
 def test_no_pull_fails_while_authority_token_keys_and_passwords_are_rotated(
-    tmp_path: Path, containerd: ContainerdProcess
+    tmp_path: Path,
+    containerd: ContainerdProcess,
+    mode: Callable[[Cluster, ExitStack], tuple[RegistrySettings, Masters]],
 ) -> None:
     cluster = Cluster.create(tmp_path / "rotation", 2, addresses=True)
-    cluster.render(LOCAL)
-    old, old_ca, one = cluster.account(RegistryUser.RO), cluster.kept.authority, image("rotated")
+    old, old_ca = cluster.account(RegistryUser.RO), cluster.kept.authority
     login = cluster.login(RegistryUser.RO)
     pulling = Pulling(containerd, INSTALL, cluster, login, pause_s=0.2)
     with ExitStack() as stack:
-        masters = Masters(cluster, stack)
-        for node in cluster.masters:
-            masters.start(node)
-            with client(node.registry, cluster.ca, cluster.account(RegistryUser.RW)) as to:
-                push(to, "system/deckhouse/install", "v1.70.0", one)
+        settings, masters = mode(cluster, stack)
         stack.enter_context(running(balancer(cluster.out, cluster.worker)))
         stack.enter_context(pulling)
         pulling.wait_for(1)
@@ -75,8 +111,8 @@ def test_no_pull_fails_while_authority_token_keys_and_passwords_are_rotated(
         phases = []
         while True:
             phases.append(cluster.kept.rotation and cluster.kept.rotation.phase)
-            made = cluster.rendered(LOCAL)
-            cluster.render(LOCAL)  # nodes apply at once what they are given
+            made = cluster.rendered(settings)
+            cluster.render(settings)  # nodes apply at once what they are given
             pulling.login = cluster.login(RegistryUser.RO)
             applied = [NodeFacts("worker-0", version=made.version)]
             for node in cluster.masters:
