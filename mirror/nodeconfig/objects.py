@@ -202,6 +202,7 @@ def _in_cluster_proxy(
         "tolerations": [{"operator": "Exists"}],
         "priorityClassName": "system-cluster-critical",
         "imagePullSecrets": [{"name": "deckhouse-registry"}],
+        "automountServiceAccountToken": False,
         **run,
     }
     if several:

@@ -330,6 +330,7 @@ def test_the_in_cluster_proxy_of_the_fork() -> None:
     assert pod["nodeSelector"] == {"node-role.kubernetes.io/control-plane": ""}
     assert pod["securityContext"]["runAsUser"] == 65534
     assert "hostNetwork" not in pod
+    assert pod["automountServiceAccountToken"] is False
     distribution, auth = pod["containers"]
     assert distribution["args"] == ["serve", "/config/distribution_config.yaml"]
     assert auth["args"] == ["-logtostderr", "/config/auth_config.yaml"]
