@@ -21,6 +21,12 @@ _COMPLETIONS = {
     "fish": "usr/share/fish/vendor_completions.d/mirror.fish",
 }
 
+SERVICE = {
+    "usr/lib/systemd/system/mirror-sync.service": "deploy/systemd/mirror-sync.service",
+    "usr/lib/sysusers.d/mirror.conf": "deploy/systemd/mirror.sysusers.conf",
+}
+"""The replication daemon's unit, which nobody starts unasked, and its user: path → source."""
+
 
 def version() -> str:
     """The version as Debian orders it: `1.0.0~rc1` is before `1.0.0`."""
@@ -32,13 +38,15 @@ def version() -> str:
 
 
 def beside(licences: bytes) -> dict[str, bytes]:
-    """What a package installs besides the program: manual pages, completion, licences."""
+    """What a package installs besides the program: manual pages, completion, licences, a unit."""
     files = {f"usr/share/doc/{DISTRIBUTION}/copyright": licences}
     files[f"usr/share/doc/{DISTRIBUTION}/changelog.gz"] = gzip.compress(
         (ROOT / "CHANGELOG.md").read_bytes(), mtime=0
     )
     for name, page in man.pages().items():
         files[f"usr/share/man/man1/{name}.gz"] = gzip.compress(page.encode(), mtime=0)
+    for path, source in SERVICE.items():
+        files[path] = (ROOT / source).read_bytes()
     for shell, path in _COMPLETIONS.items():
         command = [sys.executable, "-m", "mirror", "completion", shell]
         files[path] = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE).stdout

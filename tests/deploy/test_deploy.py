@@ -17,6 +17,7 @@ from mirror.layout import tool_name
 from mirror.watch.daemon import Daemon, create_app
 from mirror.watch.metrics import Metrics
 from mirror.watch.settings import WatchSettings
+from shipping import deb
 from tests.deploy import chart
 from tests.support.kubernetes import check_object, endpoints, pods_of
 from tests.support.program import ROOT, call_mirror
@@ -295,6 +296,12 @@ def test_systemd_takes_the_unit_and_finds_it_well_shut_off(tmp_path: Path) -> No
     assert run(analyze, "verify", copy) == ""
     # 2.0 of 10, where 0 is nothing allowed at all.
     run(analyze, "security", "--offline=true", "--threshold=20", UNIT)
+
+
+def test_the_debian_package_brings_the_unit_for_the_program_that_it_brings() -> None:
+    sources = {ROOT / source for source in deb.SERVICE.values()}
+    assert sources == set(UNIT.parent.iterdir())
+    assert "\nExecStart=/usr/bin/mirror " in UNIT.read_text(encoding="utf-8")
 
 
 def test_the_units_user_is_made_by_sysusers() -> None:
