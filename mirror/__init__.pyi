@@ -5,6 +5,10 @@ from mirror.bundle.archive import Omissions as Omissions
 from mirror.bundle.folder import Packing as Packing
 from mirror.bundle.reader import BundleReader as BundleReader
 from mirror.bundle.verify import BundleReport as BundleReport
+from mirror.controller import Reconciled as Reconciled
+from mirror.controller import Site as Site
+from mirror.controller import Switch as Switch
+from mirror.controller import reconcile as reconcile
 from mirror.errors import IncompleteError as IncompleteError
 from mirror.errors import MirrorError as MirrorError
 from mirror.errors import SourceContentError as SourceContentError
@@ -46,6 +50,7 @@ from mirror.modes.endpoints import HealthMemory as HealthMemory
 from mirror.modes.outcomes import ClusterFacts as ClusterFacts
 from mirror.modes.outcomes import ContainerdConfig as ContainerdConfig
 from mirror.modes.outcomes import NodeFacts as NodeFacts
+from mirror.modes.outcomes import ReplicaPod as ReplicaPod
 from mirror.modes.outcomes import StepOutcome as StepOutcome
 from mirror.modes.plan import PlannedRoute as PlannedRoute
 from mirror.modes.plan import Routing as Routing

@@ -33,6 +33,7 @@ _COMMANDS = {
     "inventory": ("compare.inventory_command", "Write down what a registry holds."),
     "merge": ("bundles.merge_command", "Make a complete bundle of a base and its deltas."),
     "serve": ("bundles.serve_command", "Serve a bundle, or a folder, as a registry."),
+    "controller": ("cluster.controller_command", "Lead a cluster to the mode that is wanted."),
     "mode": ("mode.mode_group", "The modes of a cluster's registry."),
     "completion": (
         "writing.completion_command",

@@ -1,13 +1,38 @@
-"""The registries of a cluster, as `--module-config` and `--sites` describe it."""
+"""A cluster: its registries, as `--module-config` and `--sites` describe it, and its own API.
+
+`mirror mode apply` brings rendered objects there, and `mirror controller` leads it.
+"""
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from socket import gethostname
+from typing import Any
+from uuid import uuid4
 
+import click
 from pydantic import SecretStr
 
+from mirror.commands import options
 from mirror.commands.access import AccessOptions, TreeAccess, credentials_for
+from mirror.commands.mode_render import (
+    cache_proxies_option,
+    images_of,
+    images_option,
+    proxies_of,
+    push_ingress_of,
+    push_ingress_option,
+)
+from mirror.commands.options import FILE, Decorator, Work, flag, grouped
+from mirror.commands.process import handling
+from mirror.controller import lead
+from mirror.controller.cluster import Controller
+from mirror.controller.kube import RESOURCES, KubeApi, Lease
+from mirror.documents import read_documents
 from mirror.errors import InputError, UnreachableError
 from mirror.layout import normalised_suffix
 from mirror.modes.addressing import (
@@ -21,7 +46,8 @@ from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, RegistryUser
 from mirror.modes.endpoints import Endpoint, replica_endpoints
 from mirror.modes.routes import Plane, Role
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings
-from mirror.nodeconfig.cluster import load_access
+from mirror.nodeconfig.cluster import load_access, read_text
+from mirror.nodeconfig.render import MANIFESTS, RenderOptions
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials
 
@@ -129,3 +155,158 @@ def _first_that_answers(
     raise UnreachableError(
         "\n".join([f"none of {len(routes)} replicas answers:", *failures]), where=hosts
     )
+
+
+# -- the cluster's API ----------------------------------------------------------------------------
+
+_ORDER = ("Secret", "Service", "PodDisruptionBudget", "Deployment", "Ingress")
+"""What others need first."""
+
+
+def _connect(kubeconfig: Path | None, in_cluster: bool) -> KubeApi:
+    if (kubeconfig is None) != in_cluster:
+        raise InputError(
+            "name the cluster: --kubeconfig FILE, or --in-cluster where this runs in one of its "
+            "pods"
+        )
+    return KubeApi.connect(kubeconfig)
+
+
+api_options: Decorator = grouped(
+    "api",
+    _connect,
+    click.option(
+        "--kubeconfig",
+        type=FILE,
+        envvar="KUBECONFIG",
+        help="File with the cluster's API and the login there  [env: KUBECONFIG]",
+    ),
+    flag("--in-cluster", text="The cluster in which this runs, as the Pod's service account."),
+)
+force_option = flag(
+    "--force-conflicts",
+    text="Take over fields that somebody else manages. Without it they are left, and told.",
+)
+
+
+@click.command(
+    "apply", epilog=options.example("mirror mode apply files --kubeconfig admin.conf --dry-run")
+)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@api_options
+@force_option
+@flag("--dry-run", text="Let the cluster's API say what would change; change nothing.")
+@options.as_json
+def apply_command(
+    *, folder: Path, api: KubeApi, force_conflicts: bool, dry_run: bool, work: Work
+) -> None:
+    """Bring the objects that `mirror mode render --out FOLDER` wrote into the cluster.
+
+    This is a server-side apply as field manager deckhouse-mirror: it sets only the fields of the
+    rendered objects, and a field that somebody else manages is a conflict. It removes no object
+    that is no longer rendered, and does not bring the nodes' own files to the nodes.
+    """
+    work.callback(api.close)
+    done = {
+        f"{one['kind']} {one['metadata']['name']}": api.bring(
+            one, force=force_conflicts, dry_run=dry_run
+        )
+        for one in _rendered(folder)
+    }
+    counts = {how: [*done.values()].count(how) for how in ("created", "changed", "unchanged")}
+    total = ", ".join(f"{count} {how}" for how, count in counts.items())
+    title = f"{'Would apply' if dry_run else 'Applied'} {len(done)} objects to {api.host}: {total}"
+    work.say(
+        {"cluster": api.host, "dryRun": dry_run, "objects": done},
+        [title, *(f"  {how}: {name}" for name, how in done.items() if how != "unchanged")],
+    )
+
+
+def _rendered(folder: Path) -> list[Mapping[str, Any]]:
+    """The objects of a folder, in the order in which they are to be applied."""
+    found = list(_objects(folder / MANIFESTS))
+    if not found:
+        raise InputError(
+            f"{folder}: no rendered objects in {MANIFESTS}/; run `mirror mode render --out "
+            f"{folder}` first"
+        )
+    return sorted(found, key=lambda one: _ORDER.index(one["kind"]))
+
+
+def _objects(folder: Path) -> Iterator[Mapping[str, Any]]:
+    for path in sorted(folder.glob("*.yaml")):
+        for one in read_documents(read_text(path), str(path), "expected an object"):
+            named = isinstance(one.get("metadata"), Mapping) and one["metadata"].get("name")
+            kind = str(one.get("kind"))
+            if kind not in _ORDER or one.get("apiVersion") != RESOURCES[kind].version or not named:
+                raise InputError(
+                    f"{path}: expected a {', '.join(_ORDER)} as rendered, found "
+                    f"{kind[:40]}; render anew, or apply it with kubectl"
+                )
+            yield one
+
+
+@click.command(
+    "controller",
+    epilog=options.example("mirror controller --kubeconfig admin.conf --digests digests.json"),
+)
+@api_options
+@force_option
+@click.option(
+    "--lease",
+    default="mirror-controller",
+    show_default=True,
+    metavar="NAME",
+    help="The Lease in d8-system which whoever acts holds; others wait for it.",
+)
+@click.option(
+    "--digests",
+    type=FILE,
+    help="images_digests.json of the release, or lines with digests: the required images.  "
+    "[default: what the platform's pods run]",
+)
+@images_option
+@push_ingress_option
+@cache_proxies_option
+@click.option("--once", is_flag=True, help="Run one pass without the Lease, tell it, and end.")
+@options.as_json
+def controller_command(
+    *,
+    api: KubeApi,
+    force_conflicts: bool,
+    lease: str,
+    digests: Path | None,
+    images: tuple[str, ...],
+    push_ingress: tuple[str, ...],
+    cache_proxies: tuple[str, ...],
+    once: bool,
+    work: Work,
+) -> None:
+    """Lead a cluster to the mode that its ModuleConfig deckhouse wants, step by step.
+
+    It watches the ModuleConfig, Secrets, nodes and pods, writes conditions to the Secret
+    registry-state and applies what each step needs. It runs until SIGTERM or Ctrl-C, and ends with
+    exit code 0. docs/controller.md says what it never does.
+    """
+    controller = Controller(
+        api,
+        RenderOptions(
+            images=images_of(images),
+            environment=proxies_of(cache_proxies),
+            push_ingress=push_ingress_of(push_ingress),
+        ),
+        force=force_conflicts,
+        digests=None if digests is None else read_text(digests),
+    )
+    work.callback(api.close)
+    if once:
+        done = controller.reconcile()
+        if isinstance(done, str):
+            raise InputError(done)
+        found = {"plan": done.plan.to_document(), "state": done.state.to_document()}
+        work.say({**found, "reached": done.reached}, [done.summary()], code=int(not done.reached))
+        return
+    stop = threading.Event()
+    identity = f"{gethostname()}-{uuid4().hex[:8]}"
+    with options.logging_to_stderr(logging.INFO), handling(stop.set, once=True):
+        lead(controller, Lease(api, lease, identity), stop)

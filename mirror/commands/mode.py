@@ -10,9 +10,8 @@ import click
 from pydantic import SecretStr
 
 from mirror.commands import options
-from mirror.commands.cluster import Cluster
+from mirror.commands.cluster import Cluster, apply_command
 from mirror.commands.cluster_files import required_cluster_options
-from mirror.commands.controller import apply_command
 from mirror.commands.mode_render import render_command
 from mirror.commands.mode_switch import check_command, plan_command
 from mirror.commands.options import Work

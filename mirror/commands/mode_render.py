@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mirror.commands import options
-from mirror.commands.options import FILE, Work, flag
+from mirror.commands.options import FILE, Decorator, Work, flag
 from mirror.documents import document
 from mirror.errors import InputError, RenderingError
 from mirror.modes.constants import NAMESPACE
@@ -38,6 +38,32 @@ if TYPE_CHECKING:
 SECRETS_FILE = "registry-secrets.json"
 FLAVOURS = ("deckhouse", "stock")
 IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
+
+
+images_option: Decorator = click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="NAME=IMAGE",
+    help="Images of pods: distribution, auth and (Local) mirror on masters; nginx of each node's "
+    "balancer and relay. Without its images, a pod is not written.",
+)
+cache_proxies_option: Decorator = click.option(
+    "--cache-proxy",
+    "cache_proxies",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Proxy through which caches (Proxy) and the in-cluster proxy (Direct) reach the upstream: "
+    "HTTP_PROXY, HTTPS_PROXY or NO_PROXY. Repeatable.",
+)
+push_ingress_option: Decorator = click.option(
+    "--push-ingress",
+    "push_ingress",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="The public address for pushes (Local mode): host=registry.example.com, and if needed "
+    "class=NAME, tls-secret=NAME, allow=NETWORK,… Repeatable.",
+)
 
 
 @click.command(
@@ -93,14 +119,7 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     help="Whose containerd and registry: Deckhouse's or the stock ones.",
 )
 @click.option("--containerd", type=click.Choice(FLAVOURS), help="Flavour of containerd alone.")
-@click.option(
-    "--image",
-    "images",
-    multiple=True,
-    metavar="NAME=IMAGE",
-    help="Images of pods: distribution, auth and (Local) mirror on masters; nginx of each node's "
-    "balancer and relay. Without its images, a pod is not written.",
-)
+@images_option
 @click.option(
     "--nginx-module",
     "nginx_modules",
@@ -128,22 +147,8 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
     help="A port of Direct mode's in-cluster proxy (registry, debug, token) that is not the "
     "module's own.",
 )
-@click.option(
-    "--cache-proxy",
-    "cache_proxies",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Proxy through which caches (Proxy) and the in-cluster proxy (Direct) reach the upstream: "
-    "HTTP_PROXY, HTTPS_PROXY or NO_PROXY. Repeatable.",
-)
-@click.option(
-    "--push-ingress",
-    "push_ingress",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="The public address for pushes (Local mode): host=registry.example.com, and if needed "
-    "class=NAME, tls-secret=NAME, allow=NETWORK,… Repeatable.",
-)
+@cache_proxies_option
+@push_ingress_option
 @flag(
     "--switched",
     text="In a transition (--from): components read by the new way already.",
@@ -204,10 +209,10 @@ def render_command(
         containerd=Containerd(containerd or flavour),
         distribution=Distribution(flavour),
         nginx=Nginx(modules=nginx_modules),
-        images=_images(images),
-        environment=_proxies(cache_proxies),
+        images=images_of(images),
+        environment=proxies_of(cache_proxies),
         in_cluster_ports=_ports(in_cluster_ports),
-        push_ingress=_push_ingress(push_ingress),
+        push_ingress=push_ingress_of(push_ingress),
         ingress_client_ca=None if ingress_client_ca is None else read_text(ingress_client_ca),
         sources=_sources(source_cas),
         in_place_root=PurePosixPath(out.resolve()) if in_place else None,
@@ -290,7 +295,8 @@ def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
     ]
 
 
-def _images(texts: tuple[str, ...]) -> Images:
+def images_of(texts: tuple[str, ...]) -> Images:
+    """The images of `--image`."""
     expected = f"NAME=IMAGE with each of {', '.join(IMAGE_NAMES)} at most once"
     return Images(**_pairs(texts, "images", expected, "correct it", IMAGE_NAMES))
 
@@ -310,7 +316,7 @@ def _ports(texts: tuple[str, ...]) -> Ports:
     return Ports(**found)
 
 
-def _proxies(texts: tuple[str, ...]) -> dict[str, str]:
+def proxies_of(texts: tuple[str, ...]) -> dict[str, str]:
     """The environment of the caches, in both spellings: programs differ in which they read."""
     names = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
     advice = "write HTTPS_PROXY=http://proxy.example.com:3128"
@@ -318,7 +324,8 @@ def _proxies(texts: tuple[str, ...]) -> dict[str, str]:
     return found | {name.lower(): value for name, value in found.items()}
 
 
-def _push_ingress(texts: tuple[str, ...]) -> PushIngress | None:
+def push_ingress_of(texts: tuple[str, ...]) -> PushIngress | None:
+    """The ingress of `--push-ingress`; None without one."""
     fields = {"host": "host", "class": "ingress_class", "tls-secret": "tls_secret"}
     advice = "write host=registry.apps.example.com"
     names = (*fields, "allow")

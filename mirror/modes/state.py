@@ -206,6 +206,26 @@ class RegistryState:
         error = Condition(ConditionType.NOT_SUPPORTED, True, moment, Reason.ERROR, message)
         return replace(self, conditions=set_condition(self.conditions, error))
 
+    def stopped(self, message: str, now: datetime) -> RegistryState:
+        """The state with an error of which the switch waits to be rid."""
+        moment = now.astimezone(UTC).replace(microsecond=0)
+        error = Condition(ConditionType.READY, False, moment, Reason.ERROR, message)
+        return replace(self, conditions=set_condition(self.conditions, error))
+
+    def withdrawn(self, now: datetime) -> RegistryState:
+        """The state of a cluster at rest, without the errors of what is not wanted any more."""
+        kept = tuple(
+            one
+            for one in self.conditions
+            if one.reason is not Reason.ERROR and one.type is not ConditionType.READY
+        )
+        if kept:
+            moment = now.astimezone(UTC).replace(microsecond=0)
+            ready = next((c for c in self.conditions if c.type is ConditionType.READY), None)
+            done = Condition(ConditionType.READY, True, moment)
+            kept = set_condition((*kept, ready) if ready else kept, done)
+        return replace(self, target_mode=self.mode, conditions=kept)
+
     def to_document(self) -> dict[str, Any]:
         """The public keys, as JSON values."""
         return document(self, "hash", "mode", "target_mode=target_mode", "conditions")

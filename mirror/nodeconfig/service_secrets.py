@@ -306,16 +306,25 @@ def read_secrets(path: Path) -> ServiceSecrets | None:
         return None
     except OSError as err:
         raise FileSystemError(f"cannot read {path}: {err.strerror}; correct its access") from err
+    return parse_secrets(text, str(path))
+
+
+def parse_secrets(text: str | bytes, where: str) -> ServiceSecrets:
+    """Read what `secrets_text` wrote and `where` keeps.
+
+    Raises:
+        RenderingError: it is damaged.
+    """
     try:
         found = _Secrets.model_validate_json(text)
     except ValidationError as err:
-        raise RenderingError(f"{path}: {problems(err, 'document')[0]}; {_REPAIR}") from err
+        raise RenderingError(f"{where}: {problems(err, 'document')[0]}; {_REPAIR}") from err
     for pair in filter(None, (found.authority, found.successor)):
         try:
             pair.private_key()
         except InvalidCertificateError as err:
             problem = str(err).partition(";")[0]
-            raise RenderingError(f"{path}: authority: {problem}; {_REPAIR}") from err
+            raise RenderingError(f"{where}: authority: {problem}; {_REPAIR}") from err
     both = {"users": found.users, "beside": found.beside}
     accounts = {
         name: {
@@ -339,6 +348,11 @@ def write_secrets(kept: ServiceSecrets, path: Path) -> bool:
     Raises:
         FileSystemError: it cannot be written.
     """
+    return write_file(path, RenderedFile(secrets_text(kept).encode(), SECRET))
+
+
+def secrets_text(kept: ServiceSecrets) -> str:
+    """The secrets as a document, always the same for the same ones; it is itself a secret."""
     accounts = {
         name: {
             user: _User(
@@ -353,5 +367,4 @@ def write_secrets(kept: ServiceSecrets, path: Path) -> bool:
     fields = {name: getattr(kept, name) for name in _Secrets.model_fields}
     nodes = dict(sorted(kept.nodes.items()))
     document = _Secrets.model_validate({**fields, **accounts, "nodes": nodes})
-    content = document.model_dump_json(by_alias=True, exclude_defaults=True, indent=2) + "\n"
-    return write_file(path, RenderedFile(content.encode(), SECRET))
+    return document.model_dump_json(by_alias=True, exclude_defaults=True, indent=2) + "\n"

@@ -16,8 +16,8 @@ from pydantic import SecretStr
 
 import mirror
 from examples import controller as example
-from examples.controller import Controller, Pass
-from mirror import ConditionType, Mode, RegistryState, RegistryUser, StepOutcome
+from examples.controller import Controller
+from mirror import ConditionType, Mode, Reconciled, RegistryState, RegistryUser, StepOutcome, Switch
 from mirror.modes import constants
 from mirror.modes.routes import ModeKind, conditions_of
 from mirror.modes.settings import Account
@@ -113,7 +113,7 @@ class World:
         self.version = version.read_text() if version.exists() else "unknown"
         self.report()
 
-    def settle(self) -> Pass:
+    def settle(self) -> Reconciled:
         """Passes, between which the nodes do their part, until the wanted mode is reached.
 
         How many it takes depends on how long a replica's programs take to start.
@@ -157,7 +157,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(tmp_path / "cluster", upstream, running)
 
 
-def statuses(done: Pass) -> dict[str, bool]:
+def statuses(done: Reconciled) -> dict[str, bool]:
     return {one.type.value: one.status for one in done.state.conditions}
 
 
@@ -247,19 +247,17 @@ def test_a_controller_that_dies_anywhere_is_run_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.want("Local")
-    observe = example.Switch.observe
+    observe = Switch.observe
     for last in conditions_of(ModeKind.LOCAL)[:-1]:
 
-        def dying(
-            self: example.Switch, step: ConditionType, last: ConditionType = last
-        ) -> StepOutcome:
+        def dying(self: Switch, step: ConditionType, last: ConditionType = last) -> StepOutcome:
             outcome = observe(self, step)
             if step is last:  # done, and nobody has written it down
                 raise Crash
             return outcome
 
         with monkeypatch.context() as patch:
-            patch.setattr(example.Switch, "observe", dying)
+            patch.setattr(Switch, "observe", dying)
             if last is ConditionType.IMAGES:
                 patch.setattr(mirror, "sync_replicas", dead, raising=False)
             died = False

@@ -271,7 +271,7 @@ class KubeCluster:
             metadata["namespace"] = key[1]
         for name in _SERVERS:
             metadata.pop(name, None)
-        if key[0] != "ModuleConfig":
+        if key[0] not in ("ModuleConfig", "Node"):
             try:
                 check_object(new)
             except Exception as err:

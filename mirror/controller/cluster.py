@@ -1,0 +1,410 @@
+"""The controller in a cluster: what a pass asks the API, and how its result is carried out.
+
+It holds a Lease while it acts, and acts on nothing that it cannot read.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import SecretStr
+
+from mirror.controller import DEFAULTS, PAUSE_S, Reconciled, Switch, reconcile
+from mirror.controller.kube import MANAGER, KubeApi, Object
+from mirror.documents import read_documents
+from mirror.errors import (
+    CancelledError,
+    ConflictError,
+    InputError,
+    MirrorError,
+    NotFoundError,
+    RenderingError,
+)
+from mirror.modes import outcomes
+from mirror.modes.check import check_images, targets_for
+from mirror.modes.constants import (
+    LOGICAL_BASE,
+    LOGICAL_HOST,
+    MODULE_LABELS,
+    SECRET_STATE,
+    UNKNOWN_VERSION,
+)
+from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts, ReplicaPod, StepOutcome
+from mirror.modes.required import RequiredImage, RequiredSet, from_digest_list, relaxed
+from mirror.modes.settings import CheckMode, RegistrySettings
+from mirror.modes.state import RegistryState, inputs_hash
+from mirror.nodeconfig import objects, pods
+from mirror.nodeconfig.cluster import Node
+from mirror.nodeconfig.object_secrets import VERSION
+from mirror.nodeconfig.render import Rendered, RenderOptions
+from mirror.nodeconfig.service_secrets import ServiceSecrets, parse_secrets, secrets_text
+from mirror.oci import Reference
+from mirror.run import Run
+
+_CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
+_CONTAINERD = "node.deckhouse.io/containerd-config-registry"
+_CONFIGURED = frozenset(one.value for one in ContainerdConfig)
+_DECKHOUSE = "deckhouse"
+_OURS = ("Ingress", "Service", "Deployment", "PodDisruptionBudget", "Secret")
+"""The kinds of what may go, in this order: nobody is led to what is gone."""
+_CHECK_S = 30.0
+
+Images = Callable[[Switch], StepOutcome]
+
+
+@dataclass
+class Controller:
+    """Leads one cluster. `may_act` is asked before each change, and `images` in place of the API
+    and the registries, whether a registry has what the cluster needs.
+
+    `digests` is the text of a list of the required images; without it they are what the platform's
+    pods run now. With `force` fields are taken over that somebody else manages.
+    """
+
+    api: KubeApi
+    options: RenderOptions = DEFAULTS
+    force: bool = False
+    digests: str | None = None
+    images: Images | None = None
+    may_act: Callable[[], bool] = lambda: True
+    run: Run | None = None
+
+    def reconcile(self) -> Reconciled | str:
+        """Passes, until there is something to wait for; a text where nothing can be done.
+
+        Raises:
+            MirrorError: the API does not answer or refuses, or what it has cannot be worked with.
+        """
+        while True:
+            done = self._pass(datetime.now(UTC))
+            if isinstance(done, str) or done.requeue_s:
+                return done
+
+    def _pass(self, now: datetime) -> Reconciled | str:
+        secret = self.api.get("Secret", SECRET_STATE)
+        state = RegistryState.load(secret)
+        kept = _kept(state)
+        try:
+            wanted = _wanted(self.api.get("ModuleConfig", _DECKHOUSE))
+            RegistrySettings.load(wanted)
+        except (InputError, NotFoundError) as err:
+            return self._stop(secret, state, "read", err, now)
+        site = _Site(self, _nodes(self.api))
+        try:
+            done = reconcile(
+                wanted,
+                state,
+                site.facts(),
+                [one for one, _ in site.nodes],
+                kept,
+                site,
+                now,
+                installed=_installed(self.api.get("Secret", "deckhouse-registry")),
+                options=self.options,
+            )
+        except RenderingError as err:
+            return self._stop(secret, state, "carried out", err, now)
+        written = self._write(secret, done.state, done.kept or kept)
+        try:
+            self._roll_out(done)
+        except (ConflictError, RenderingError) as err:
+            stopped = done.state.stopped(str(err), now)
+            self._write(written, stopped, done.kept or kept)
+            return replace(done, state=stopped, requeue_s=PAUSE_S)
+        return done
+
+    def _stop(
+        self,
+        secret: Mapping[str, Any] | None,
+        state: RegistryState,
+        what: str,
+        err: MirrorError,
+        now: datetime,
+    ) -> str:
+        """Let the state say why nothing is done."""
+        said = f"ModuleConfig {_DECKHOUSE} cannot be {what}, and nothing is changed: {err}"
+        self._write(secret, state.stopped(said, now), _kept(state))
+        return said
+
+    # -- what is written ---------------------------------------------------------------------------
+
+    def _act(self) -> None:
+        if not self.may_act():
+            raise CancelledError("another one leads now; this pass ends here")
+
+    def _write(
+        self, before: Mapping[str, Any] | None, state: RegistryState, kept: ServiceSecrets | None
+    ) -> Mapping[str, Any] | None:
+        """Keep state and secrets in one object, so that none is ever without the other."""
+        if kept is not None:
+            memory = json.loads(state.private.get_secret_value()) if state.private else {}
+            memory["secrets"] = secrets_text(kept)
+            state = replace(state, private=SecretStr(json.dumps(memory)))
+        secret = state.to_secret()
+        if before is not None:
+            if before.get("data") == secret["data"]:
+                return before
+            known = before["metadata"]
+            labels = {**(known.get("labels") or {}), **secret["metadata"]["labels"]}
+            version = {"resourceVersion": known["resourceVersion"], "labels": labels}
+            secret["metadata"] = {**secret["metadata"], **version}
+        self._act()
+        return self.api.put(secret)
+
+    def _roll_out(self, done: Reconciled) -> None:
+        if done.rendered is None:
+            return
+        for one in done.rendered.objects:
+            self._act()
+            self.api.apply(one, force=self.force)
+        if done.complete:
+            self._remove_others(done.rendered)
+
+    def _remove_others(self, rendered: Rendered) -> None:
+        """Remove what we brought here and is not rendered any more."""
+        wanted = {(one["kind"], one["metadata"]["name"]) for one in rendered.objects}
+        ours = ",".join(f"{key}={value}" for key, value in MODULE_LABELS.items() if key != "app")
+        for kind in _OURS:
+            for one in self.api.list(kind, selector=ours):
+                metadata = one["metadata"]
+                keep = (metadata.get("annotations") or {}).get("helm.sh/resource-policy") == "keep"
+                if (kind, metadata["name"]) in wanted or keep or not _is_ours(one):
+                    continue
+                self._act()
+                self.api.delete(one)
+
+
+def _is_ours(one: Object) -> bool:
+    return any(
+        field["manager"] == MANAGER and field["operation"] == "Apply"
+        for field in one["metadata"].get("managedFields") or ()
+    )
+
+
+# -- what is read ----------------------------------------------------------------------------------
+
+
+def _wanted(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a ModuleConfig says of the registry, without what the API notes about it."""
+    if config is None:
+        raise NotFoundError("it is not there")
+    spec = config.get("spec") or {}
+    settings = spec.get("settings") or {}
+    registry = settings.get("registry") if isinstance(settings, Mapping) else settings
+    kept = {"version": spec.get("version"), "settings": {"registry": registry}}
+    return {"kind": "ModuleConfig", "metadata": {"name": _DECKHOUSE}, "spec": kept}
+
+
+def _kept(state: RegistryState) -> ServiceSecrets | None:
+    """The secrets that the last pass wrote down."""
+    with suppress(ValueError, AttributeError):
+        memory = json.loads(state.private.get_secret_value()) if state.private else {}
+        text = memory.get("secrets")
+        return None if text is None else parse_secrets(text, SECRET_STATE)
+    return None  # another program's, which the pass refuses
+
+
+def _installed(secret: Mapping[str, Any] | None) -> RegistrySettings | None:
+    """The registry of the installation, as components read it; None where they read by us."""
+    if secret is None:
+        return None
+    data = {
+        key: base64.b64decode(value).decode() for key, value in (secret.get("data") or {}).items()
+    }
+    if data.get("address", LOGICAL_HOST) == LOGICAL_HOST:
+        return None
+    given = {
+        "imagesRepo": data["address"] + data.get("path", ""),
+        "registryDockerCfg": (secret.get("data") or {}).get(".dockerconfigjson"),
+        "registryScheme": data.get("scheme", "https").upper(),
+        "registryCA": data.get("ca") or None,
+    }
+    return RegistrySettings.load({"kind": "InitConfiguration", "deckhouse": given})
+
+
+def _nodes(api: KubeApi) -> list[tuple[Node, NodeFacts]]:
+    found = []
+    for one in api.list("Node"):
+        metadata, status = one["metadata"], one.get("status") or {}
+        labels, notes = metadata.get("labels") or {}, metadata.get("annotations") or {}
+        name, master = metadata["name"], _CONTROL_PLANE in labels
+        addresses = [a["address"] for a in status.get("addresses", ()) if a["type"] == "InternalIP"]
+        if not addresses:
+            raise RenderingError(f"node {name}: it has no InternalIP yet")
+        configured = labels.get(_CONTAINERD, "")
+        facts = NodeFacts(
+            name,
+            master,
+            ready=_condition(status, "Ready"),
+            schedulable=not (one.get("spec") or {}).get("unschedulable", False),
+            cri=_cri((status.get("nodeInfo") or {}).get("containerRuntimeVersion")),
+            containerd_config=(ContainerdConfig(configured) if configured in _CONFIGURED else None),
+            version=notes.get(VERSION, UNKNOWN_VERSION),
+        )
+        found.append((Node(name, addresses[0], master), facts))
+    return found
+
+
+def _cri(version: str | None) -> str | None:
+    """`containerd://2.0.4` in the words of the cluster."""
+    name, _, number = (version or "").partition("://")
+    if name != "containerd":
+        return name or None
+    return "Containerd" if number.startswith("1.") else "ContainerdV2"
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> bool:
+    return any(
+        one["type"] == kind and one["status"] == "True" for one in status.get("conditions") or ()
+    )
+
+
+class _Site:
+    """The cluster as one pass asks for it."""
+
+    def __init__(self, owner: Controller, nodes: list[tuple[Node, NodeFacts]]) -> None:
+        self._owner, self._api, self.nodes = owner, owner.api, nodes
+
+    def facts(self) -> ClusterFacts:
+        """What the API tells; Deckhouse's queue of tasks is not there."""
+        api = self._api
+        configuration = api.get("Secret", "d8-cluster-configuration", "kube-system")
+        started = api.get("ConfigMap", "d8-cluster-is-bootstraped", "kube-system")
+        return ClusterFacts(
+            bootstrapped=started is not None,
+            managed_by_dkp=configuration is not None,
+            static=None if configuration is None else _is_static(configuration),
+            node_config_managed=api.get("Secret", "registry-bashible-config") is not None,
+            nodes=tuple(facts for _, facts in self.nodes),
+        )
+
+    def images(self, switch: Switch) -> StepOutcome:
+        if self._owner.images is not None:
+            return self._owner.images(switch)
+        report = check_images(
+            self._required(switch.target.check_mode),
+            targets_for(switch.target, switch.access),
+            limit_s=_CHECK_S,
+            run=self._owner.run,
+        )
+        return report.outcome
+
+    def _required(self, mode: CheckMode) -> RequiredSet:
+        deployment = self._api.get("Deployment", _DECKHOUSE)
+        if mode is CheckMode.RELAX:
+            return relaxed(deployment)
+        if self._owner.digests is not None:
+            return from_digest_list(self._owner.digests, "--digests", deployment)
+        return RequiredSet.of(mode, self._running())
+
+    def _running(self) -> Iterable[RequiredImage]:
+        """What the pods of the platform run, by digest, out of its own repository."""
+        secret = self._api.get("Secret", "deckhouse-registry") or {}
+        data = secret.get("data") or {}
+        parts = (base64.b64decode(data.get(key, "")).decode() for key in ("address", "path"))
+        bases = {LOGICAL_BASE, "".join(parts)}
+        for pod in self._api.list("Pod", None):
+            space, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+            if not space.startswith("d8-"):
+                continue
+            for container in pod["spec"]["containers"]:
+                with suppress(MirrorError):  # of another registry, in another form
+                    image = Reference.parse(container["image"])
+                    if image.digest is not None and str(image.repository) in bases:
+                        yield RequiredImage("", image.digest, f"pod {space}/{name}")
+
+    def replicas(self, _: Switch) -> Sequence[ReplicaPod]:
+        there = {pod["spec"].get("nodeName"): pod for pod in self._pods()}
+        found = []
+        for node, facts in self.nodes:
+            if not node.master:
+                continue
+            pod = there.get(node.name, {})
+            notes = pod.get("metadata", {}).get("annotations") or {}
+            version = notes.get(pods.VERSION_ANNOTATION, UNKNOWN_VERSION)
+            ready = _condition(pod.get("status") or {}, "Ready")
+            found.append(ReplicaPod(node.name, bool(facts.ready), ready, version))
+        return found
+
+    def _pods(self) -> list[dict[str, Any]]:
+        return self._api.list("Pod", selector="component=registry-service,type=node-services")
+
+    def proxy(self, switch: Switch) -> StepOutcome:
+        wanted = _named(switch.final, "Deployment", objects.PROXY)
+        if wanted is None:
+            return StepOutcome(
+                False,
+                "the images of the in-cluster proxy are not known; start the controller with "
+                "--image distribution=… and --image auth=…",
+            )
+        there = self._api.get("Deployment", objects.PROXY)
+        count, status = wanted["spec"]["replicas"], (there or {}).get("status") or {}
+        seen = status.get("observedGeneration", 0) >= (there or {}).get("metadata", {}).get(
+            "generation", 0
+        )
+        if there is None or not seen or _note(there, VERSION) != _note(wanted, VERSION):
+            return outcomes.in_cluster_proxy(count, 0)
+        return outcomes.in_cluster_proxy(
+            count, status.get("readyReplicas") or 0, status.get("updatedReplicas") or 0
+        )
+
+    def components(self, switch: Switch) -> StepOutcome:
+        wanted = _named(switch.final, "Secret", "deckhouse-registry")
+        if wanted is None:
+            return StepOutcome(True)  # nothing is rendered for them
+        secret = self._api.get("Secret", "deckhouse-registry") or {}
+        given = secret.get("data") or {}
+        current = all(given.get(key) == value for key, value in wanted["data"].items())
+        version = inputs_hash(wanted["data"])
+        if current:
+            self._restart(version)
+        there = self._api.list("Pod", selector="app=deckhouse")
+        new = [pod for pod in there if _note(pod, VERSION) == version]
+        ready = [pod for pod in new if _condition(pod.get("status") or {}, "Ready")]
+        return outcomes.registry_switch(
+            secret_current=current,
+            annotated=current,
+            pod_exists=bool(new),
+            pod_ready=len(ready) == len(there),
+        )
+
+    def _restart(self, version: str) -> None:
+        """Let Deckhouse's own pod start anew with the registry that it reads now."""
+        there = self._api.get("Deployment", _DECKHOUSE)
+        template = (there or {}).get("spec", {}).get("template", {})
+        if there is not None and _note(template, VERSION) != version:
+            self._owner._act()
+            note = {"metadata": {"annotations": {VERSION: version}}}
+            self._api.merge("Deployment", _DECKHOUSE, {"spec": {"template": note}})
+
+    def left(self, _: Switch) -> Iterable[str]:
+        return (str(pod["spec"].get("nodeName")) for pod in self._pods())
+
+    def proxy_exists(self, _: Switch) -> bool:
+        return self._api.get("Deployment", objects.PROXY) is not None
+
+
+def _is_static(secret: Mapping[str, Any]) -> bool | None:
+    text = (secret.get("data") or {}).get("cluster-configuration.yaml")
+    if text is None:
+        return None
+    documents = read_documents(
+        base64.b64decode(text), "Secret d8-cluster-configuration", "expected keys and values"
+    )
+    return any(one.get("clusterType") == "Static" for one in documents)
+
+
+def _named(rendered: Rendered, kind: str, name: str) -> Object | None:
+    found = (one for one in rendered.objects if one["kind"] == kind)
+    return next((one for one in found if one["metadata"]["name"] == name), None)
+
+
+def _note(one: Mapping[str, Any], name: str) -> str | None:
+    notes: Mapping[str, str] = (one.get("metadata") or {}).get("annotations") or {}
+    return notes.get(name)

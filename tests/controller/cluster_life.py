@@ -1,0 +1,218 @@
+"""The rest of a cluster, beside a controller: nodes, kubelets and Deckhouse do their part.
+
+Each of them takes one step at a time, and after every change somebody looks whether all images that
+are in use can still be pulled.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from mirror.modes.constants import LOGICAL_HOST
+from mirror.nodeconfig.object_secrets import VERSION
+from mirror.nodeconfig.pods import VERSION_ANNOTATION
+from tests.support.kube_api import KubeCluster
+from tests.support.rendered_cluster import NODES
+
+UPSTREAM = "nexus.example:8443"
+_LABELS = {"component": "registry-service", "type": "node-services"}
+_CONFIG = {"apiVersion": "deckhouse.io/v1alpha1", "kind": "ModuleConfig"}
+
+
+class Life:
+    """A static cluster of Deckhouse that was installed from `UPSTREAM`."""
+
+    def __init__(self, cluster: KubeCluster) -> None:
+        self.cluster = cluster
+        self.routes: dict[str, Mapping[str, Any]] = {}
+        """What each node has applied: hosts and their mirrors."""
+        self.broken: list[str] = []
+        """When images in use could not be pulled."""
+        self._rolled: dict[str, str] = {}
+        static = {"cluster-configuration.yaml": "clusterType: Static"}
+        cluster.write(_secret("d8-cluster-configuration", static, "kube-system"))
+        cluster.write(_object("v1", "ConfigMap", "d8-cluster-is-bootstraped", "kube-system"))
+        login = {"auths": {UPSTREAM: {"auth": base64.b64encode(b"u:p").decode()}}}
+        installed = {".dockerconfigjson": json.dumps(login), "address": UPSTREAM}
+        installed |= {"path": "/dkp/ee", "scheme": "https"}
+        kind = "kubernetes.io/dockerconfigjson"
+        cluster.write({**_secret("deckhouse-registry", installed), "type": kind})
+        for node in NODES:
+            cluster.write(_node(node.name, node.address, node.master))
+        cluster.write(_deckhouse())
+        self.want("Unmanaged", configured=False)
+        self.live()
+        cluster.on_change = self._look
+
+    def want(self, mode: str, path: str = "dkp/ee", *, configured: bool = True) -> None:
+        """Change the ModuleConfig."""
+        registry: dict[str, Any] = {"mode": mode}
+        if configured and mode != "Local":
+            login = {"username": "u", "password": "secret-of-upstream"}
+            registry[mode.lower()] = {"imagesRepo": f"{UPSTREAM}/{path}", **login}
+        spec = {"version": 1, "enabled": True, "settings": {"registry": registry}}
+        self.cluster.write({**_CONFIG, "metadata": {"name": "deckhouse"}, "spec": spec})
+
+    # -- what others do ----------------------------------------------------------------------------
+
+    def live(self) -> None:
+        """Everybody does what is due, one step after the other."""
+        for _ in range(200):
+            if not any(step() for step in (self._kubelets, self._bashible, self._deployments)):
+                return
+        raise AssertionError("the cluster never comes to rest")
+
+    def _kubelets(self) -> bool:
+        """Start, restart or stop one registry of a master."""
+        wanted = {
+            one["metadata"]["name"].removeprefix("registry-node-config-"): _text(one, "version")
+            for one in self.cluster.of("Secret")
+            if one["metadata"]["name"].startswith("registry-node-config-")
+        }
+        there = {one["spec"]["nodeName"]: one for one in self._replicas()}
+        for node, version in wanted.items():
+            pod = there.get(node)
+            if pod is None or pod["metadata"]["annotations"][VERSION_ANNOTATION] != version:
+                self.cluster.write(_replica(node, version, ready=False))
+                return True
+            if not _ready(pod):
+                self.cluster.write(_replica(node, version, ready=True))
+                return True
+        for node in there.keys() - wanted.keys():
+            self.cluster.remove("Pod", f"registry-nodeservices-{node}")
+            return True
+        return False
+
+    def _bashible(self) -> bool:
+        """Let one node apply what there is for all."""
+        secret = self.cluster.get("Secret", "registry-bashible-config")
+        if secret is None:
+            return False
+        config = yaml.safe_load(_text(secret, "config"))
+        for node in self.cluster.of("Node"):
+            notes = node["metadata"].setdefault("annotations", {})
+            if notes.get(VERSION) != config["version"]:
+                self.routes[node["metadata"]["name"]] = config["hosts"]
+                notes[VERSION] = config["version"]
+                self.cluster.write(node)
+                return True
+        return False
+
+    def _deployments(self) -> bool:
+        """Roll one Deployment out."""
+        for one in self.cluster.of("Deployment"):
+            version = one["spec"]["template"]["metadata"].get("annotations", {}).get(VERSION, "")
+            status = one.setdefault("status", {})
+            count = one["spec"]["replicas"]
+            done = {"replicas": count, "updatedReplicas": count, "readyReplicas": count}
+            name = one["metadata"]["name"]
+            if {key: status.get(key) for key in done} != done or self._rolled.get(name) != version:
+                self._rolled[name] = version
+                one["status"] = done
+                self.cluster.write(one)
+                if name == "deckhouse":
+                    self.cluster.write(_pod("deckhouse-0", {"app": name}, {VERSION: version}))
+                return True
+        return False
+
+    # -- whether images can be pulled --------------------------------------------------------------
+
+    def _look(self, how: str, key: tuple[str, str, str]) -> None:
+        if what := self._unserved():
+            self.broken.append(f"{how} {key[0]} {key[2]}: {what}")
+
+    def _unserved(self) -> str:
+        """Who cannot pull an image that is in use; empty where all can."""
+        secret = self.cluster.get("Secret", "deckhouse-registry")
+        host = "" if secret is None else _text(secret, "address")
+        if host == LOGICAL_HOST and not self._service_serves():
+            return "components: nothing is behind the Service registry"
+        for node, hosts in self.routes.items():
+            mirrors = hosts.get(host, {"mirrors": []})["mirrors"]
+            if not any(self._serves(mirror["host"]) for mirror in mirrors):
+                return f"{node}: no route to {host} serves"
+        return ""
+
+    def _serves(self, host: str) -> bool:
+        return host == UPSTREAM or any(map(_ready, self._replicas()))
+
+    def _service_serves(self) -> bool:
+        service = self.cluster.get("Service", "registry")
+        if service is None:
+            return False
+        if service["spec"]["selector"]["type"] == "node-services":
+            return any(map(_ready, self._replicas()))
+        proxy = self.cluster.get("Deployment", "registry-incluster-proxy") or {}
+        return bool(proxy.get("status", {}).get("readyReplicas"))
+
+    def _replicas(self) -> Iterator[dict[str, Any]]:
+        for pod in self.cluster.of("Pod"):
+            if _LABELS.items() <= pod["metadata"]["labels"].items():
+                yield pod
+
+
+def _ready(pod: Mapping[str, Any]) -> bool:
+    return any(one["status"] == "True" for one in pod.get("status", {}).get("conditions", ()))
+
+
+def _text(secret: Mapping[str, Any], key: str) -> str:
+    return base64.b64decode(secret["data"][key]).decode()
+
+
+def _object(version: str, kind: str, name: str, space: str = "d8-system") -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": name}
+    if space:
+        metadata["namespace"] = space
+    return {"apiVersion": version, "kind": kind, "metadata": metadata}
+
+
+def _secret(name: str, data: Mapping[str, str], space: str = "d8-system") -> dict[str, Any]:
+    encoded = {key: base64.b64encode(text.encode()).decode() for key, text in data.items()}
+    return {**_object("v1", "Secret", name, space), "type": "Opaque", "data": encoded}
+
+
+def _node(name: str, address: str, master: bool) -> dict[str, Any]:
+    one = _object("v1", "Node", name, "")
+    one["metadata"]["labels"] = {"node.deckhouse.io/containerd-config-registry": "default"}
+    if master:
+        one["metadata"]["labels"]["node-role.kubernetes.io/control-plane"] = ""
+    one["status"] = {
+        "addresses": [{"type": "InternalIP", "address": address}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+        "nodeInfo": {"containerRuntimeVersion": "containerd://1.7.29"},
+    }
+    return one
+
+
+def _pod(
+    name: str, labels: Mapping[str, str], notes: Mapping[str, str], *, ready: bool = True
+) -> dict[str, Any]:
+    one = _object("v1", "Pod", name)
+    one["metadata"] |= {"labels": dict(labels), "annotations": dict(notes)}
+    one["spec"] = {"containers": [{"name": "main", "image": "r.example/main:1"}]}
+    one["status"] = {"conditions": [{"type": "Ready", "status": str(ready)}]}
+    return one
+
+
+def _replica(node: str, version: str, *, ready: bool) -> dict[str, Any]:
+    notes = {VERSION_ANNOTATION: version}
+    pod = _pod(f"registry-nodeservices-{node}", _LABELS, notes, ready=ready)
+    pod["spec"]["nodeName"] = node
+    return pod
+
+
+def _deckhouse() -> dict[str, Any]:
+    one = _object("apps/v1", "Deployment", "deckhouse")
+    labels = {"app": "deckhouse"}
+    container = {"name": "deckhouse", "image": f"{UPSTREAM}/dkp/ee:v1.70.0"}
+    one["spec"] = {
+        "replicas": 1,
+        "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+    }
+    return one

@@ -1,0 +1,343 @@
+"""The controller leads a cluster from mode to mode, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mirror.controller import Reconciled, lead
+from mirror.controller.cluster import Controller
+from mirror.controller.kube import KubeApi, Lease
+from mirror.errors import InvalidStateError, UnreachableError
+from mirror.modes.constants import ConditionType
+from mirror.modes.outcomes import StepOutcome
+from mirror.modes.routes import Mode, ModeKind, conditions_of
+from mirror.modes.settings import RegistrySettings
+from mirror.modes.state import RegistryState, inputs_hash
+from mirror.nodeconfig.render import Rendered, RenderOptions, render
+from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets, secrets_text
+from tests.controller.cluster_life import Life
+from tests.support.kube_api import KubeCluster, KubeServer, kube_server
+from tests.support.program import ROOT
+from tests.support.rendered_cluster import ALL_IMAGES, kept
+
+OPTIONS = RenderOptions(images=ALL_IMAGES)
+
+
+@pytest.fixture(autouse=True)
+def made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of certificates take long to make, and the same files to render again and again."""
+
+    def prepared(held: ServiceSecrets | None, *rest: Any) -> ServiceSecrets:
+        return prepare_secrets(held or kept(), *rest)
+
+    def remembered(
+        settings: RegistrySettings, nodes: Any, secrets: ServiceSecrets, **more: Any
+    ) -> Rendered:
+        previous = more.get("previous")
+        switch = (inputs_hash(settings, previous), more.get("switched"), tuple(nodes))
+        key = (*switch, secrets_text(secrets))
+        if key not in RENDERED:
+            RENDERED[key] = render(settings, nodes, secrets, **more)
+        return RENDERED[key]
+
+    monkeypatch.setattr("mirror.controller.prepare_secrets", prepared)
+    monkeypatch.setattr("mirror.controller.render", remembered)
+
+
+RENDERED: dict[Any, Rendered] = {}
+
+
+@pytest.fixture
+def life(cluster: KubeCluster) -> Life:
+    return Life(cluster)
+
+
+def controller(api: KubeApi, **more: Any) -> Controller:
+    """One that finds all images where it looks."""
+    more = {"force": True, "images": lambda *_: StepOutcome(True), **more}
+    return Controller(api, OPTIONS, **more)
+
+
+def settle(one: Controller, life: Life) -> Reconciled:
+    """Passes, between which the cluster does its part, until the wanted mode is reached."""
+    for _ in range(30):
+        done = one.reconcile()
+        assert not isinstance(done, str), done
+        life.live()
+        if done.reached:
+            return done
+    raise AssertionError("it does not come to rest")
+
+
+def state_of(cluster: KubeCluster) -> RegistryState:
+    return RegistryState.load(cluster.get("Secret", "registry-state"))
+
+
+def left_over(cluster: KubeCluster) -> set[str]:
+    """What the modes that are no more had in the cluster."""
+    return {
+        one["metadata"]["name"]
+        for kind in ("Secret", "Service", "Deployment", "Ingress", "PodDisruptionBudget")
+        for one in cluster.of(kind)
+        if one["metadata"].get("labels", {}).get("module") == "registry"
+    } - {"registry-config", "registry-state", "deckhouse-registry", "registry-bashible-config"}
+
+
+WALK = ("Unmanaged", "Direct", "Local", "Direct", "Proxy", "Unmanaged")
+
+
+def test_a_cluster_is_led_through_all_modes_and_back_without_a_route_missing(
+    tmp_path: Path, cluster: KubeCluster, life: Life
+) -> None:
+    text = (ROOT / "deploy/kubernetes/controller.yaml").read_text()
+    with kube_server(tmp_path, cluster, list(yaml.safe_load_all(text))) as server:
+        api = KubeApi.connect(server.kubeconfig)
+        for mode in WALK:
+            life.want(mode)
+            done = settle(controller(api), life)
+            state = state_of(cluster)
+            assert (state.mode, state.target_mode) == (mode, mode)
+            kind = ModeKind.of(Mode(mode), configurable=True)
+            assert [one.type for one in state.conditions] == list(conditions_of(kind))
+            assert all(one.status for one in state.conditions)
+            assert "secret-of-upstream" not in done.summary()
+            written = cluster.version
+            controller(api).reconcile()
+            assert cluster.version == written, "at rest nothing is touched"
+        api.close()
+    assert life.broken == []
+    assert left_over(cluster) == set()
+
+
+class Crash(BaseException):
+    """The process died."""
+
+
+def dying(api: KubeApi, after: int) -> Controller:
+    """A controller that dies when its request of this number has been answered."""
+    send, left = api._send, [after]
+
+    def counted(*args: Any, **more: Any) -> Any:
+        answer = send(*args, **more)
+        left[0] -= 1
+        if left[0] < 0:
+            raise Crash
+        return answer
+
+    api._send = counted  # type: ignore[method-assign]
+    return controller(api)
+
+
+def test_one_that_dies_after_every_request_comes_to_the_same(
+    server: KubeServer, cluster: KubeCluster, life: Life
+) -> None:
+    ends = []
+    for mode in ("Direct", "Local"):
+        life.want(mode)
+        for after in range(200):
+            api = KubeApi.connect(server.kubeconfig)
+            try:
+                done = dying(api, after).reconcile()
+                assert not isinstance(done, str), done
+                if done.reached:
+                    break
+            except Crash:
+                pass
+            finally:
+                api.close()
+            life.live()
+        ends.append(after)
+        assert state_of(cluster).mode == mode
+    assert min(ends) > 20
+    assert life.broken == []
+
+
+def test_an_api_that_is_down_for_a_while_delays_and_changes_nothing(
+    server: KubeServer, cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    life.want("Local")
+    one = controller(api)
+    for _ in range(30):
+        with server.down(), pytest.raises(UnreachableError):
+            one.reconcile()
+        done = one.reconcile()
+        life.live()
+        if not isinstance(done, str) and done.reached:
+            break
+    assert state_of(cluster).mode is Mode.LOCAL
+    assert life.broken == []
+
+
+def test_settings_that_cannot_be_read_are_told_and_nothing_is_changed(
+    cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    life.want("Direct")
+    settle(controller(api), life)
+    before = {key: one for key, one in cluster.objects.items() if key[2] != "registry-state"}
+    config = cluster.get("ModuleConfig", "deckhouse", "")
+    assert config is not None
+    config["spec"]["settings"]["registry"] = {"mode": "Local", "direct": {"password": "s3cret"}}
+    cluster.write(config)
+    assert isinstance(controller(api).reconcile(), str)
+    last = state_of(cluster).conditions[-1]
+    assert (last.type, last.status, last.reason) == (ConditionType.READY, False, "Error")
+    assert "ModuleConfig deckhouse cannot be read, and nothing is changed" in last.message
+    assert "s3cret" not in last.message
+    cluster.remove("ModuleConfig", "deckhouse", "")
+    assert isinstance(controller(api).reconcile(), str)
+    after = {key: one for key, one in cluster.objects.items() if key[2] != "registry-state"}
+    assert {k: v for k, v in after.items() if k[0] != "ModuleConfig"} == {
+        k: v for k, v in before.items() if k[0] != "ModuleConfig"
+    }
+    life.want("Direct")
+    assert settle(controller(api), life).reached
+
+
+def test_a_switch_that_is_not_supported_is_refused_with_the_way_that_is_open(
+    cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    life.want("Local")
+    settle(controller(api), life)
+    life.want("Proxy")
+    done = controller(api).reconcile()
+    assert not isinstance(done, str)
+    assert "go Local → Direct → Proxy" in done.summary()
+    assert state_of(cluster).conditions[-1].type is ConditionType.NOT_SUPPORTED
+    life.want("Local")
+    assert settle(controller(api), life).reached
+    assert ConditionType.NOT_SUPPORTED not in [one.type for one in state_of(cluster).conditions]
+
+
+def test_a_state_of_another_program_is_left_alone(
+    cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    secret = RegistryState(mode=Mode.LOCAL, target_mode=Mode.LOCAL).to_secret()
+    cluster.write(secret)
+    written = cluster.version
+    with pytest.raises(InvalidStateError, match="another program wrote it"):
+        controller(api).reconcile()
+    assert cluster.version == written
+
+
+def test_what_somebody_else_manages_is_told_and_taken_over_only_by_force(
+    cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    life.want("Direct")
+    one = controller(api, force=False)
+    for _ in range(8):
+        one.reconcile()
+        life.live()
+    last = state_of(cluster).conditions[-1]
+    assert last.reason == "Error"
+    assert 'conflict with "test": .data' in last.message
+    assert life.broken == []
+    assert settle(controller(api), life).reached
+
+
+def test_a_switch_that_was_begun_can_be_withdrawn(
+    cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    life.want("Unmanaged")
+    settle(controller(api), life)
+    for passes in (1, 3, 5):
+        life.want("Local")
+        for _ in range(passes):
+            controller(api).reconcile()
+            life.live()
+        life.want("Unmanaged")
+        settle(controller(api), life)
+        assert left_over(cluster) == set()
+    assert life.broken == []
+
+
+# -- one of several --------------------------------------------------------------------------------
+
+
+def test_a_lease_is_one_s_at_a_time_and_goes_over_when_it_is_not_renewed(
+    api: KubeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("mirror.controller.kube.time.monotonic", lambda: now[0])
+    one, two = Lease(api, "l", "one"), Lease(api, "l", "two")
+    assert one.renew()
+    assert not two.renew()
+    now[0] += 9
+    assert one.held
+    assert one.renew()
+    now[0] += 9
+    assert not two.renew(), "it saw a renewal since"
+    now[0] += 2
+    assert not one.held, "the holder stops before another may begin"
+    now[0] += 5
+    assert not two.renew()
+    now[0] += 9
+    assert two.renew()
+    assert not one.renew()
+    assert not one.held
+    two.release()
+    assert not two.held
+    assert one.renew(), "what was given back is free at once"
+
+
+def test_of_two_that_run_one_acts_and_the_other_goes_on_when_it_ends(
+    server: KubeServer, cluster: KubeCluster, life: Life
+) -> None:
+    acted: list[str] = []
+    ended = threading.Event()
+
+    def of(name: str) -> tuple[threading.Thread, threading.Event]:
+        api, stop = KubeApi.connect(server.kubeconfig), threading.Event()
+        send = api._send
+
+        def noted(method: str, path: str, *rest: Any, **more: Any) -> Any:
+            if method != "GET" and "/leases" not in path:
+                acted.append(name)
+            return send(method, path, *rest, **more)
+
+        api._send = noted  # type: ignore[method-assign]
+        lease = Lease(api, "mirror-controller", name)
+        work = (controller(api), lease, stop)
+        thread = threading.Thread(target=lead, args=work, kwargs={"pace": 0.05})
+        thread.start()
+        return thread, stop
+
+    def until(reached: Callable[[], bool]) -> None:
+        for _ in range(1000):
+            life.live()
+            if reached():
+                return
+            ended.wait(0.05)
+        raise AssertionError(state_of(cluster))
+
+    def at_rest(mode: Mode) -> bool:
+        state = state_of(cluster)
+        return state.mode is mode and not state.in_flight
+
+    running = {"one": of("one")}
+    life.want("Direct")
+    until(lambda: bool(acted))
+    running["two"] = of("two")
+    until(lambda: at_rest(Mode.DIRECT))
+    assert set(acted) == {"one"}
+    thread, stop = running.pop("one")
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    life.want("Local")
+    until(lambda: at_rest(Mode.LOCAL))
+    thread, stop = running.pop("two")
+    stop.set()
+    thread.join(10)
+    first_of_two = acted.index("two")
+    assert set(acted[:first_of_two]) == {"one"}
+    assert set(acted[first_of_two:]) == {"two"}
+    lease = cluster.get("Lease", "mirror-controller")
+    assert lease is not None
+    assert lease["spec"]["holderIdentity"] == ""
+    assert life.broken == []
