@@ -21,7 +21,9 @@ from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import RegistryState, inputs_hash
 from mirror.nodeconfig.render import Rendered, RenderOptions, render
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets, secrets_text
+from tests.conftest import MakeEmbeddedRegistry
 from tests.controller.cluster_life import Life
+from tests.support.cluster_replicas import image, put
 from tests.support.kube_api import KubeCluster, KubeServer, kube_server
 from tests.support.program import ROOT
 from tests.support.rendered_cluster import ALL_IMAGES, kept
@@ -119,9 +121,9 @@ class Crash(BaseException):
     """The process died."""
 
 
-def dying(api: KubeApi, after: int) -> Controller:
-    """A controller that dies when its request of this number has been answered."""
-    send, left = api._send, [after]
+def dying(api: KubeApi, left: list[int]) -> Controller:
+    """A controller that dies when as many more requests, and one, have been answered."""
+    send = api._send
 
     def counted(*args: Any, **more: Any) -> Any:
         answer = send(*args, **more)
@@ -143,7 +145,7 @@ def test_one_that_dies_after_every_request_comes_to_the_same(
         for after in range(200):
             api = KubeApi.connect(server.kubeconfig)
             try:
-                done = dying(api, after).reconcile()
+                done = dying(api, [after]).reconcile()
                 assert not isinstance(done, str), done
                 if done.reached:
                     break
@@ -341,3 +343,82 @@ def test_of_two_that_run_one_acts_and_the_other_goes_on_when_it_ends(
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == ""
     assert life.broken == []
+
+
+# -- the required images ---------------------------------------------------------------------------
+
+
+def test_required_are_the_images_that_the_platform_runs_or_those_of_a_list(
+    make_embedded_registry: MakeEmbeddedRegistry, cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    upstream = make_embedded_registry()
+    here, gone, foreign = image(1), image(2), image(3)
+    put(upstream, "dkp/ee", here, "v1.70.0")
+    life.want("Direct")
+    config = cluster.get("ModuleConfig", "deckhouse", "")
+    assert config is not None
+    section = {"imagesRepo": f"{upstream.address}/dkp/ee", "scheme": "HTTP"}
+    config["spec"]["settings"]["registry"] = {"mode": "Direct", "direct": section}
+    cluster.write(config)
+    for number, (base, one) in enumerate(
+        (("nexus.example:8443/dkp/ee", here), ("elsewhere.example/app", foreign))
+    ):
+        pod = running_pod(f"p{number}", f"{base}@{one.manifest.digest}")
+        cluster.write(pod)
+
+    def checked(**more: Any) -> tuple[bool, str]:
+        one = controller(api, images=None, **more)
+        one.reconcile()
+        found = {each.type: each for each in state_of(cluster).conditions}
+        outcome = found[ConditionType.IMAGES]
+        return outcome.status, outcome.message
+
+    assert checked()[0]
+    absent, message = checked(digests=f"{here.manifest.digest}\n{gone.manifest.digest}\n")
+    assert not absent
+    assert "items with errors" in message
+    cluster.write(running_pod("p2", f"nexus.example:8443/dkp/ee@{gone.manifest.digest}"))
+    missing, message = checked()
+    assert not missing
+    assert "source: pod d8-monitoring/p2" in message
+
+
+def running_pod(name: str, reference: str) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "d8-monitoring", "labels": {"app": "x"}}
+    spec = {"containers": [{"name": "main", "image": reference}]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+# -- in the long runs ------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("walk", [("Direct", "Local"), ("Local", "Direct", "Proxy", "Unmanaged")])
+def test_one_death_after_any_request_of_a_walk_changes_nothing_in_its_end(
+    tmp_path: Path, walk: tuple[str, ...]
+) -> None:
+    for number in range(2000):
+        cluster = KubeCluster()
+        life = Life(cluster)
+        with kube_server(tmp_path, cluster) as server:
+            left, died = [number], False
+            for mode in walk:
+                life.want(mode)
+                for _ in range(40):
+                    api = KubeApi.connect(server.kubeconfig)
+                    try:
+                        done = (controller(api) if died else dying(api, left)).reconcile()
+                    except Crash:
+                        died = True
+                        continue
+                    finally:
+                        api.close()
+                    life.live()
+                    assert not isinstance(done, str), done
+                    if done.reached:
+                        break
+                assert state_of(cluster).mode == mode
+            assert life.broken == [], number
+            if not died:
+                return
+    raise AssertionError("no walk is that long")
