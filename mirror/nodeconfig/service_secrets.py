@@ -228,12 +228,14 @@ def renewed(before: ServiceSecrets | None, after: ServiceSecrets) -> tuple[str, 
         return ()
     told = []
     if after.authority != before.authority:
-        told.append(f"authority {_named(after.authority)} signs from now on; {_FORMER}")
+        who = _named(after.authority)
+        told.append(f"authority {who} signs from now on; the former one stays trusted")
     if after.successor is not None and after.successor != before.successor:
-        begins = f"it signs {pki.OVERLAP.days} days later"
+        days = f"{pki.OVERLAP.days} days later"
+        begins = f"it signs {days if after.rotation is None else 'in the next step'}"
         told.append(f"next authority {_named(after.successor)}, trusted from now on; {begins}")
     if gone := len(set(before.former) - set(after.former)):
-        told.append(f"{gone} former authorities have ended and are not trusted any more")
+        told.append(f"{gone} former authorities are not trusted any more")
     if after.token_successor is not None and after.token_successor != before.token_successor:
         told.append(f"next token pair {_named(after.token_successor)}, known from now on")
     pairs: dict[str, tuple[KeyPair | None, KeyPair]] = {"token pair": (before.token, after.token)}
@@ -256,9 +258,6 @@ def renewed(before: ServiceSecrets | None, after: ServiceSecrets) -> tuple[str, 
             if one.account.name not in known
         ),
     )
-
-
-_FORMER = "the former one stays trusted until it ends"
 
 
 def _named(pair: KeyPair) -> str:

@@ -20,6 +20,8 @@ from mirror.operations.images import LINUX, find_image, hidden_name, name_of, sa
 from mirror.registry import RegistryReader
 from mirror.run import Run
 
+_LARGER = "give a larger max_bytes if it is trusted"
+
 
 @dataclass(frozen=True, slots=True)
 class ExtractReport:
@@ -70,7 +72,7 @@ def extract_image(
     where = name_of(reader, repository, image.digest)
     most = 2 * max_bytes
     if sum(layer.size for layer in image.layers) > most:
-        raise UnreadableImageError(f"{where}: its layers have more than {most} bytes")
+        raise UnreadableImageError(f"{where}: its layers have more than {most} bytes; {_LARGER}")
     with os_errors(into, "write"), _staging(into) as (work, tree):
         openers: list[LayerOpener] = []
         for number, layer in enumerate(image.layers):
@@ -83,7 +85,7 @@ def extract_image(
         wanted = _Wanted(files, *found, PurePosixPath(path).name, where)
         if wanted.size > max_bytes:
             raise UnreadableImageError(
-                f"{where}: {path!r} has {wanted.size} bytes; at most {max_bytes} are taken out"
+                f"{where}: {path!r} has {wanted.size} bytes, more than {max_bytes}; {_LARGER}"
             )
         wanted.write(tree, run or Run())
     return ExtractReport(len(wanted.files), wanted.size, tuple(wanted.left_out))

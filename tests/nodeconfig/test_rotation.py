@@ -156,6 +156,16 @@ def test_the_walk_is_told(held: ServiceSecrets) -> None:
     )
 
 
+def test_it_is_told_when_an_authority_signs_and_when_it_is_gone(held: ServiceSecrets) -> None:
+    walked = walk(held, [Rotated.AUTHORITY])
+    told = [renewed(before, after)[0] for before, after in pairwise(walked)]
+    assert told == [
+        "next authority (until 2036-02-27), trusted from now on; it signs in the next step",
+        "authority (until 2036-02-27) signs from now on; the former one stays trusted",
+        "1 former authorities are not trusted any more",
+    ]
+
+
 def test_a_step_is_applied_when_every_node_has_its_version(held: ServiceSecrets) -> None:
     made = render(LOCAL, MASTERS, held)
     first, second = (node(name, version=made.version) for name in ("master-0", "master-1"))

@@ -276,7 +276,11 @@ BIG = "x" * 100_000
 @pytest.mark.parametrize(
     ("entries", "options", "message"),
     [
-        ([entry("app/f", BIG)], {"max_bytes": 99_999}, "'app' has 100000 bytes; at most 99999"),
+        (
+            [entry("app/f", BIG)],
+            {"max_bytes": 99_999},
+            "'app' has 100000 bytes, more than 99999; give a larger",
+        ),
         ([entry("f", BIG)], {"max_bytes": 40_000}, "more than 80000 bytes come out of the layers"),
         ([entry("f", BIG)], {"max_bytes": 10}, "its layers have more than 20 bytes"),
         ([entry("app/f"), entry("app/g")], {"max_entries": 1}, "more than 1 entries"),
