@@ -294,7 +294,9 @@ def check_command(
         workers=work.run.jobs,
         run=work.run,
     )
-    work.show(report, lambda one, _: one.message, code=0 if report.ready else _exit_code(report))
+    # The message is the one that the cluster itself shows in its status.
+    code = 0 if report.ready else _exit_code(report)
+    work.show(report, lambda one, _: one.message, code=code, whole=True)
 
 
 def _exit_code(report: CheckReport) -> int:

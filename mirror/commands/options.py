@@ -139,9 +139,18 @@ class Work(ExitStack):
             click.get_current_context().exit(1)
 
     def show(
-        self, report: Shown, summary: Callable[[Shown, float], str], *, code: int = 0, **more: Any
+        self,
+        report: Shown,
+        summary: Callable[[Shown, float], str],
+        *,
+        code: int = 0,
+        whole: bool = False,
+        **more: Any,
     ) -> None:
-        """Close everything and print `report`, for a person or, with `more`, for a program."""
+        """Close everything and print `report`, for a person or, with `more`, for a program.
+
+        `whole` leaves digests and lines of the summary as they are.
+        """
         self.close()
         elapsed = time.monotonic() - self._started
         document: Mapping[str, Any] = {}
@@ -149,7 +158,8 @@ class Work(ExitStack):
         if self.as_json:
             document = {**report.to_document(), **more, "elapsedSeconds": round(elapsed, 3)}
         else:
-            lines = [self._fitted(summary(report, elapsed), sys.stdout)]
+            text = summary(report, elapsed)
+            lines = [text if whole else self._fitted(text, sys.stdout)]
         self.say(document, lines, code=code)
 
     def say(self, document: Mapping[str, Any], lines: Iterable[str], *, code: int = 0) -> None:
