@@ -19,7 +19,7 @@ from click.core import ParameterSource
 
 from mirror.commands.errors import print_json
 from mirror.commands.process import show, tell
-from mirror.errors import paragraph, printable
+from mirror.errors import IntegrityError, paragraph, printable
 from mirror.events import OnEvent, Warned
 from mirror.reports.messages import Messages, fitted, message
 from mirror.reports.progress import FORMS, progress
@@ -149,7 +149,8 @@ class Work(ExitStack):
     ) -> None:
         """Close everything and print `report`, for a person or, with `more`, for a program.
 
-        `whole` leaves digests and lines of the summary as they are.
+        `whole` leaves digests and lines of the summary as they are, and so do findings: whoever is
+        to look for something needs its whole name.
         """
         self.close()
         elapsed = time.monotonic() - self._started
@@ -159,6 +160,7 @@ class Work(ExitStack):
             document = {**report.to_document(), **more, "elapsedSeconds": round(elapsed, 3)}
         else:
             text = summary(report, elapsed)
+            whole = whole or code == IntegrityError.exit_code
             lines = [text if whole else self._fitted(text, sys.stdout)]
         self.say(document, lines, code=code)
 

@@ -35,7 +35,7 @@ def source(offer: MakeOffer) -> Offer:
         ({"version.json": "v1.70.0"}, "version.json cannot be read: Invalid JSON"),
         ({"version.json": "[]"}, "version.json cannot be read"),
         ({"version.json": '{"version": "v1.70.0+b"}'}, "names 'v1.70.0+b', which no tag can spell"),
-        ({"version.json": '{"suspend": true}'}, "version: Field required"),
+        ({"version.json": '{"suspend": true}'}, "version: is missing"),
         ({"version.json": '{"version": "newest"}'}, "'newest', which is not a semantic version"),
         ({"changelog.yaml": "{}"}, "the image has no version.json"),
     ],
