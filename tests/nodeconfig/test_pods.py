@@ -170,10 +170,12 @@ def test_no_transition_restarts_a_pod_unless_the_relay_gets_another_way(
 
 def test_a_relay_that_gets_another_way_restarts_and_that_is_said() -> None:
     between = done("stock", "Direct, other path", "Direct")
-    assert between.notes[-1] == (
+    relay, agent = between.notes[-2:]
+    assert relay == (
         "the relay of each node restarts with this configuration, and with the next: what is "
         "pulled while it does fails, and the kubelet pulls it again"
     )
+    assert agent.startswith("registry-bashible-config holds one way to nexus.example:8443")
     assert not any("restarts" in note for note in done("stock", "Direct", "Direct").notes)
 
 
