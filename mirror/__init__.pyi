@@ -151,6 +151,7 @@ from mirror.operations.prune import prune as prune
 from mirror.operations.pull import PlannedReference as PlannedReference
 from mirror.operations.pull import PullPlan as PullPlan
 from mirror.operations.pull import PullReport as PullReport
+from mirror.operations.pull import plan_patch as plan_patch
 from mirror.operations.pull import plan_pull as plan_pull
 from mirror.operations.pull import pull as pull
 from mirror.operations.push import plan_push as plan_push
@@ -164,6 +165,8 @@ from mirror.operations.releases import Release as Release
 from mirror.operations.releases import ReleaseList as ReleaseList
 from mirror.operations.releases import list_releases as list_releases
 from mirror.operations.releases import read_release as read_release
+from mirror.operations.repair import RepairReport as RepairReport
+from mirror.operations.repair import repair as repair
 from mirror.operations.replicate import Outcome as Outcome
 from mirror.operations.replicate import ReplicaResult as ReplicaResult
 from mirror.operations.rollback import RollbackReport as RollbackReport

@@ -29,6 +29,7 @@ _COMMANDS = {
     "history": ("generations.history_command", "List the generations of a registry."),
     "rollback": ("generations.rollback_command", "Put tags back to an earlier generation."),
     "verify": ("compare.verify_command", "Prove that a bundle or a registry is whole."),
+    "repair": ("compare.repair_command", "Bring back what is damaged in a bundle."),
     "inspect": ("bundles.inspect_command", "Show what is in a bundle."),
     "inventory": ("compare.inventory_command", "Write down what a registry holds."),
     "merge": ("bundles.merge_command", "Make a complete bundle of a base and its deltas."),

@@ -30,6 +30,7 @@ OUTSIDE = {
     "config_file": "the file itself",
     "dry_run": "what to do",
     "base": "what to compare with",
+    "only": "what a repair lacks",
     "force": "what to do with what is there",
     "no_pull_resume": "what to do with what is there",
     "verbose_summary": "how to tell",

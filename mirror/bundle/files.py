@@ -128,6 +128,13 @@ class WriteAt:
         with os_errors(self.path, "write"):
             write_at(self._fd, offset, *pieces)
 
+    def cut(self, size: int) -> None:
+        """Drop what lies behind `size` bytes."""
+        assert self._fd is not None
+        with os_errors(self.path, "write"):
+            if os.fstat(self._fd).st_size > size:
+                os.ftruncate(self._fd, size)
+
     def reaches(self, _offset: int, end: int) -> bool:
         """Whether the file has bytes up to `end`."""
         assert self._fd is not None
@@ -375,7 +382,8 @@ class PartedWriter:
             with os_errors(part, "create"):
                 fd = folder.open_anew(part.name, keep=keep)
                 try:
-                    os.ftruncate(fd, min(most, os.fstat(fd).st_size))
+                    if os.fstat(fd).st_size > most:
+                        os.ftruncate(fd, most)
                 finally:
                     os.close(fd)
         self._files = _Parts(self.parts, self.sizes, lambda part: folder.open(part.name, os.O_RDWR))

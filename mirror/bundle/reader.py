@@ -5,6 +5,7 @@ Nothing is unpacked for it: blobs are read at their offsets.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -115,12 +116,15 @@ class BundleReader:
     @property
     def origin(self) -> str | None:
         """What the root of the tree was called at the source, host/path; None if no seal says."""
+        roots: Counter[str] = Counter()
         for seal in self._seals.values():
             for archive in seal.archives.values():
                 for path, origin in archive.origins.items():
-                    if not path or origin.endswith(f"/{path}"):
-                        return origin.removesuffix(f"/{path}") if path else origin
-        return None
+                    if not path:
+                        return origin
+                    # Sources keep some repositories beside the root, installers for one.
+                    roots[origin.removesuffix(f"/{path}")] += origin.endswith(f"/{path}")
+        return max(roots, key=lambda one: roots[one], default=None)
 
     @property
     def needed(self) -> Inventory:

@@ -30,7 +30,7 @@ from mirror.events import Warned
 from mirror.oci.reference import check_repository
 from mirror.operations.merge import merge
 from mirror.release.discovery import discovery_images
-from mirror.release.names import component_names
+from mirror.release.select import component_names
 from mirror.reports.bundles import merge_summary
 from mirror.reports.page import html
 from mirror.sync import Finding, Inventory

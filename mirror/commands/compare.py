@@ -1,4 +1,4 @@
-"""`mirror status`, `diff`, `verify` and `inventory`: what registries and bundles hold."""
+"""`mirror status`, `diff`, `verify`, `repair` and `inventory`: what registries and bundles hold."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ from mirror.errors import InputError, IntegrityError, InvalidReferenceError
 from mirror.oci import Repository
 from mirror.operations.compare import diff, status, verify
 from mirror.operations.trees import registry_inventory
-from mirror.reports.bundles import bundle_summary, inventory_summary, registry_summary
+from mirror.reports.bundles import (
+    bundle_summary,
+    inventory_summary,
+    registry_summary,
+    repair_summary,
+)
 from mirror.reports.registries import diff_summary, status_summary
+from mirror.sync.tree import RegistrySource
 
 _DIFFER = 3
 _STANDARD_OUTPUT = "-"
@@ -153,6 +159,66 @@ def verify_command(
         tree = work.enter_context(target.open(work.on_event))
         held = verify(reader, against=tree, deep=deep, run=work.run)
         work.show(held, registry_summary, code=IntegrityError.exit_code if held.findings else 0)
+
+
+@click.command(
+    "repair", epilog=options.example("mirror repair bundle --from /mnt/copy --from registry/dkp")
+)
+@click.argument("bundle_dir", type=click.Path(path_type=Path), shell_complete=writing.folder)
+@click.option(
+    "--from",
+    "others",
+    multiple=True,
+    metavar="OTHER",
+    help="A folder with a copy, some of its files, or a patch; or a registry. Repeatable.",
+)
+@click.option(
+    "--request",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what nobody has into this file, for `mirror pull --only` on the other side.",
+)
+@click.option(
+    "--key", "key_file", type=FILE, help="Check the bundle's signature with this public key (PEM)."
+)
+@keyed_registry_options
+@options.running
+def repair_command(
+    *,
+    bundle_dir: Path,
+    others: Sequence[str],
+    request: Path | None,
+    key_file: Path | None,
+    access: AccessOptions,
+    work: Work,
+) -> None:
+    """Bring back, in place, what is damaged or missing in the bundle in BUNDLE_DIR; verify it.
+
+    Only what is damaged is taken, proved by its digest, and written. The bundle is the same as
+    before the damage, byte for byte. The exit code is 4 if something could not be repaired.
+    """
+    from mirror.operations.repair import repair  # loaded by this command alone
+    from mirror.release.source import SourceTree
+
+    places = [_place(one) for one in others]
+    if any(isinstance(one, Path) and not one.is_dir() for one in places):
+        raise InputError("--from names a file; name the folder that it lies in")
+    registries = [one for one in places if isinstance(one, str)]
+    sources: list[RegistrySource] = []
+    for tree in work.enter_context(open_trees(registries, access, work.on_event)):
+        tree = tree.within(work.run)
+        beside = SourceTree(tree.root, tree.modules_suffix).locate  # as vendors lay it out
+        sources += (tree.source(), RegistrySource(tree.client, beside))
+    report = repair(
+        bundle_dir,
+        [one for one in places if isinstance(one, Path)],
+        sources,
+        key=key_file.read_bytes() if key_file is not None else None,
+        run=work.run,
+    )
+    if request is not None and report.lacking.repositories:
+        write_durably(request, report.lacking.to_json())
+    code = IntegrityError.exit_code if report.verified.findings else 0
+    work.show(report, partial(repair_summary, request=request), code=code)
 
 
 @click.command(

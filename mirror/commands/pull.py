@@ -29,7 +29,7 @@ from mirror.config import PullConfig
 from mirror.durable import os_errors
 from mirror.errors import InputError, InvalidReferenceError, NoSpaceError
 from mirror.events import Warned
-from mirror.operations.pull import plan_pull
+from mirror.operations.pull import plan_patch, plan_pull
 from mirror.operations.trees import registry_inventory
 from mirror.release.source import SourceTree
 from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summary
@@ -110,6 +110,11 @@ def _opposite(name: str) -> str:
     help="Make a delta that leaves out what this bundle, inventory or registry holds. A registry "
     "is reached like the source, with its own stored login.",
 )
+@click.option(
+    "--only",
+    type=FILE,
+    help="Pull just what this file of `mirror repair --request` lists: a patch for that bundle.",
+)
 @flag("--force", text="Replace the bundle that is in BUNDLE_DIR.")
 @options.yes
 @flag("--no-pull-resume", text="Start over; ignore what an interrupted pull left.")
@@ -134,6 +139,7 @@ def pull_command(
     config_file: Path | None,
     dry_run: bool,
     base: str | None,
+    only: Path | None,
     force: bool,
     yes: bool,
     no_pull_resume: bool,
@@ -208,18 +214,22 @@ def pull_command(
     if force and not dry_run:
         options.confirm_replacing(work, bundle_dir, yes)
     if base_tree is not None:
-        with base_tree.open(work.on_event) as tree:
-            held = registry_inventory(tree, run=run).inventory
-    planned = plan_pull(
-        client,
-        SourceTree(source.root, source.modules_suffix),
-        selection,
-        selection=config.selection_document(),
-        base=held,
-        dedupe=config.dedupe,
-        tool=tool,
-        run=run,
-    )
+        with base_tree.open(work.on_event) as at_base:
+            held = registry_inventory(at_base, run=run).inventory
+    tree = SourceTree(source.root, source.modules_suffix)
+    if only is not None:
+        planned = plan_patch(client, tree, read_inventory(only), run=run)
+    else:
+        planned = plan_pull(
+            client,
+            tree,
+            selection,
+            selection=config.selection_document(),
+            base=held,
+            dedupe=config.dedupe,
+            tool=tool,
+            run=run,
+        )
     if dry_run:
         _tell_space(work, bundle_dir, sum(planned.archives.values()))
         work.show(planned, plan_summary)

@@ -14,9 +14,9 @@ from mirror.bundle.format import source_reference
 from mirror.bundle.seal import Seal, check_limits, lay_out_all
 from mirror.bundle.writer import BundleWriter
 from mirror.documents import document
-from mirror.errors import ChangedLeftoversError, SourceContentError
+from mirror.errors import ChangedLeftoversError, InputError, SourceContentError
 from mirror.events import Warned
-from mirror.layout import TOOL_FILE, tool_name
+from mirror.layout import TOOL_FILE, archive_of, tool_name
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
 from mirror.release.resolve import resolve
@@ -219,6 +219,37 @@ def plan_pull(
     seal = Seal.over(archives, selection or {}, tool_name(), files, coverage)
     check_limits(seal)
     return PullPlan(tree, selected, seal, source, files)
+
+
+def plan_patch(
+    client: RegistryReader, tree: SourceTree, wanted: Inventory, *, run: Run | None = None
+) -> PullPlan:
+    """Decide on a bundle of the content of `wanted` alone, by its digests and without a tag.
+
+    It is what a repair asks for (`RepairReport.lacking`), and what `repair` takes as a copy.
+
+    Raises:
+        InputError: there is nothing in it, or it has a repository that no bundle has.
+        CancelledError: `run` was stopped.
+    """
+    run = Run.of(run)
+    client = client.within(run)
+    client.ping()
+    names = {path: archive_of(path) for path in wanted.repositories}
+    if not names:
+        raise InputError("the request lists no content; there is nothing to pull")
+    parts = {
+        name: wanted.filtered({path for path in names if names[path] == name}.__contains__)
+        for name in sorted(set(names.values()))
+    }
+    origins = {
+        name: {path: tree.origin(path) for path in part.repositories}
+        for name, part in parts.items()
+    }
+    asked = {"only": str(wanted.digest())}
+    seal = Seal.over(lay_out_all(parts, origins), asked, tool_name())
+    check_limits(seal)
+    return PullPlan(tree, SelectedContent(()), seal, ReleaseSource(client, tree, run=run), {})
 
 
 def pull(

@@ -13,7 +13,7 @@ from mirror.errors import RegistryNotFoundError
 from mirror.layout import CHANNELS, RELEASE_CHANNEL, tags_of_versions
 from mirror.oci import Digest
 from mirror.operations.images import read_image
-from mirror.release.releases_file import CHANGELOG_YAML, parse_changelog
+from mirror.release.discovery import CHANGELOG_YAML, parse_changelog
 from mirror.release.source import VERSION_JSON, ReleaseInfo, parse_release
 from mirror.sync.tree import RegistryTree
 

@@ -29,7 +29,7 @@ from mirror.layout import (
 from mirror.oci import Digest
 from mirror.oci.reference import valid_tag
 from mirror.release.constraints import Constraint, find_by_probing
-from mirror.release.releases_file import releases_file
+from mirror.release.discovery import releases_file
 from mirror.release.selection import PlatformSelection, WantedImage, select_versions
 from mirror.release.source import (
     ChannelFact,

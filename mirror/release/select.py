@@ -5,19 +5,30 @@ Platform, installer, databases, modules, packages, plugins; `mirror.release.reso
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any
 
-from mirror.errors import DeniedError
-from mirror.layout import CHANNELS, INSTALLER, PLUGINS, SECURITY_DATABASES
+from mirror.errors import DeniedError, MirrorError
+from mirror.layout import CHANNELS, INSTALL, INSTALLER, PLUGINS, SECURITY_DATABASES
+from mirror.oci import Descriptor, Digest, verified
+from mirror.oci.layers import read_files
 from mirror.release.items import MODULE, PACKAGE, package_version_images, select_items
-from mirror.release.platform import SelectedPlatform, select_platform_images
+from mirror.release.platform import (
+    IMAGES_DIGESTS,
+    IMAGES_TAGS,
+    SelectedPlatform,
+    parse_components,
+    select_platform_images,
+)
 from mirror.release.plugins import PluginChoice, plugins_for
 from mirror.release.selection import Selection, WantedImage
 from mirror.release.source import ReleaseSource
+from mirror.sync import Inventory, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +151,45 @@ def _without_stray_channels(
         for image in versions
         if image.tag not in CHANNELS or image.repository not in repositories
     ]
+
+
+# -- what images are called ------------------------------------------------------------------------
+
+
+def component_names(content: Source, inventory: Inventory) -> dict[Digest, str]:
+    """Return the name of each image that an installer in `inventory` lists.
+
+    Layers of the installers are read, as far down as their lists lie, and of a delta those that it
+    carries. An installer that cannot be read names nothing.
+    """
+    names: dict[Digest, str] = {}
+    tags, carried = inventory.repository("").tags, inventory.blob_sizes().keys()
+    for digest in dict.fromkeys(inventory.repository(INSTALL).tags.values()):
+        with suppress(MirrorError):
+            for name, component in _listed(content, digest, carried).items():
+                image = name if isinstance(name, Digest) else tags.get(name)
+                if image is not None:
+                    names.setdefault(image, component)
+    return names
+
+
+def _listed(
+    content: Source, digest: Digest, carried: Collection[Digest]
+) -> Mapping[Digest | str, str]:
+    image = content.manifest(INSTALL, digest)
+    while image.is_index:
+        if not image.children:
+            return {}
+        image = content.manifest(INSTALL, image.children[0].descriptor.digest)
+
+    def layer(one: Descriptor) -> Iterator[bytes]:
+        where = f"{content.name}: layer {one.digest}"
+        return verified(
+            content.blob(INSTALL, one.digest, one.size), one.digest, one.size, where=where
+        )
+
+    where = f"{content.name}: {INSTALL}@{digest}"
+    layers = [partial(layer, one) for one in image.layers if one.digest in carried]
+    found = read_files(layers, (IMAGES_DIGESTS, IMAGES_TAGS), where=where)
+    listed = parse_components(found.get(IMAGES_TAGS, b"{}"), where, IMAGES_TAGS)
+    return listed or parse_components(found.get(IMAGES_DIGESTS, b"{}"), where, IMAGES_DIGESTS)

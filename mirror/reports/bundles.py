@@ -25,11 +25,14 @@ from mirror.sync.observation import NOTHING_THERE, listed
 from mirror.sync.observe import Verification
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mirror.bundle.archive import Compressed, Omissions
     from mirror.bundle.verify import BundleReport
     from mirror.operations.compare import RegistryReport
     from mirror.operations.merge import MergeReport
     from mirror.operations.pull import PlannedReference, PullPlan, PullReport
+    from mirror.operations.repair import RepairReport
     from mirror.operations.trees import RegistryInventory
     from mirror.release.select import SelectedContent
     from mirror.release.source import SourceTree
@@ -307,6 +310,18 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
         ],
         foot=[f"{how} {duration_text(elapsed_s)}"],
     )
+
+
+def repair_summary(report: RepairReport, elapsed_s: float, *, request: Path | None = None) -> str:
+    """What was brought back, and whether the bundle is whole."""
+    done = [f"repaired: {size_text(report.written)} written"]
+    done += (f"  {size_text(size)} from {giver}" for giver, size in report.given.items())
+    done += (f"  {name} as a whole" for name in report.files)
+    lines = done if report.written or report.files else ["nothing was repaired"]
+    if report.lacking.repositories:
+        asked = f"{request} lists it: outside, mirror pull PATCH --only {request} --source …"
+        lines.append(f"some content is nowhere; {asked if request else 'name more with --from'}")
+    return "\n".join([*map(printable, lines), "", bundle_summary(report.verified, elapsed_s)])
 
 
 def merge_summary(report: MergeReport, elapsed_s: float) -> str:

@@ -36,9 +36,9 @@ from mirror.registry.options import Proxy
 from mirror.registry.refusals import from_answer, from_token_server
 from mirror.release.constraints import Constraint, read_version
 from mirror.release.contracts import parse_contract
+from mirror.release.discovery import parse_changelog
 from mirror.release.items import parse_extra_images
 from mirror.release.platform import parse_components
-from mirror.release.releases_file import parse_changelog
 from mirror.release.selection import parse_filter, parse_platform
 from mirror.release.source import parse_release
 from mirror.signing import verify

@@ -10,13 +10,13 @@ from semver import Version
 
 from mirror.errors import SourceContentError
 from mirror.release.contracts import parse_contract
+from mirror.release.discovery import deckhouse_releases, parse_changelog
 from mirror.release.items import find_digests, parse_extra_images
 from mirror.release.platform import (
     IMAGES_DIGESTS,
     IMAGES_TAGS,
     parse_components,
 )
-from mirror.release.releases_file import deckhouse_releases, parse_changelog
 from mirror.release.source import ReleaseInfo, parse_release
 from tests.support.hostile import json_documents, yaml_documents
 

@@ -4,7 +4,7 @@ import json
 
 from examples.release_tree.images import Layer, image, layer
 from mirror.oci import Digest
-from mirror.release.names import component_names
+from mirror.release.select import component_names
 from mirror.sync import Inventory, MemoryStore
 
 DIGESTS, TAGS = (f"deckhouse/candi/images_{kind}.json" for kind in ("digests", "tags"))

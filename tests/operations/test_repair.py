@@ -1,0 +1,363 @@
+"""A damaged bundle is brought back to the byte, and nobody's wrong bytes get into it."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mirror.bundle.archive import Entry, against
+from mirror.bundle.folder import Packing
+from mirror.bundle.reader import BundleReader
+from mirror.errors import CancelledError, InputError
+from mirror.events import BlobDone, Event
+from mirror.oci import Digest
+from mirror.operations.merge import merge
+from mirror.operations.repair import RepairReport, plan_repair, repair, wanted_of
+from mirror.operations.restore import Damage
+from mirror.run import Cancellation, Run
+from mirror.sync import Inventory, MemoryStore
+from tests.support.bundles import pack, pack_store
+from tests.support.inventories import put_image, sample_store
+
+BIG = random.Random(7).randbytes(2_300_000)
+
+
+def content() -> MemoryStore:
+    store = sample_store()
+    put_image(store, "install", "v1", layers=(BIG, b"small"))
+    return store
+
+
+STORE = content()
+WANTED = STORE.inventory()
+
+
+def plain(folder: Path) -> None:
+    pack_store(STORE, folder)
+
+
+def in_parts(folder: Path) -> None:
+    pack(STORE, WANTED, folder, part_size=10**6)
+
+
+def delta(folder: Path) -> None:
+    base = MemoryStore()
+    put_image(base, "install", "old", layers=(b"small",))
+    pack(STORE, WANTED, folder, coverage=against(base.inventory(), WANTED))
+
+
+def compressed(folder: Path) -> None:
+    with_options(folder, Packing(compress=True))
+
+
+def compressed_in_parts(folder: Path) -> None:
+    with_options(folder, Packing(compress=True, part_size=10**6))
+
+
+def signed(folder: Path) -> None:
+    with_options(
+        folder, Packing(sign=lambda sealed: b"signed:" + Digest.of(sealed).encoded.encode())
+    )
+
+
+def with_options(folder: Path, packing: Packing) -> None:
+    pack_store(STORE, folder.with_name("plain"))
+    with BundleReader([folder.with_name("plain")]) as reader:
+        merge([reader], folder, packing=packing)
+    shutil.rmtree(folder.with_name("plain"))
+
+
+FORMS = [plain, in_parts, delta, compressed, compressed_in_parts, signed]
+
+
+@pytest.fixture(params=FORMS, ids=lambda form: form.__name__)
+def form(request: pytest.FixtureRequest) -> Callable[[Path], None]:
+    found: Callable[[Path], None] = request.param
+    return found
+
+
+@pytest.fixture
+def bundle(form: Callable[[Path], None], tmp_path: Path) -> Path:
+    """A whole bundle, with the same beside it in `copy`."""
+    form(tmp_path / "bundle")
+    shutil.copytree(tmp_path / "bundle", tmp_path / "copy")
+    return tmp_path / "bundle"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def archives(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if ".tar" in path.name)
+
+
+def flip(path: Path, *offsets: int) -> None:
+    data = bytearray(path.read_bytes())
+    for offset in offsets:
+        data[offset] ^= 1 + offset % 255
+    path.write_bytes(data)
+
+
+# -- what is to be done ----------------------------------------------------------------------------
+
+
+def test_a_plan_fetches_content_once_and_makes_the_rest() -> None:
+    index = Entry("a", 0, 512, 2, Digest.of(b"{}"), "index.json", b"{}")
+    blob = Entry("a", 1024, 1536, 5, Digest.of(b"layer"))
+    again = Entry("b", 1024, 1536, 5, Digest.of(b"layer"))
+    damages = [Damage("x.tar", blob), Damage("x.tar", index), Damage("y.tar", again)]
+    plan = plan_repair(damages)
+    assert plan.made == (damages[1],)
+    assert plan.fetched == {blob.digest: (damages[0], damages[2])}
+    wanted = wanted_of(damages, Inventory())
+    assert {path: dict(held.blobs) for path, held in wanted.repositories.items()} == {
+        "a": {blob.digest: 5},
+        "b": {blob.digest: 5},
+    }
+
+
+# -- from a copy -----------------------------------------------------------------------------------
+
+
+def mended(folder: Path, *copies: Path) -> RepairReport:
+    report = repair(folder, copies, run=Run(jobs=2))
+    assert report.verified.findings == ()
+    assert not report.lacking.repositories
+    return report
+
+
+def test_a_whole_bundle_is_left_as_it_is(bundle: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in bundle.iterdir()}
+    report = mended(bundle, tmp_path / "copy")
+    assert (report.written, report.given, report.files) == (0, {}, ())
+    assert {path: path.stat().st_mtime_ns for path in bundle.iterdir()} == before
+
+
+def test_a_thousand_flipped_bytes_are_brought_back(bundle: Path, tmp_path: Path) -> None:
+    chosen = random.Random(1)
+    for path in archives(bundle):
+        size = path.stat().st_size
+        count = 1 + 1000 * size // sum(one.stat().st_size for one in archives(bundle))
+        flip(path, *(chosen.randrange(size) for _ in range(count)))
+    mended(bundle, tmp_path / "copy")
+    assert files(bundle) == files(tmp_path / "copy")
+
+
+def lost_archive(folder: Path) -> None:
+    for path in archives(folder):
+        if path.name.startswith(("platform", "module-console")):
+            path.unlink()
+
+
+def lost_first_file(folder: Path) -> None:
+    archives(folder)[0].unlink()
+
+
+def cut(folder: Path) -> None:
+    for path in archives(folder):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def too_long(folder: Path) -> None:
+    for path in archives(folder):
+        path.write_bytes(path.read_bytes() + b"more")
+
+
+def shifted(folder: Path) -> None:
+    path = archives(folder)[0]
+    path.write_bytes(b"x" + path.read_bytes())
+
+
+def lost_seal(folder: Path) -> None:
+    (folder / "inventory.json").unlink()
+
+
+def damaged_seal(folder: Path) -> None:
+    flip(folder / "inventory.json", 100)
+
+
+def lost_sums(folder: Path) -> None:
+    (folder / "SHA256SUMS").unlink()
+
+
+def everything(folder: Path) -> None:
+    damaged_seal(folder)
+    flip(folder / "SHA256SUMS", 70)
+    cut(folder)
+    lost_archive(folder)
+
+
+@pytest.mark.parametrize("form", [in_parts, compressed, signed])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(lost_archive, lost_first_file, cut, too_long, shifted, lost_seal, damaged_seal),
+        *(lost_sums, everything),
+    ],
+    ids=lambda damage: damage.__name__,
+)
+def test_whatever_was_lost_comes_from_a_copy(
+    bundle: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(bundle)
+    mended(bundle, tmp_path / "copy")
+    assert files(bundle) == files(tmp_path / "copy")
+
+
+def test_two_copies_that_are_damaged_themselves_make_one_whole(tmp_path: Path) -> None:
+    plain(tmp_path / "bundle")
+    whole = files(tmp_path / "bundle")
+    for copy in ("copy", "second"):
+        shutil.copytree(tmp_path / "bundle", tmp_path / copy)
+    for number, path in enumerate(archives(tmp_path / "bundle")):
+        flip(path, path.stat().st_size // 2)
+        for copy, parity in (("copy", 0), ("second", 1)):
+            if number % 2 == parity:
+                flip(tmp_path / copy / path.name, path.stat().st_size // 2)
+    flip(tmp_path / "copy" / "inventory.json", 50)
+    mended(tmp_path / "bundle", tmp_path / "copy", tmp_path / "second")
+    assert files(tmp_path / "bundle") == whole
+
+
+def test_what_follows_from_the_seal_needs_nobody(tmp_path: Path) -> None:
+    plain(tmp_path / "bundle")
+    whole = files(tmp_path / "bundle")
+    with BundleReader([tmp_path / "bundle"]) as reader:
+        seal = reader._seal
+    assert seal is not None
+    for name, archive in seal.archives.items():
+        own = [entry for entry in archive.entries if entry.content is not None]
+        headers = [entry.offset + 3 for entry in archive.entries]
+        flip(tmp_path / "bundle" / name, *headers, *(one.data_offset + 1 for one in own), -1)
+    report = mended(tmp_path / "bundle")
+    assert report.given == {}
+    assert files(tmp_path / "bundle") == whole
+
+
+def test_a_blob_that_lies_in_the_bundle_twice_comes_from_there(tmp_path: Path) -> None:
+    plain(tmp_path / "bundle")
+    whole = files(tmp_path / "bundle")
+    base = b"base layer " * 300
+    platform = tmp_path / "bundle" / "platform.tar"
+    flip(platform, platform.read_bytes().index(base) + 1000)
+    report = mended(tmp_path / "bundle")
+    assert report.given == {str(tmp_path / "bundle"): len(base)}
+    assert files(tmp_path / "bundle") == whole
+
+
+def test_a_folder_of_other_bundles_gives_what_it_has_in_common(tmp_path: Path) -> None:
+    plain(tmp_path / "bundle")
+    whole = files(tmp_path / "bundle")
+    other = MemoryStore()
+    put_image(other, "modules/other", "v7", layers=(BIG,))
+    pack_store(other, tmp_path / "other")
+    flip(tmp_path / "bundle" / "platform.tar", 1_000_000)
+    report = mended(tmp_path / "bundle", tmp_path / "other")
+    assert report.given == {str(tmp_path / "other"): len(BIG)}
+    assert report.written == 1 << 20  # and not all of the layer
+    assert files(tmp_path / "bundle") == whole
+
+
+def test_the_seal_of_another_bundle_is_not_taken(tmp_path: Path) -> None:
+    plain(tmp_path / "bundle")
+    other = MemoryStore()
+    put_image(other, "", "v7", layers=(b"another",))
+    pack_store(other, tmp_path / "other")
+    for lost in ("inventory.json", "SHA256SUMS"):
+        (tmp_path / "bundle" / lost).unlink()
+        with pytest.raises(InputError, match=r"is missing, and without it nothing tells .* --from"):
+            repair(tmp_path / "bundle", [tmp_path / "other"])
+        with pytest.raises(InputError, match="is missing"):
+            repair(tmp_path / "bundle")
+
+
+# -- from a registry -------------------------------------------------------------------------------
+
+
+class Foreign(MemoryStore):
+    """A source with other bytes of the right length under every digest."""
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        yield bytes(size - offset)
+
+
+@pytest.mark.parametrize("form", [plain, in_parts, delta, signed])
+def test_content_comes_from_a_source_and_wrong_bytes_of_another_are_never_written(
+    bundle: Path, tmp_path: Path
+) -> None:
+    for path in archives(bundle):
+        flip(path, path.stat().st_size // 2)
+    repair(bundle)  # what needs nobody
+    damaged = files(bundle)
+    report = repair(bundle, sources=[Foreign()])
+    assert report.verified.findings
+    assert report.lacking.repositories
+    assert files(bundle) == damaged
+    again = repair(bundle, sources=[Foreign(), STORE])
+    assert again.verified.findings == ()
+    assert files(bundle) == files(tmp_path / "copy")
+
+
+def test_a_lost_archive_comes_from_a_source(tmp_path: Path) -> None:
+    plain(tmp_path / "bundle")
+    whole = files(tmp_path / "bundle")
+    (tmp_path / "bundle/platform.tar").unlink()
+    assert repair(tmp_path / "bundle", sources=[STORE]).verified.findings == ()
+    assert files(tmp_path / "bundle") == whole
+
+
+# -- what may happen on the way --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [in_parts, compressed])
+def test_a_repair_that_was_stopped_anywhere_is_run_again(
+    form: Callable[[Path], None], tmp_path: Path
+) -> None:
+    form(tmp_path / "bundle")
+    shutil.copytree(tmp_path / "bundle", tmp_path / "copy")
+    everything(tmp_path / "bundle")
+    for stop in range(1, 60, 5):
+        run = stopped_at(stop)
+        with suppress(CancelledError):
+            repair(tmp_path / "bundle", [tmp_path / "copy"], run=run)
+        if not run.cancellation.requested:
+            break
+    mended(tmp_path / "bundle", tmp_path / "copy")
+    assert files(tmp_path / "bundle") == files(tmp_path / "copy")
+
+
+def stopped_at(stop: int) -> Run:
+    """A run that is stopped when so many entries have been looked at, or brought."""
+    cancellation, seen = Cancellation(), 0
+
+    def count(event: Event) -> None:
+        nonlocal seen
+        seen += isinstance(event, BlobDone)
+        if seen >= stop:
+            cancellation.cancel()
+
+    return Run(jobs=1, on_event=count, cancellation=cancellation)
+
+
+@pytest.mark.parametrize("form", [plain, in_parts, delta])
+def test_what_nobody_has_is_listed_and_may_be_asked_for(bundle: Path) -> None:
+    for path in archives(bundle):
+        flip(path, path.stat().st_size // 2)
+    report = repair(bundle)
+    document = report.to_document()
+    assert document["ok"] is False
+    lacking = report.lacking
+    assert document["lacking"]["blobs"] == len(lacking.blob_sizes()) > 0
+    assert Inventory.from_document(json.loads(lacking.to_json())) == lacking
+    held = WANTED.blob_sizes()
+    assert all(held[digest] == size for digest, size in lacking.blob_sizes().items())
+    assert not any(content.tags for content in lacking.repositories.values())
