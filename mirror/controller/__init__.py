@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -243,7 +242,7 @@ class Switch:
         site: Site,
         options: RenderOptions,
     ) -> None:
-        self.target, self.facts, self.site = target, facts, site
+        self.target, self.facts, self.site, self.kept = target, facts, site, kept
         self.masters = [node.name for node in nodes if node.master]
         self.access = access_of(nodes, kept)
         before = None if previous == target else previous
@@ -348,27 +347,37 @@ def _without(rendered: Rendered, names: frozenset[str]) -> Rendered:
 def lead(controller: Controller, lease: Lease, stop: threading.Event, *, pace: float = 1.0) -> None:
     """Lead the cluster until `stop` is set, whenever we hold the lease; then give that back.
 
-    Changes of the API wake it; what goes wrong is logged and tried again. `pace` stretches or
-    shortens every wait.
+    Changes of the API wake it; what goes wrong is logged and tried again, and a bug is raised.
+    `pace` stretches or shortens every wait.
     """
-    run, wake = Run(), threading.Event()
+    run, wake, failed = Run(), threading.Event(), list[Exception]()
     controller.may_act, controller.run = lambda: lease.held and not stop.is_set(), run
-    api = controller.api
+
+    def begun(task: Callable[..., None], *given: Any) -> threading.Thread:
+        def carry_out() -> None:
+            try:
+                task(*given)
+            except Exception as err:  # noqa: BLE001 -- raised below: a thread would die in silence
+                failed.append(err)
+                stop.set()
+
+        thread = threading.Thread(target=carry_out, daemon=True)
+        thread.start()
+        return thread
+
     watched = {"ModuleConfig": "metadata.name=deckhouse", "Secret": "", "Node": "", "Pod": ""}
-    threads = [
-        threading.Thread(target=_watch, args=(api, kind, field, stop, wake, pace), daemon=True)
-        for kind, field in watched.items()
-    ]
-    threads.append(threading.Thread(target=_renew, args=(lease, stop, wake, pace), daemon=True))
-    work = threading.Thread(target=_work, args=(controller, lease, stop, wake, pace), daemon=True)
-    for one in (*threads, work):
-        one.start()
+    for kind, only in watched.items():
+        begun(_watch, controller.api, kind, only, stop, wake, pace)
+    begun(_renew, lease, stop, wake, pace)
+    work = begun(_work, controller, lease, stop, wake, pace)
     stop.wait()
     run.cancellation.cancel()
     wake.set()
     work.join(1.0)
-    with suppress(MirrorError):
-        lease.release()
+    begun(lease.release).join(0.8)  # an API that hangs must not hold up the end
+    for err in failed:
+        if not isinstance(err, MirrorError):
+            raise err
 
 
 def _watch(

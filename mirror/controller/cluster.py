@@ -90,11 +90,17 @@ class Controller:
         secret = self.api.get("Secret", SECRET_STATE)
         state = RegistryState.load(secret)
         kept = _kept(state)
+
+        def stopped(what: str, err: MirrorError) -> str:
+            said = f"ModuleConfig {_DECKHOUSE} cannot be {what}, and nothing is changed: {err}"
+            self._write(secret, state.stopped(said, now), kept)
+            return said
+
         try:
             wanted = _wanted(self.api.get("ModuleConfig", _DECKHOUSE))
             RegistrySettings.load(wanted)
         except (InputError, NotFoundError) as err:
-            return self._stop(secret, state, "read", err, now)
+            return stopped("read", err)
         site = _Site(self, _nodes(self.api))
         try:
             done = reconcile(
@@ -109,28 +115,15 @@ class Controller:
                 options=self.options,
             )
         except RenderingError as err:
-            return self._stop(secret, state, "carried out", err, now)
+            return stopped("carried out", err)
         written = self._write(secret, done.state, done.kept or kept)
         try:
             self._roll_out(done)
         except (ConflictError, RenderingError) as err:
-            stopped = done.state.stopped(str(err), now)
-            self._write(written, stopped, done.kept or kept)
-            return replace(done, state=stopped, requeue_s=PAUSE_S)
+            state = done.state.stopped(str(err), now)
+            self._write(written, state, done.kept or kept)
+            return replace(done, state=state, requeue_s=PAUSE_S)
         return done
-
-    def _stop(
-        self,
-        secret: Mapping[str, Any] | None,
-        state: RegistryState,
-        what: str,
-        err: MirrorError,
-        now: datetime,
-    ) -> str:
-        """Let the state say why nothing is done."""
-        said = f"ModuleConfig {_DECKHOUSE} cannot be {what}, and nothing is changed: {err}"
-        self._write(secret, state.stopped(said, now), _kept(state))
-        return said
 
     # -- what is written ---------------------------------------------------------------------------
 
@@ -361,7 +354,8 @@ class _Site:
         secret = self._api.get("Secret", "deckhouse-registry") or {}
         given = secret.get("data") or {}
         current = all(given.get(key) == value for key, value in wanted["data"].items())
-        version = inputs_hash(wanted["data"])
+        # Keyed: pods show it to whoever may not read the Secret.
+        version = inputs_hash(wanted["data"], switch.kept.http_secret)
         if current:
             self._restart(version)
         there = self._api.list("Pod", selector="app=deckhouse")

@@ -335,7 +335,7 @@ class Lease:
     def __init__(self, api: KubeApi, name: str, identity: str, *, duration_s: float = 15.0) -> None:
         self._api, self._name, self.identity = api, name, identity
         self._duration_s = duration_s
-        self._held_until = float("-inf")
+        self._held_until, self._released = float("-inf"), False
         self._seen: tuple[str, float] = ("", 0.0)
         """The version of the Lease that we saw last, and when we saw it first."""
 
@@ -361,6 +361,8 @@ class Lease:
             given = float(found["spec"].get("leaseDurationSeconds") or 0) if found else 0.0
             if begun < self._seen[1] + max(given, self._duration_s):
                 return False
+        if self._released:
+            return False
         try:
             self._write(found, self.identity)
         except ConflictError:  # somebody was faster
@@ -369,12 +371,12 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Let another take it at once.
+        """Let another take it at once, and take it no more.
 
         Raises:
             MirrorError: as `renew`.
         """
-        self._held_until = float("-inf")
+        self._held_until, self._released = float("-inf"), True
         found = self._api.get("Lease", self._name)
         if found is not None and found["spec"].get("holderIdentity") == self.identity:
             with suppress(ConflictError):

@@ -25,6 +25,7 @@ from tests.conftest import MakeEmbeddedRegistry
 from tests.controller.cluster_life import Life
 from tests.support.cluster_replicas import image, put
 from tests.support.kube_api import KubeCluster, KubeServer, kube_server
+from tests.support.patience import ends_within
 from tests.support.program import ROOT
 from tests.support.rendered_cluster import ALL_IMAGES, kept
 
@@ -115,6 +116,11 @@ def test_a_cluster_is_led_through_all_modes_and_back_without_a_route_missing(
         api.close()
     assert life.broken == []
     assert left_over(cluster) == set()
+    secret, pods = cluster.get("Secret", "deckhouse-registry"), cluster.get("Pod", "deckhouse-0")
+    assert secret is not None
+    assert pods is not None
+    note = pods["metadata"]["annotations"]["registry.deckhouse.io/version"]
+    assert note != inputs_hash(secret["data"]), "nobody can try passwords by it"
 
 
 class Crash(BaseException):
@@ -285,6 +291,7 @@ def test_a_lease_is_one_s_at_a_time_and_goes_over_when_it_is_not_renewed(
     two.release()
     assert not two.held
     assert one.renew(), "what was given back is free at once"
+    assert not two.renew(), "who gave it back takes it no more"
 
 
 def test_of_two_that_run_one_acts_and_the_other_goes_on_when_it_ends(
@@ -343,6 +350,20 @@ def test_of_two_that_run_one_acts_and_the_other_goes_on_when_it_ends(
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == ""
     assert life.broken == []
+
+
+def test_a_bug_ends_the_program_and_an_api_that_hangs_does_not_hold_up_its_end(
+    api: KubeApi, life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> StepOutcome:
+        raise KeyError("bug")
+
+    never = threading.Event()
+    monkeypatch.setattr(Lease, "release", lambda _: never.wait(60))
+    life.want("Direct")
+    with ends_within(30.0), pytest.raises(KeyError, match="bug"):
+        lead(controller(api, images=broken), Lease(api, "l", "one"), threading.Event(), pace=0.05)
+    never.set()
 
 
 # -- the required images ---------------------------------------------------------------------------
