@@ -19,12 +19,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from mirror.bundle.format import size_text
-from mirror.bundle.inspect import (
-    ArchiveInsight,
-    BundleInsight,
-    ImageInsight,
-    RepositoryInsight,
-)
+from mirror.bundle.inspect import ArchiveInsight, BundleInsight, ImageInsight, RepositoryInsight
 from mirror.bundle.report import channels_text
 from mirror.errors import counted, counts, printable
 from mirror.layout import KINDS, archive_of, component_of, is_digest_tag
