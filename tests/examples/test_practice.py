@@ -9,6 +9,8 @@ import sys
 
 from tests.support.program import ROOT, call_mirror
 
+_READY = "Enter publishes the vendor's next release. Ctrl-C ends both.\n"
+
 
 def test_practice_registries_serve_a_release_and_then_the_next() -> None:
     with subprocess.Popen(
@@ -20,16 +22,15 @@ def test_practice_registries_serve_a_release_and_then_the_next() -> None:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(4)]
-        source, target = (re.findall(r"127\.0\.0\.1:\S+", line)[0] for line in lines[1:3])
+        said = "".join(iter(process.stdout.readline, _READY))
+        source, target = re.findall(r"127\.0\.0\.1:\S+", said)
         assert call_mirror("history", target, "--insecure").text
         newest = ("pull", "unused", "--source", source, "--insecure", "--dry-run", "--json")
         versions = call_mirror(*newest).succeeded().document["platform"]["versions"]
         assert "v1.71.0" not in versions
         process.stdin.write("\n")
         process.stdin.flush()
-        process.stdout.readline()
-        assert process.stdout.readline() == "v1.71.0 is published.\n"
+        assert "v1.71.0 is published.\n" in iter(process.stdout.readline, "")
         assert "v1.71.0" in call_mirror(*newest).succeeded().document["platform"]["versions"]
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
