@@ -59,27 +59,21 @@ class Site(Protocol):
 
     def images(self, switch: Switch) -> StepOutcome:
         """Whether the registry that is wanted holds what the cluster needs."""
-        ...
 
     def replicas(self, switch: Switch) -> Sequence[ReplicaPod]:
         """Each master's replica, with the version of its configuration."""
-        ...
 
     def proxy(self, switch: Switch) -> StepOutcome:
         """Whether the in-cluster proxy is rolled out as rendered."""
-        ...
 
     def components(self, switch: Switch) -> StepOutcome:
         """Whether the platform's components work with the registry that is rendered for them."""
-        ...
 
     def left(self, switch: Switch) -> Iterable[str]:
         """The nodes on which replicas run."""
-        ...
 
     def proxy_exists(self, switch: Switch) -> bool:
         """Whether the in-cluster proxy is there."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +275,8 @@ class Switch:
                 return site.components(self)
             case _C.FINAL:
                 done = outcomes.containerd_config(nodes, self.final.version)
-                if done.ready and self.target.kind.row.runs_replicas:
-                    return replace(self._replicas(self.final), message=done.message)
-                return done
+                serves = not done.ready or not self.target.kind.row.runs_replicas
+                return done if serves or (own := self._replicas(self.final)).ready else own
             case _C.CLEANUP_NODE_SERVICES:
                 return outcomes.cleanup_node_services(site.left(self))
             case _C.CLEANUP_IN_CLUSTER_PROXY:

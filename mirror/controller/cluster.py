@@ -338,10 +338,9 @@ class _Site:
             )
         there = self._api.get("Deployment", objects.PROXY)
         count, status = wanted["spec"]["replicas"], (there or {}).get("status") or {}
-        seen = status.get("observedGeneration", 0) >= (there or {}).get("metadata", {}).get(
-            "generation", 0
-        )
-        if there is None or not seen or _note(there, VERSION) != _note(wanted, VERSION):
+        if there is None or _note(there, VERSION) != _note(wanted, VERSION):
+            return outcomes.in_cluster_proxy(count, 0)
+        if status.get("observedGeneration", 0) < there["metadata"].get("generation", 0):
             return outcomes.in_cluster_proxy(count, 0)
         return outcomes.in_cluster_proxy(
             count, status.get("readyReplicas") or 0, status.get("updatedReplicas") or 0

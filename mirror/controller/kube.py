@@ -392,11 +392,5 @@ class Lease:
         spec["leaseDurationSeconds"] = max(1, round(self._duration_s))
         version = {"resourceVersion": found["metadata"]["resourceVersion"]} if found else {}
         metadata = {"name": self._name, "namespace": NAMESPACE, **version}
-        self._api.put(
-            {
-                "apiVersion": RESOURCES["Lease"].version,
-                "kind": "Lease",
-                "metadata": metadata,
-                "spec": spec,
-            }
-        )
+        kind = {"apiVersion": RESOURCES["Lease"].version, "kind": "Lease"}
+        self._api.put({**kind, "metadata": metadata, "spec": spec})

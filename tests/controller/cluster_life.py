@@ -33,7 +33,8 @@ class Life:
         """What each node has applied: hosts and their mirrors."""
         self.broken: list[str] = []
         """When images in use could not be pulled."""
-        self._rolled: dict[str, str] = {}
+        self.rolled: dict[str, str] = {}
+        """Deployment → the version of its pods."""
         static = {"cluster-configuration.yaml": "clusterType: Static"}
         cluster.write(_secret("d8-cluster-configuration", static, "kube-system"))
         cluster.write(_object("v1", "ConfigMap", "d8-cluster-is-bootstraped", "kube-system"))
@@ -111,8 +112,8 @@ class Life:
             count = one["spec"]["replicas"]
             done = {"replicas": count, "updatedReplicas": count, "readyReplicas": count}
             name = one["metadata"]["name"]
-            if {key: status.get(key) for key in done} != done or self._rolled.get(name) != version:
-                self._rolled[name] = version
+            if {key: status.get(key) for key in done} != done or self.rolled.get(name) != version:
+                self.rolled[name] = version
                 one["status"] = done
                 self.cluster.write(one)
                 if name == "deckhouse":
