@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterator
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, UnionType
 from typing import Any
 
 from tests.surface import members, public
@@ -159,7 +159,9 @@ def _value(name: str, one: Any) -> str:
         text = _first(one)
         generated = text.startswith(f"{name}(")  # by dataclass, for want of a docstring
         return f"* `{name}`" + ("" if generated or not text else f": {text}")
-    return f"* `{name}`: `{_text(one)}`" if hasattr(one, "__name__") else f"* `{name}`: a type"
+    if not hasattr(one, "__name__") or isinstance(one, UnionType):  # which has one since 3.14
+        return f"* `{name}`: a type"
+    return f"* `{name}`: `{_text(one)}`"
 
 
 if __name__ == "__main__":

@@ -239,11 +239,7 @@ def pull_command(
 
 
 def _tool(config: PullConfig) -> bytes | None:
-    """The program that the bundle is to bring; None for none.
-
-    Raises:
-        InputError: there is none to take, or it is none.
-    """
+    """The program that the bundle is to bring; None for none. InputError: it is none."""
     if not config.brings_tool:
         return None
     path = config.tool or executable()

@@ -33,7 +33,7 @@ def version_command(*, work: Work) -> None:
     reads."""
     found = _about()
     lines = [
-        f"mirror {_version()}",
+        f"mirror {found['version']}",
         f"bundles: format {' and '.join(map(str, found['bundleFormats']))}",
         f"Python {found['python']}, {found['openssl']}, {found['platform']}",
         *([f"one file: {found['executable']}"] if found["executable"] else []),
@@ -45,7 +45,7 @@ def version_command(*, work: Work) -> None:
 def _about() -> dict[str, Any]:
     file = executable()
     return {
-        "version": _version(),
+        "version": metadata.version(DISTRIBUTION),
         "bundleFormats": [SCHEMA_VERSION, PARTIAL_SCHEMA_VERSION],
         "python": platform.python_version(),
         "openssl": ssl.OPENSSL_VERSION,
@@ -53,10 +53,6 @@ def _about() -> dict[str, Any]:
         "executable": None if file is None else str(file),
         "libraries": dict(sorted(_libraries().items())),
     }
-
-
-def _version() -> str:
-    return metadata.version(DISTRIBUTION)
 
 
 def _libraries() -> dict[str, str]:

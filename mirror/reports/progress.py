@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from inspect import getdoc
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from mirror.bundle.format import size_text
@@ -249,7 +250,7 @@ def event_schema() -> dict[str, Any]:
     told = [
         _object(
             _event_name(kind),
-            kind.__doc__ or "",
+            getdoc(kind) or "",
             {_key(one.name): str(one.type) for one in fields(kind)},
         )
         for kind in get_args(Event)
