@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -310,13 +310,14 @@ def serve_command(
             ) from err
         server.start()
         running.callback(server.stop)
-        stop = threading.Event()
-        with handling(stop.set, once=True):
+        stopped: list[int] = []
+        with handling(lambda: stopped.append(1), once=True):
             inventory = held.inventory if isinstance(held, BundleStorage) else None
             closed = auth.__class__ is not Anonymous
             served = Serving(url, root or "", origin, tls_cert, read_only, closed, inventory)
             work.say(served.to_document(), served.lines())
-            stop.wait()
+            while not stopped:  # a wait without an end may miss a signal that comes as it begins
+                time.sleep(0.1)
     tell("stopped")
 
 

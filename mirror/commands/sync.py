@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -236,11 +236,12 @@ def watch(config: Path) -> None:
     from mirror.watch.settings import WatchSettings
 
     settings = WatchSettings.load(config)
-    stop = threading.Event()
+    stopped: list[int] = []
     with options.logging_to_stderr(logging.INFO):
-        with handling(stop.set, once=True), running(settings) as (daemon, url):
+        with handling(lambda: stopped.append(1), once=True), running(settings) as (daemon, url):
             _log.info("following %s", ", ".join(daemon.followers))
             if url is not None:
                 _log.info("health, readiness and metrics at %s", url)
-            stop.wait()
+            while not stopped:  # a wait without an end may miss a signal that comes as it begins
+                time.sleep(0.1)
         _log.info("stopped")

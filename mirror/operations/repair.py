@@ -170,8 +170,7 @@ class _Repair(Restorer):
         if any(map(parse_part_name, names)):
             size = self.part_size()
             if not size:
-                told = f"nothing tells how long the parts of {archive.name} were; copy one of them"
-                self._run.on_event(Warned(told))
+                self._run.on_event(Warned(f"nothing tells how long parts of {archive.name} were"))
                 self.lost += (Damage(archive.name, entry) for entry in archive.entries)
                 return
             file = PartedWriter(self._folder, archive.name, archive.size, size, keep=True)

@@ -35,7 +35,7 @@ from mirror.oci import Digest, Verifier
 from mirror.run import Run
 from mirror.sync import Source
 
-ASIDE = "repair" + PARTIAL_SUFFIX  # the folder in which archives are packed anew
+ASIDE = "repair" + PARTIAL_SUFFIX  # no seal has this name
 IN_PLACE = "the damaged entry itself"
 
 
@@ -77,7 +77,6 @@ class Restorer:
                 data = seal_bytes(place / SEAL) or b""
                 seal = parse_seal(data, str(place / SEAL))
                 sealed = Digest.of(data)
-                # Even in a file that is damaged itself the digest does not stand by chance.
                 if place == path or (
                     sealed.encoded.encode() in raw and self._take_file(SEAL, sealed)
                 ):
