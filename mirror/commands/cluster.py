@@ -164,6 +164,8 @@ _ORDER = ("Secret", "Service", "PodDisruptionBudget", "Deployment", "Ingress")
 
 
 def _connect(kubeconfig: Path | None, in_cluster: bool) -> KubeApi:
+    if in_cluster and options.is_from_environment("kubeconfig"):
+        kubeconfig = None
     if (kubeconfig is None) != in_cluster:
         raise InputError(
             "name the cluster: --kubeconfig FILE, or --in-cluster where this runs in one of its "

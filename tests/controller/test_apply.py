@@ -64,6 +64,10 @@ def test_mistakes_are_told_with_what_to_do(
     call_mirror("mode", "apply", files).failed(2, "name the cluster: --kubeconfig FILE")
     where = ("--kubeconfig", server.kubeconfig)
     call_mirror("mode", "apply", files, *where, "--in-cluster").failed(2, "name the cluster")
+    variable = {"KUBECONFIG": str(server.kubeconfig)}
+    call_mirror("mode", "apply", files, "--dry-run", env=variable).succeeded()
+    inside = call_mirror("mode", "apply", files, "--in-cluster", env=variable)
+    inside.failed(2, "the Pod's service account: it leads to no cluster")
     call_mirror("mode", "apply", tmp_path, *where).failed(2, "run `mirror mode render --out")
     (files / "manifests" / "odd.yaml").write_text("{apiVersion: v1, kind: Node}")
     call_mirror("mode", "apply", files, *where).failed(2, "odd.yaml", "found Node")
