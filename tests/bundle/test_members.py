@@ -197,6 +197,11 @@ HOSTILE: dict[str, tuple[bytes, int, str]] = {
         0,
         "the name '../../etc/cron.d/x', which leads outside",
     ),
+    "long name of a pax header": (
+        member("a", b"x", pax={"path": "n" * 513}),
+        0,
+        "a name of 513 characters",
+    ),
     "long name outside": (
         member("././@LongLink", b"/" + b"n" * 150 + b"\0", kind=tarfile.GNUTYPE_LONGNAME)
         + member("a"),

@@ -19,7 +19,7 @@ from mirror import signing
 from mirror.bundle.folder import Packing
 from mirror.bundle.gost import gost_digest
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.seal import Seal
+from mirror.bundle.seal import Seal, read_files
 from mirror.bundle.verify import check_signature, check_signed_files, verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import DamagedBundleError, IntegrityError, MirrorError, SignatureError
@@ -266,6 +266,16 @@ def test_a_file_that_is_missing_beside_the_archives_is_named(tmp_path: Path, nam
     with BundleReader([tmp_path]) as reader:
         (finding,) = verify_bundle(reader).findings
     assert (finding.place, finding.problem) == (name, "the file is missing")
+
+
+def test_a_file_beside_the_archives_is_taken_over_only_as_it_was_sealed(tmp_path: Path) -> None:
+    pack(tmp_path)
+    seal = Seal.from_json((tmp_path / "inventory.json").read_bytes())
+    assert read_files(tmp_path, seal) == FILES
+    file = tmp_path / "deckhousereleases.yaml"
+    file.write_bytes(file.read_bytes()[::-1])
+    with pytest.raises(DamagedBundleError, match=r"\.yaml is missing, or not what"):
+        read_files(tmp_path, seal)
 
 
 def test_sums_tell_that_the_seal_is_lost_and_what_else(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from mirror.bundle.inspect import inspect_bundle
+from mirror.bundle.members import TreeFile
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport, verify_bundle
-from mirror.errors import DamagedBundleError, InputError
+from mirror.errors import DamagedBundleError, FileSystemError, InputError
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
@@ -79,6 +80,19 @@ def test_a_link_out_of_the_tree_is_refused_and_not_followed(tree: Path, tmp_path
     ):
         reader.inventory()
     assert any("leads out of the folder" in one.problem for one in verify(tree).findings)
+
+
+def test_a_file_that_becomes_a_link_while_the_tree_is_read_is_not_followed(
+    tree: Path, tmp_path: Path
+) -> None:
+    blob = next(tree.glob(f"**/{BASE.encoded}"))
+    (tmp_path / "secret").write_bytes(bytes(blob.stat().st_size))
+    file = TreeFile(tree)
+    blob.unlink()
+    blob.symlink_to(tmp_path / "secret")
+    with pytest.raises(FileSystemError, match=BASE.encoded):
+        for _ in file.chunks(0, file.size):
+            pass
 
 
 def test_a_link_to_a_folder_outside_is_refused(tree: Path, tmp_path: Path) -> None:

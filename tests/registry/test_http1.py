@@ -166,6 +166,12 @@ def test_what_is_no_answer_is_a_broken_connection(answer: bytes) -> None:
     assert caught.value.fault is Fault.BROKEN
 
 
+def test_a_line_without_an_end_is_given_up() -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with pytest.raises(WireError, match="a line without an end"):
+        body(chunked + b"0" * (150 << 10))
+
+
 def test_a_field_may_be_folded_and_repeated() -> None:
     with line() as end:
         got = end.ask(b"HTTP/1.1 204 No\r\nLink: a\r\nLink: b,\r\n  c\r\n\r\n")
