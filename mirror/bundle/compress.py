@@ -54,14 +54,16 @@ class Compression:
         under way that may be. Where the system has no thread left, it compresses the frame itself.
         """
         self._slots.acquire()
-        mine = threading.Lock()
+        waiting = [data]  # the pool keeps what it found no thread for, but not the frame
 
         def run() -> None:
-            if not mine.acquire(blocking=False):
-                return
+            try:
+                frame = waiting.pop()
+            except IndexError:
+                return  # another thread was faster
             outcome: bytes | BaseException
             try:
-                outcome = self._frame(data)
+                outcome = self._frame(frame)
             except BaseException as error:  # noqa: BLE001 - it is raised where frames are awaited
                 outcome = error
             for _ in range(done(outcome)):

@@ -316,9 +316,11 @@ class Forward(Readable):
             done.set_exception(err)
             return done
         self._hashes.update(frame)
+        waiting = [frame]  # the pool keeps what it found no thread for, but not the frame
         try:
-            return self._pool.submit(self._file.unpacked, number, frame)
+            return self._pool.submit(lambda: self._file.unpacked(number, waiting.pop()))
         except RuntimeError:  # no thread is left, so this one does it
+            waiting.clear()
             try:
                 done.set_result(self._file.unpacked(number, frame))
             except MirrorError as err:

@@ -25,7 +25,7 @@ from mirror.commands.process import handling, tell
 from mirror.config import PullConfig
 from mirror.documents import document
 from mirror.durable import os_errors, write_durably
-from mirror.errors import FileSystemError, InputError, counted
+from mirror.errors import FileSystemError, InputError, counted, printable
 from mirror.events import Warned
 from mirror.oci.reference import check_repository
 from mirror.operations.merge import merge
@@ -204,7 +204,7 @@ class Serving:
         yield f"  all:        mirror sync --from {tree} --to REGISTRY{insecure}"
         host, _, path = (self.origin or "").partition("/")
         if path == self.root:
-            yield f"  containerd: /etc/containerd/certs.d/{host}/hosts.toml"
+            yield f"  containerd: /etc/containerd/certs.d/{printable(host)}/hosts.toml"
             yield f'                [host."{self.url}"]'
             yield '                capabilities = ["pull", "resolve"]'
             if self.certificate is not None:

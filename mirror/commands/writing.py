@@ -133,24 +133,32 @@ def use_profile(ctx: click.Context, file: str, profile: str | None) -> None:
     where = f"{file}: profiles.{chosen}"
     _check_keys(program, profiles[chosen], where)
     if name in program.commands:
-        ctx.default_map = {name: _defaults(program.commands[name], name, profiles[chosen], where)}
+        # A section of a command is not the option of the same name, such as `sync --prune`.
+        sections = dict(_commands(program)).keys()
+        everywhere = {k: v for k, v in profiles[chosen].items() if k not in sections}
+        own = {k: v for k, v in profiles[chosen].items() if k in sections}
+        found = _defaults(program.commands[name], name, everywhere, own, where)
+        ctx.default_map = {name: found}
     ctx.meta[REGISTRY] = profiles[chosen].get("registry")
 
 
 def _defaults(
-    command: click.Command, name: str, settings: Mapping[str, Any], where: str
+    command: click.Command,
+    name: str,
+    everywhere: Mapping[str, Any],
+    sections: Mapping[str, Mapping[str, Any]],
+    where: str,
 ) -> dict[str, Any]:
     """What click takes for the parameters of a command, or for the commands of a group."""
     if isinstance(command, click.Group):
         return {
-            sub: _defaults(one, f"{name} {sub}", settings, where)
+            sub: _defaults(one, f"{name} {sub}", everywhere, sections, where)
             for sub, one in command.commands.items()
         }
-    own = settings.get(name, {})
     params = dict(_keys(command))
     return {
         str(params[key].name): _value(params[key], key, value, where)
-        for key, value in {**settings, **own}.items()
+        for key, value in {**everywhere, **sections.get(name, {})}.items()
         if key in params
     }
 

@@ -30,6 +30,9 @@ from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream
 _MAX_NAMES_BYTES = 128 << 20
 """The most characters of all names and targets of an image, which are held in memory."""
 
+_MAX_DEPTH = 256
+"""Folders that one lies in the other; removing them recurses."""
+
 
 class Place(NamedTuple):
     """Where a file's data is: the layer's number and the entry's in it, from 0."""
@@ -154,16 +157,14 @@ class RootFs:
         added: list[tuple[str, int, TarEntry]] = []
         hidden: list[str] = []
         for number, entry, _ in self._entries(layer):
-            self._entries_seen += 1
-            self._names_bytes += len(entry.name) + len(entry.target)
-            if self._entries_seen > self._max_entries or self._names_bytes > _MAX_NAMES_BYTES:
-                raise UnreadableImageError(
-                    f"{self._where}: its layers have more than {self._max_entries} entries, or "
-                    f"more than {_MAX_NAMES_BYTES} bytes of names"
-                )
+            self._take(len(entry.name) + len(entry.target))
             path = clean_path(entry.name)
             if not path or "\0" in path:
                 continue  # the root itself, or a name that escapes it, or that no file can have
+            if path.count("/") > _MAX_DEPTH:
+                raise UnreadableImageError(
+                    f"{self._where}: a path of more than {_MAX_DEPTH} folders: {path[:100]}…"
+                )
             if f"/{WHITEOUT}" in f"/{path}":
                 hidden.append(path)
             else:
@@ -177,6 +178,16 @@ class RootFs:
             if directory.children.get(name) is broken:
                 directory.children[name] = self._linked(target) or broken
         self._broken.clear()
+
+    def _take(self, names_bytes: int) -> None:
+        """Count an entry, or a folder that an entry lies in without one of its own."""
+        self._entries_seen += 1
+        self._names_bytes += names_bytes
+        if self._entries_seen > self._max_entries or self._names_bytes > _MAX_NAMES_BYTES:
+            raise UnreadableImageError(
+                f"{self._where}: its layers have more than {self._max_entries} entries, or "
+                f"more than {_MAX_NAMES_BYTES} bytes of names"
+            )
 
     def _hide(self, path: str) -> None:
         directory, _, name = path.rpartition("/")
@@ -200,6 +211,7 @@ class RootFs:
         for part in above:
             found = within.children.get(part)
             if not isinstance(found, Directory):
+                self._take(0)
                 found = within.children[part] = Directory()
             within = found
         if entry.kind is EntryKind.DIRECTORY:

@@ -25,6 +25,7 @@ from mirror.serve.call import (
     Service,
     TokenAuth,
     in_thread,
+    judged,
 )
 from mirror.serve.store import ReadableStore, Store
 from mirror.serve.uploads import Uploads
@@ -78,7 +79,9 @@ def _routes(service: Service, uploads: Uploads) -> list[BaseRoute]:
             repository = str(request.path_params.get("name", ""))
             if repository:
                 check_repository(repository)
-            service.auth.check(request, repository, actions)
+            header = request.headers.get("authorization")
+            check = service.auth.check
+            await judged(service.auth, header, check, request, repository, actions)
             response = await handler(Call(request, service, repository))
             response.headers["Docker-Distribution-API-Version"] = "registry/2.0"
             return response
@@ -115,7 +118,8 @@ def _routes(service: Service, uploads: Uploads) -> list[BaseRoute]:
 
         async def issue(request: Request) -> Response:
             header = request.headers.get("authorization")
-            return JSONResponse(tokens.issue(header, request.query_params.getlist("scope")))
+            scopes = request.query_params.getlist("scope")
+            return JSONResponse(await judged(tokens, header, tokens.issue, header, scopes))
 
         routes.append(Route("/token", issue, methods=["GET"]))
     return routes

@@ -17,8 +17,9 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -62,6 +63,10 @@ class Auth(ABC):
     @abstractmethod
     def check(self, request: Request, repository: str, actions: Set[str]) -> None:
         """Let the request pass, or raise RefusedError: 401 with a challenge, or 403."""
+
+    def is_slow(self, authorization: str | None) -> bool:  # noqa: ARG002
+        """Whether to judge this `Authorization` takes so long that no request may wait for it."""
+        return False
 
     def allows(self, request: Request, repository: str, actions: Set[str]) -> bool:
         """Whether `check` would let it pass."""
@@ -114,6 +119,24 @@ class Call:
 async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Run a method of a store in a thread, so that its disk holds up no other request."""
     return await asyncio.to_thread(function, *args, **kwargs)
+
+
+_LOGINS = ThreadPoolExecutor(2, "login")
+"""Apart from the other threads, so that strangers who guess passwords hold up logins alone."""
+
+
+async def judged(
+    auth: Auth,
+    authorization: str | None,
+    function: Callable[_P, _T],
+    *args: _P.args,
+    **kwargs: _P.kwargs,
+) -> _T:
+    """Call `function`, which judges this `Authorization`; in a thread if that is slow."""
+    call = partial(function, *args, **kwargs)
+    if not auth.is_slow(authorization):
+        return call()
+    return await asyncio.get_running_loop().run_in_executor(_LOGINS, call)
 
 
 def error_response(
@@ -210,9 +233,13 @@ class _Users:
 
     def __init__(self, users: Mapping[str, User], anonymous: Set[str]) -> None:
         self._users, self._anonymous = dict(users), frozenset(anonymous)
-        # bcrypt is slow by design, and a client logs in with every request.
-        self._matches = lru_cache(maxsize=256)(_matches)
         self._nobody = next((user for user in self._users.values() if user.hashed), _NOBODY)
+        # A client logs in with every request. Only what was right is kept: strangers may guess.
+        self._right: dict[str, User] = {}
+
+    def is_slow(self, header: str | None) -> bool:
+        """Whether this header has a password to hash: bcrypt takes its time by design."""
+        return header is not None and header not in self._right and self._nobody.hashed
 
     def actions(self, header: str | None) -> frozenset[str] | None:
         """What a client with this `Authorization: Basic` header may do.
@@ -221,6 +248,8 @@ class _Users:
         """
         if header is None:
             return self._anonymous or None
+        if (right := self._right.get(header)) is not None:
+            return right.actions
         kind, _, encoded = header.partition(" ")
         try:
             text = base64.b64decode(encoded.strip(), validate=True).decode()
@@ -229,12 +258,16 @@ class _Users:
         name, _, password = text.partition(":") if kind.lower() == "basic" else ("", "", "")
         user = self._users.get(name)
         # An unknown name takes as long as a known one, so that time does not reveal names.
-        if not self._matches(user or self._nobody, password) or user is None:
+        if not _matches(user or self._nobody, password) or user is None:
             return None
+        if len(self._right) >= _MOST_RIGHT:
+            self._right.clear()  # one header in many spellings
+        self._right[header] = user
         return user.actions
 
 
 _NOBODY = User(secrets.token_hex())
+_MOST_RIGHT = 256
 
 
 def _matches(user: User, password: str) -> bool:
@@ -257,6 +290,9 @@ class BasicAuth(Auth):
     ) -> None:
         self._users = _Users(users, anonymous)
         self._challenge = {"WWW-Authenticate": f'Basic realm="{realm}"'}
+
+    def is_slow(self, authorization: str | None) -> bool:
+        return self._users.is_slow(authorization)
 
     def check(self, request: Request, repository: str, actions: Set[str]) -> None:
         header = request.headers.get("authorization")
@@ -307,6 +343,10 @@ class TokenAuth(Auth):
         self._expires_s, self._service, self._realm = expires_s, service, realm
         self._lock = threading.Lock()  # guards _grants
         self._grants: dict[str, _Grant] = {}
+
+    def is_slow(self, authorization: str | None) -> bool:
+        kind, _, _ = (authorization or "").partition(" ")
+        return kind.lower() != "bearer" and self._users.is_slow(authorization)
 
     def check(self, request: Request, repository: str, actions: Set[str]) -> None:
         grant = self._grant(request.headers.get("authorization"))

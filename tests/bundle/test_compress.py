@@ -3,6 +3,7 @@ of them changes unnoticed."""
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import random
@@ -16,7 +17,7 @@ from array import array
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
+from typing import ClassVar
 
 import pytest
 import zstandard
@@ -533,15 +534,17 @@ def test_a_frame_that_no_thread_could_be_started_for_is_compressed_all_the_same(
         begun.append(thread)
         start(thread)
 
-    frames = [noise(FRAME) for _ in range(running + refusals)]
+    frames = [noise(FRAME, seed) for seed in range(running + refusals)]
     with Folder(tmp_path) as folder, Compression(2) as compression:
         made = Compressor(compression, folder, "platform.tar", hashes=SHA256)
         # No thread is idle while its frame waits for this one to write it.
         with monkeypatch.context() as patch, made._changed:
             patch.setattr(threading.Thread, "start", refused)
             for frame in frames:  # of five, the last would wait for a slot
-                made.update(frame)
+                made.update(_followed(frame))
         made.hexdigest()
+        gc.collect()
+        assert not _Followed.alive, "the pool keeps them"
     assert len(begun) == running
     with (
         (tmp_path / "platform.tar.zst.partial").open("rb") as file,
@@ -553,21 +556,45 @@ def test_a_frame_that_no_thread_could_be_started_for_is_compressed_all_the_same(
 def test_frames_are_read_one_by_one_where_no_thread_can_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frames = [noise(FRAME) for _ in range(3)]
+    frames = [noise(FRAME, seed) for seed in range(3)]
     with Folder(tmp_path) as folder, Compression(2) as compression:
         made = Compressor(compression, folder, "platform.tar", hashes=SHA256)
         for frame in frames:
             made.update(frame)
         made.hexdigest()
-    refused = Mock(side_effect=RuntimeError("can't start new thread"))
+    refused = list[threading.Thread]()
+
+    def refuse(thread: threading.Thread) -> None:
+        refused.append(thread)
+        raise RuntimeError("can't start new thread")
+
     with (
         closing(SeekableFile(ReadAt(tmp_path / "platform.tar.zst.partial"))) as file,
         monkeypatch.context() as patch,
         Forward(file) as read,
     ):
-        patch.setattr(threading.Thread, "start", refused)
+        patch.setattr(threading.Thread, "start", refuse)
+        packed = file.packed_frame
+        patch.setattr(file, "packed_frame", lambda number: _followed(packed(number)))
         assert b"".join(read.chunks(0, file.size)) == b"".join(frames)
-    assert refused.called
+        gc.collect()
+        assert not _Followed.alive, "the pool keeps them"
+    assert refused
+
+
+class _Followed(bytes):
+    """Bytes that tell when they go; none can be referred to weakly."""
+
+    alive: ClassVar[set[int]] = set()
+
+    def __del__(self) -> None:
+        self.alive.discard(id(self))
+
+
+def _followed(data: bytes) -> _Followed:
+    made = _Followed(data)
+    made.alive.add(id(made))
+    return made
 
 
 def _first(plan: Plan, blobs: int) -> Plan:

@@ -117,6 +117,13 @@ profiles:
     assert call_mirror(*mirror, *file, *flags).succeeded().document["modules"] == {}
 
 
+def test_a_section_of_a_command_is_not_the_option_of_its_name(tmp_path: Path) -> None:
+    profile = {"prune": {"keep": "bundle"}, "verify": {"against": "x"}, "dry-run": True}
+    file = written(tmp_path, yaml.safe_dump({"profile": "a", "profiles": {"a": profile}}))
+    ends = ("127.0.0.1:9/a", "--to", "127.0.0.1:9/b", "--insecure", "--retry-for", "0s")
+    call_mirror("--config", file, "sync", "--from", *ends).failed(5, "refuses connections")
+
+
 def test_the_users_own_file_is_found_without_being_named(tmp_path: Path, bundle: Path) -> None:
     (tmp_path / "mirror").mkdir()
     written(tmp_path / "mirror", "profile: x\nprofiles:\n  x:\n    verify: {quick: true}\n")

@@ -284,6 +284,8 @@ BIG = "x" * 100_000
         ([entry("f", BIG)], {"max_bytes": 40_000}, "more than 80000 bytes come out of the layers"),
         ([entry("f", BIG)], {"max_bytes": 10}, "its layers have more than 20 bytes"),
         ([entry("app/f"), entry("app/g")], {"max_entries": 1}, "more than 1 entries"),
+        ([entry("app/a/b/c/d/f")], {"max_entries": 4}, "more than 4 entries"),
+        ([entry("app/" + "a/" * 300 + "f")], {}, "a path of more than 256 folders: app/a/a/"),
         ([entry("app/f", "none", LINK)], {}, "the file f is a hard link to 'none'"),
         ([entry("f")], {}, "nothing is at 'app' in this image; check the path"),
         ([entry("app", "app", SYM)], {}, "more than 40 links on the way to app"),
@@ -300,6 +302,16 @@ def test_what_is_too_large_or_broken_leaves_nothing_behind(
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{shelf.registry.address}/{REPOSITORY}@sha256:")
     assert below(tmp_path) == {}
+
+
+def test_where_one_is_counts_as_a_folder(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.image("v1", layer(entry("app/f", "text")))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shelf.extract("app", Path())
+    assert below(tmp_path / "here") == {"f": "text"}
 
 
 def test_a_stopped_run_leaves_nothing_behind(shelf: Shelf, tmp_path: Path) -> None:

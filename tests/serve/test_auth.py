@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import bcrypt
 import httpx
 import pytest
 
 from mirror.oci import Digest
 from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User, put_blob
 from tests.conftest import MakeEmbeddedRegistry
-from tests.support.patience import wait_until
+from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.sample_images import LAYER, codes, fill
 
 USERS = {
@@ -221,3 +224,38 @@ def test_passwords_are_not_shown(
     httpx.get(f"{registry.url}/v2/", auth=OWNER)
     assert "authorization" not in repr(list(registry.requests)).lower()
     assert next(iter(registry.requests)).headers["authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_strangers_who_guess_hold_up_nobody_who_is_known(
+    make_embedded_registry: MakeEmbeddedRegistry,
+    storage: MemoryStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: bool,
+) -> None:
+    """A hash takes a third of a second by design; here it takes until the known one was served."""
+    served = threading.Event()
+
+    def checkpw(password: bytes, _hashed: bytes) -> bool:
+        if password == b"right":
+            return True
+        assert served.wait(PATIENCE_S)
+        return False
+
+    monkeypatch.setattr(bcrypt, "checkpw", checkpw)
+    users = {"ana": User("a hash", hashed=True)}
+    auth = TokenAuth(users) if tokens else BasicAuth(users)
+    registry = make_embedded_registry(storage, auth=auth)
+    path = "/token" if tokens else "/v2/"
+
+    def ask(password: str) -> int:
+        return httpx.get(
+            registry.url + path, auth=("ana", password), timeout=PATIENCE_S
+        ).status_code
+
+    assert ask("right") == 200
+    with ThreadPoolExecutor(12) as pool:
+        guesses = [pool.submit(ask, f"guess {number}") for number in range(12)]
+        assert [ask("right") for _ in range(3)] == [200] * 3
+        served.set()
+        assert {guess.result() for guess in guesses} == {401}
