@@ -115,13 +115,15 @@ def repair(
     Raises:
         InputError: `folder` is not a bundle's, or one is being made there; or its seal is lost, and
             no copy has the one that `SHA256SUMS` names.
+        SignatureError: with a `key`, its owner did not sign the seal; nothing was written.
         FileSystemError, NoSpaceError: it cannot be written to.
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
     with only_writer(folder) as held, ExitStack() as opened:
         run.on_event(PhaseStarted("looking for damage"))
-        work = _Repair(held, [(path, _reader(path, opened)) for path in copies], sources, run)
+        readers = [(path, _reader(path, opened)) for path in copies]
+        work = _Repair(held, readers, sources, key, run)
         work.carry_out()
     run.on_event(PhaseStarted("verifying what was repaired"))
     with BundleReader([folder]) as reader:

@@ -16,6 +16,7 @@ from mirror.bundle.format import (
     MAX_SUMS_BYTES,
     PARTIAL_SUFFIX,
     SEAL,
+    SIGNATURE,
     SUMS,
     ZSTD_SUFFIX,
     parse_part_name,
@@ -29,12 +30,14 @@ from mirror.errors import (
     FileSystemError,
     InputError,
     IntegrityError,
+    SignatureError,
 )
 from mirror.layout import TOOL_FILE
 from mirror.oci import Digest, Verifier
 from mirror.run import Run
 from mirror.sync import Source
 
+_MOST_SIGNATURE_BYTES = 64 << 10
 ASIDE = "repair" + PARTIAL_SUFFIX  # no seal has this name
 IN_PLACE = "the damaged entry itself"
 
@@ -55,9 +58,11 @@ class Restorer:
         folder: Folder,
         copies: Sequence[tuple[Path, BundleReader | None]],
         sources: Sequence[Source],
+        key: bytes | None,
         run: Run,
     ) -> None:
         self._folder, self._copies, self._sources, self._run = folder, copies, sources, run
+        self._key = key
         self.given: Counter[str] = Counter()
         self.written = 0
         self.files: list[str] = []
@@ -66,7 +71,7 @@ class Restorer:
         self.seal = self._restored_seal()
 
     def _restored_seal(self) -> Seal:
-        """The seal here, or the very same of a copy."""
+        """The seal here, or the very same of a copy; with a key, one that its owner signed."""
         path = self._folder.path
         own = seal_bytes(path / SEAL)
         raw = b""
@@ -77,9 +82,11 @@ class Restorer:
                 data = seal_bytes(place / SEAL) or b""
                 seal = parse_seal(data, str(place / SEAL))
                 sealed = Digest.of(data)
-                if place == path or (
-                    sealed.encoded.encode() in raw and self._take_file(SEAL, sealed)
-                ):
+                if not (place == path or sealed.encoded.encode() in raw):
+                    continue
+                if self._key is not None:
+                    self._check_signed(data, self._key)
+                if place == path or self._take_file(SEAL, sealed):
                     self._restore_sums(sealed)
                     return seal
         raise InputError(
@@ -87,6 +94,19 @@ class Restorer:
             "tells what the bundle must hold",
             advice=f"name a folder with this bundle's {SEAL}: --from FOLDER",
         )
+
+    def _check_signed(self, sealed: bytes, key: bytes) -> None:
+        """Check that a signature here, or of a copy, is the key's: nothing is written before."""
+        from mirror import signing
+
+        failure = SignatureError(f"{self._folder.path} is not signed: nobody has its {SIGNATURE}")
+        for place in (self._folder.path, *(copy for copy, _ in self._copies)):
+            with suppress(OSError), (place / SIGNATURE).open("rb") as file:
+                try:
+                    return signing.verify(sealed, file.read(_MOST_SIGNATURE_BYTES), key)
+                except SignatureError as err:
+                    failure = err
+        raise failure
 
     def _restore_sums(self, sealed: Digest) -> None:
         for place in (self._folder.path, *(copy for copy, _ in self._copies)):

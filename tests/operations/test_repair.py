@@ -10,11 +10,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
+from mirror import signing
 from mirror.bundle.archive import Entry, against
 from mirror.bundle.folder import Packing
 from mirror.bundle.reader import BundleReader
-from mirror.errors import CancelledError, InputError
+from mirror.errors import CancelledError, InputError, SignatureError
 from mirror.events import BlobDone, Event
 from mirror.oci import Digest
 from mirror.operations.merge import merge
@@ -80,6 +88,29 @@ FORMS = [plain, in_parts, delta, compressed, compressed_in_parts, signed]
 def form(request: pytest.FixtureRequest) -> Callable[[Path], None]:
     found: Callable[[Path], None] = request.param
     return found
+
+
+def test_nothing_is_written_by_a_seal_that_the_owner_of_the_key_did_not_sign(
+    tmp_path: Path,
+) -> None:
+    private = Ed25519PrivateKey.generate()
+    secret = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    with_options(tmp_path / "bundle", Packing(sign=lambda sealed: signing.sign(sealed, secret)))
+    shutil.copytree(tmp_path / "bundle", tmp_path / "copy")
+    shutil.copytree(tmp_path / "bundle", tmp_path / "lost")
+    forged = MemoryStore()
+    put_image(forged, "install", "v1", layers=(b"forged",))
+    pack_store(forged, tmp_path / "other")
+    for name in ("inventory.json", "SHA256SUMS"):
+        shutil.copy(tmp_path / "other" / name, tmp_path / "bundle" / name)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "bundle").iterdir()}
+    with pytest.raises(SignatureError):
+        repair(tmp_path / "bundle", [tmp_path / "copy"], key=public)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "bundle").iterdir()} == before
+    for name in ("inventory.json", "inventory.json.sig"):
+        (tmp_path / "lost" / name).unlink()
+    assert repair(tmp_path / "lost", [tmp_path / "copy"], key=public).verified.findings == ()
 
 
 @pytest.fixture
