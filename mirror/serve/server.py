@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Limits:
     Attributes:
         head_bytes: the longest head of a request; also of trailers, and of what comes with chunks.
         head_s: from the connection, or the first byte of a later request, to the end of the head.
-        silence_s: without a byte of a body that the server waits for.
+        silence_s: without a byte of a body that the server waits for, or taken of an answer.
         connections: the most at a time. One more makes the one leave that has been without a
             request for the longest time, or leaves itself if all have one.
     """
@@ -70,6 +71,7 @@ class _Protocol(HttpToolsProtocol):
         self._in_head, self._too_long = True, False
         self._count = 0  # bytes since the last that belonged to a body, or ended a head
         self._owed: asyncio.TimerHandle | None = None  # the client has to send something until then
+        self._unread = self.loop.call_later(0, bool)  # until then it has to take of an answer
         self._idle_since = self._heard = self.loop.time()
         self._await(self.limits.head_s)
         if len(self.connections) > self.limits.connections:
@@ -77,7 +79,16 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._await(None)
+        self._unread.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._unread = self.loop.call_later(self.limits.silence_s, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._unread.cancel()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         self._heard = self.loop.time()
@@ -254,7 +265,8 @@ class _Files:
         )
         self._busy += 1
         try:
-            work = partial(_send_file, out, file, message["offset"], count)
+            late_s = protocol.limits.silence_s
+            work = partial(_send_file, out, file, message["offset"], count, late_s)
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._threads, work, transport.is_closing)
         except (ConnectionError, TimeoutError):
@@ -266,8 +278,15 @@ class _Files:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
-def _send_file(out: int, file: int, offset: int, count: int, stopped: Callable[[], bool]) -> None:
-    """Send `count` bytes of a file to a socket that does not block; both are closed then."""
+def _send_file(
+    out: int, file: int, offset: int, count: int, late_s: float, stopped: Callable[[], bool]
+) -> None:
+    """Send `count` bytes of a file to a socket that does not block; both are closed then.
+
+    Raises:
+        TimeoutError: the other side takes nothing for `late_s` seconds.
+    """
+    taken = time.monotonic()
     try:
         writable = select.poll()
         writable.register(out, select.POLLOUT)
@@ -276,8 +295,11 @@ def _send_file(out: int, file: int, offset: int, count: int, stopped: Callable[[
             try:
                 sent = _sent(out, file, offset, min(_SENT_BYTES, end - offset))
             except BlockingIOError:
+                if time.monotonic() - taken > late_s:
+                    raise TimeoutError from None
                 writable.poll(_LOOK_MS)
                 continue
+            taken = time.monotonic()
             if not sent:
                 raise OSError(f"a file ended {end - offset} bytes early")
             offset += sent

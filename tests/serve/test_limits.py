@@ -5,13 +5,15 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
 
-from mirror.serve import MemoryStorage, create_app
+from mirror.serve import FolderStorage, MemoryStorage, Store, create_app, put_blob
 from mirror.serve.server import Limits, ServerThread, listen
+from tests.support.patience import wait_until
 from tests.support.sample_images import fill
 
 LONG = 60.0
@@ -23,10 +25,11 @@ Speak = Callable[..., socket.socket]
 
 
 @contextmanager
-def served(limits: Limits) -> Iterator[tuple[int, Speak]]:
+def served(limits: Limits, storage: Store | None = None) -> Iterator[tuple[int, Speak]]:
     """A registry with `limits`: its port, and a way to connect to it and send some bytes."""
-    storage = MemoryStorage()
-    fill(storage)
+    if storage is None:
+        storage = MemoryStorage()
+        fill(storage)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     server = ServerThread(create_app(storage), listener, limits=limits)
@@ -191,3 +194,20 @@ def test_a_server_in_which_all_ask_takes_nobody_more() -> None:
         for connection in asking:
             connection.sendall(b"12345678")
             assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_client_that_reads_no_answer_does_not_keep_others_out(
+    tmp_path: Path, on_disk: bool
+) -> None:
+    storage: Store = FolderStorage(tmp_path) if on_disk else MemoryStorage()
+    blob = put_blob(storage, "a", bytes(32 << 20))
+    with served(Limits(silence_s=SOON, connections=1), storage) as (port, speak):
+        speak(f"GET /v2/a/blobs/{blob} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+        def answered() -> bool:
+            with suppress(httpx.TransportError):
+                return httpx.get(f"http://127.0.0.1:{port}/v2/", timeout=LONG).is_success
+            return False
+
+        wait_until(answered)
