@@ -377,6 +377,23 @@ def _brought_tool(folder: Folder) -> bool:
         return False
 
 
+def check_tool(folder: Path, tool: bytes) -> None:
+    """Refuse to put the program in the place of a file that no bundle brought.
+
+    Raises:
+        InputError: `folder` has such a file.
+    """
+    if not folder.exists():
+        return
+    with Folder(folder) as here:
+        there = here.read(TOOL_FILE, len(tool)) if here.has_file(TOOL_FILE) else b""
+        if here.has(TOOL_FILE) and there != tool and not _brought_tool(here):
+            raise InputError(
+                f"{folder} has a file {TOOL_FILE} that no bundle brought, and the program would "
+                "take its place; move it elsewhere"
+            )
+
+
 def complete_bundle(
     folder: Folder, seal: Seal, sealed: bytes, packing: Packing
 ) -> dict[str, int] | None:

@@ -19,6 +19,7 @@ from mirror.commands.access import (
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
+from mirror.commands.process import tell
 from mirror.durable import write_durably
 from mirror.errors import InputError, IntegrityError, InvalidReferenceError
 from mirror.oci import Repository
@@ -218,6 +219,9 @@ def repair_command(
     if request is not None and report.lacking.repositories:
         write_durably(request, report.lacking.to_json())
     code = IntegrityError.exit_code if report.verified.findings else 0
+    if request is not None and code and not report.lacking.repositories:
+        told = f"{request} was not written: what is damaged comes whole from a copy, since it is a"
+        tell(f"{told} compressed archive or a file beside the archives", "warning")
     work.show(report, partial(repair_summary, request=request), code=code)
 
 

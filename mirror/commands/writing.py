@@ -182,7 +182,8 @@ def _value(param: click.Parameter, key: str, value: Any, where: str) -> Any:
         )
     if isinstance(value, float) and isinstance(param.type, type(click.STRING)):
         raise InputError(f"{where}.{key}: YAML reads it as the number {value}; write it in quotes")
-    return value
+    repeatable = (isinstance(param, click.Option) and param.multiple) or param.nargs == -1
+    return [value] if repeatable and not isinstance(value, list) else value
 
 
 def _referred(reference: Mapping[str, Any], where: str) -> str | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -363,7 +364,8 @@ def lead(controller: Controller, lease: Lease, stop: threading.Event, *, pace: f
         begun(_watch, controller.api, kind, only, stop, wake, pace)
     begun(_renew, lease, stop, wake, pace)
     work = begun(_work, controller, lease, stop, wake, pace)
-    stop.wait()
+    while not stop.is_set():  # to wait would hold the lock that a signal's handler needs to set it
+        time.sleep(0.1)
     run.cancellation.cancel()
     wake.set()
     work.join(1.0)

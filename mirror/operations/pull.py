@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mirror.bundle.archive import Compressed, Coverage, Omissions, against
-from mirror.bundle.folder import AS_USUAL, Packing, check_folder
+from mirror.bundle.folder import AS_USUAL, Packing, check_folder, check_tool
 from mirror.bundle.format import source_reference
 from mirror.bundle.seal import Seal, check_limits, lay_out_all
 from mirror.bundle.writer import BundleWriter
@@ -131,6 +131,8 @@ class PullPlan:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
         run = Run.of(run)
         check_folder(folder, force=force)
+        if TOOL_FILE in self._files:
+            check_tool(folder, self._files[TOOL_FILE])
         inventory = self.inventory
         packed = pack(
             self._seal,

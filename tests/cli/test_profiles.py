@@ -124,6 +124,15 @@ def test_a_section_of_a_command_is_not_the_option_of_its_name(tmp_path: Path) ->
     call_mirror("--config", file, "sync", "--from", *ends).failed(5, "refuses connections")
 
 
+def test_one_value_is_enough_for_an_option_that_can_be_repeated(
+    source: Source, tmp_path: Path
+) -> None:
+    profile = {"source": source.root, "insecure": True, "include-module": "console"}
+    file = written(tmp_path, yaml.safe_dump({"profile": "a", "profiles": {"a": profile}}))
+    run = call_mirror("--config", file, "pull", tmp_path / "b", "--dry-run", "--json")
+    assert list(run.succeeded().document["modules"]) == ["console"]
+
+
 def test_the_users_own_file_is_found_without_being_named(tmp_path: Path, bundle: Path) -> None:
     (tmp_path / "mirror").mkdir()
     written(tmp_path / "mirror", "profile: x\nprofiles:\n  x:\n    verify: {quick: true}\n")

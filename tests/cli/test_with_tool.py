@@ -112,10 +112,14 @@ def test_the_same_bundle_without_it_is_another_and_force_takes_it_away(
     call_mirror("verify", tmp_path / "b").succeeded()
 
 
-def test_a_file_of_that_name_that_no_bundle_brought_stays(source: Source, tmp_path: Path) -> None:
+def test_a_file_of_that_name_that_no_bundle_brought_stays(
+    source: Source, running: Path, tmp_path: Path
+) -> None:
     _pull(source, tmp_path / "b").succeeded()
     (tmp_path / "b/mirror").write_bytes(b"put here by hand")
     _pull(source, tmp_path / "b", "--force", "--yes", "--no-installer").succeeded()
+    refused = _pull(source, tmp_path / "b", "--force", "--yes", "--with-tool", "--no-installer")
+    refused.failed(2, "has a file mirror that no bundle brought", "move it elsewhere")
     assert (tmp_path / "b/mirror").read_bytes() == b"put here by hand"
 
 
