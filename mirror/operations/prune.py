@@ -126,6 +126,12 @@ def prune(
     scope = frozenset({*known.repositories, *kept.repositories})
     if not kept.repositories:
         raise refused("what is to be kept is empty")
+    if state.current is not None and (moved := _moved(state.current, inventories)):
+        raise refused(
+            f"{moved[0]} and {len(moved) - 1} more tags have turned since to what would not be "
+            "kept, so what they lead to could go; keep the newest bundle, or generation "
+            f"{state.current.statement.generation}, as well"
+        )
     found = walk(tree.source(), scope, known=union([kept, known]), run=run.quietly()).complete()
     if found.failures:
         first = found.failures[0]
@@ -170,6 +176,21 @@ def prune(
     freed = sum(size for digest, size in before.items() if digest not in left)
     numbers = tuple(sorted(doomed))
     return PruneReport(tree.name, dry_run, removal, freed, numbers, current, failures)
+
+
+def _moved(current: Published, kept: Sequence[Inventory]) -> list[str]:
+    """Kept tags that the registry states to name what none of `kept` knows by that name."""
+    return [
+        f"{path or '/'}:{tag}"
+        for path, content in current.statement.inventory.repositories.items()
+        for tag, digest in content.tags.items()
+        if (
+            named := {
+                one.repository(path).tags[tag] for one in kept if tag in one.repository(path).tags
+            }
+        )
+        and digest not in named
+    ]
 
 
 def _published(tree: RegistryTree, state: PublicationState) -> Iterator[tuple[int, Published]]:
