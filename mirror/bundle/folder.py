@@ -383,15 +383,11 @@ def check_tool(folder: Path, tool: bytes) -> None:
     Raises:
         InputError: `folder` has such a file.
     """
-    if not folder.exists():
-        return
-    with Folder(folder) as here:
+    with suppress(FileNotFoundError), Folder(folder) as here:
         there = here.read(TOOL_FILE, len(tool)) if here.has_file(TOOL_FILE) else b""
         if here.has(TOOL_FILE) and there != tool and not _brought_tool(here):
-            raise InputError(
-                f"{folder} has a file {TOOL_FILE} that no bundle brought, and the program would "
-                "take its place; move it elsewhere"
-            )
+            told = f"{folder} has a file {TOOL_FILE} that no bundle brought; move it elsewhere"
+            raise InputError(told)
 
 
 def complete_bundle(

@@ -9,8 +9,8 @@ everything that its tags reach; only bytes that mean nothing to any reader could
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -128,6 +128,24 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
             "that of the first one",
             advice="find out who may write there, and copy the bundle to where nobody else may",
         )
+
+
+def check_signed_by(sealed: bytes, public_pem: bytes, folders: Sequence[Path]) -> None:
+    """Check that one of `folders` has the key owner's signature over a seal.
+
+    Raises:
+        SignatureError: none has.
+    """
+    from mirror import signing
+
+    failure = SignatureError(f"{folders[0]} is not signed: nobody has its {SIGNATURE}")
+    for folder in folders:
+        with suppress(OSError), (folder / SIGNATURE).open("rb") as file:
+            try:
+                return signing.verify(sealed, file.read(_MOST_SIGNATURE_BYTES), public_pem)
+            except SignatureError as err:
+                failure = err
+    raise failure
 
 
 def check_signed_files(reader: BundleReader) -> tuple[str, ...]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import getpass
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -16,20 +15,30 @@ from urllib.parse import urlsplit
 import click
 from click.core import ParameterSource
 
-from mirror.commands.options import FILE, Decorator, flag, grouped, together, warn_at_start
+from mirror.commands.options import (
+    FILE,
+    PROFILE_HOSTS,
+    Decorator,
+    flag,
+    grouped,
+    is_from_profile,
+    together,
+    warn_at_start,
+)
+from mirror.commands.process import tell
 from mirror.documents import parse_duration, parse_rate
-from mirror.errors import FileSystemError, InputError, InvalidReferenceError
-from mirror.events import OnEvent, Warned
+from mirror.errors import InputError, InvalidReferenceError
+from mirror.events import OnEvent
 from mirror.layout import normalised_suffix
 from mirror.oci import Repository
 from mirror.registry import (
     ConnectionOptions,
     Credentials,
     RegistryClient,
-    UploadJournal,
     find_credentials,
 )
 from mirror.registry.options import BRIEF, ClientCertificate, patience
+from mirror.registry.upload_journal import upload_journal
 from mirror.sync.statement import UNSIGNED, StatementKeys
 from mirror.sync.tree import RegistryTree
 
@@ -54,6 +63,7 @@ class AccessOptions:
     retry_for: float | None = None
     same_login: bool = False
     whose: str = "registry"
+    meant_for: frozenset[str] | None = None  # the hosts that a profile's login is for; None: all
 
     def connection(self) -> ConnectionOptions:
         """The same for a client."""
@@ -96,7 +106,8 @@ class AccessOptions:
             InputError: it would.
         """
         hosts = sorted({self.root(name).host for name in names})
-        if len(hosts) > 1 and not self.same_login and (self.login or self.password or self.cert):
+        given = self.meant_for is None and (self.login or self.password or self.cert)
+        if len(hosts) > 1 and not self.same_login and given:
             raise InputError(
                 f"a login or certificate is given, and {len(hosts)} registries are named: "
                 f"{', '.join(hosts)}. It would go to each of them; if it is meant for all, say so "
@@ -108,7 +119,25 @@ class AccessOptions:
         """The tree below `root` (host[:port]/path), reached in this way."""
         root = self.root(root) if isinstance(root, str) else root
         suffix = normalised_suffix(self.modules_path_suffix)
-        return TreeAccess(root, suffix, self.connection(), self.credentials(str(root)))
+        own = self
+        if self.meant_for is not None and root.host not in self.meant_for:
+            own = replace(self, login=None, password=None, cert=None, cert_key=None)
+            named = ", ".join(sorted(self.meant_for))
+            tell(f"the profile's login is for {named}, and not for {root.host}", "warning")
+        return TreeAccess(root, suffix, own.connection(), own.credentials(str(root)))
+
+
+def access_options(**values: Any) -> AccessOptions:
+    """What the options `registry` say; a profile's login is for the hosts that it names."""
+    return AccessOptions(**values, meant_for=profile_hosts("login", "password", "cert"))
+
+
+def profile_hosts(*secrets: str) -> frozenset[str] | None:
+    """The hosts that the profile names, if it names some and gives one of these parameters."""
+    if not any(map(is_from_profile, secrets)):
+        return None
+    hosts: frozenset[str] = click.get_current_context().meta[PROFILE_HOSTS]
+    return hosts or None
 
 
 def credentials_for(
@@ -307,15 +336,15 @@ def _cert_key(*more: str) -> Decorator:
     )
 
 
-registry_options = grouped("access", AccessOptions, *_registry_options, _cert_key("--key"))
+registry_options = grouped("access", access_options, *_registry_options, _cert_key("--key"))
 """How to reach the registry that a command works on."""
 
-keyed_registry_options = grouped("access", AccessOptions, *_registry_options, _cert_key())
+keyed_registry_options = grouped("access", access_options, *_registry_options, _cert_key())
 """The same for a command whose `--key` is another one."""
 
 registries_options = grouped(
     "access",
-    AccessOptions,
+    access_options,
     *_registry_options,
     _cert_key("--key"),
     flag("--same-login", text="The login, or certificate, is meant for all registries named."),
@@ -373,41 +402,6 @@ class TreeAccess:
             upload_journal(state_dir, self.root.host, on_event) as journal,
         ):
             yield replace(tree, journal=journal)
-
-
-@contextmanager
-def upload_journal(
-    state_dir: Path | None, host: str, on_event: OnEvent
-) -> Iterator[UploadJournal | None]:
-    """The journal of uploads to `host`; None where the default folder cannot be written to.
-
-    Raises:
-        FileSystemError: `state_dir`, which somebody asked for, cannot be used.
-    """
-    with ExitStack() as opened:
-        journal: UploadJournal | None = None
-        try:
-            folder = state_dir or _default_state_dir()
-            journal = opened.enter_context(UploadJournal(folder / "uploads", host))
-        except FileSystemError as err:
-            if state_dir is not None:
-                raise
-            on_event(Warned(str(err)))
-        yield journal
-
-
-def _default_state_dir() -> Path:
-    """Where the XDG base directory specification puts what is to survive a restart."""
-    base = Path(os.environ.get("XDG_STATE_HOME", ""))
-    # The specification has relative paths ignored.
-    with suppress(RuntimeError):  # there is no home
-        base = base if base.is_absolute() else Path.home() / ".local/state"
-    if not base.is_absolute():
-        raise FileSystemError(
-            "this user has no home directory; uploads under way are not written down, name a "
-            "folder with --state-dir"
-        )
-    return base / "mirror"
 
 
 @contextmanager

@@ -278,6 +278,10 @@ def is_from_environment(name: str) -> bool:
     return source is ParameterSource.ENVIRONMENT
 
 
+PROFILE_HOSTS = "mirror.profile-hosts"
+"""Where the context has the hosts of the registries that the profile names."""
+
+
 def is_from_profile(name: str) -> bool:
     """Whether a parameter of the command has its value from a profile."""
     source = click.get_current_context().get_parameter_source(name)

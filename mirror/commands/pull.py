@@ -19,6 +19,7 @@ from mirror.commands.access import (
     TreeAccess,
     credentials_for,
     license_credentials,
+    profile_hosts,
     signer,
     source_login_options,
 )
@@ -189,6 +190,7 @@ def pull_command(
         config.bytes_per_s(),
         config.retry_for_s(),
         whose="source",
+        meant_for=profile_hosts("login", "password", "license_key", "cert"),
     )
     source = _source(config, access, license_key, cluster)
     tool = _tool(config)

@@ -17,8 +17,9 @@ from mirror.commands import options
 from mirror.commands.errors import print_json
 from mirror.commands.process import show, tell
 from mirror.documents import read_mapping
-from mirror.errors import FileSystemError, InputError, MirrorError
+from mirror.errors import FileSystemError, InputError, InvalidReferenceError, MirrorError
 from mirror.layout import CHANNELS, MODULES, PACKAGES
+from mirror.oci import Repository
 
 # -- mirror config ---------------------------------------------------------------------------------
 
@@ -112,6 +113,7 @@ REGISTRY = "mirror.registry"
 
 _SECRET = ("password", "license")
 _REGISTRIES = frozenset({"registry", "registries"})
+_NAMING = _REGISTRIES | {"source", "from", "to", "replica", "against"}
 
 
 def use_profile(ctx: click.Context, file: str, profile: str | None) -> None:
@@ -140,6 +142,18 @@ def use_profile(ctx: click.Context, file: str, profile: str | None) -> None:
         found = _defaults(program.commands[name], name, everywhere, own, where)
         ctx.default_map = {name: found}
     ctx.meta[REGISTRY] = profiles[chosen].get("registry")
+    ctx.meta[options.PROFILE_HOSTS] = frozenset(_hosts(profiles[chosen]))
+
+
+def _hosts(settings: Mapping[str, Any]) -> Iterator[str]:
+    """The hosts of the registries that a profile, or a command's section in it, names."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _hosts(value)
+        elif key in _NAMING:
+            for place in value if isinstance(value, list) else [value]:
+                with suppress(InvalidReferenceError):
+                    yield Repository.parse(str(place)).host
 
 
 def _defaults(
@@ -159,7 +173,8 @@ def _defaults(
     return {
         str(params[key].name): _value(params[key], key, value, where)
         for key, value in {**everywhere, **sections.get(name, {})}.items()
-        if key in params
+        # What a served registry asks of its clients is not the login at another.
+        if key in params and not (name == "serve" and key in everywhere and "registry-" in key)
     }
 
 

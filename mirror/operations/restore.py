@@ -16,7 +16,6 @@ from mirror.bundle.format import (
     MAX_SUMS_BYTES,
     PARTIAL_SUFFIX,
     SEAL,
-    SIGNATURE,
     SUMS,
     ZSTD_SUFFIX,
     parse_part_name,
@@ -24,20 +23,19 @@ from mirror.bundle.format import (
 )
 from mirror.bundle.reader import BundleReader, find_archives
 from mirror.bundle.seal import Seal, parse_seal, seal_bytes
+from mirror.bundle.verify import check_signed_by
 from mirror.durable import Folder, os_errors, sync_file
 from mirror.errors import (
     DamagedBundleError,
     FileSystemError,
     InputError,
     IntegrityError,
-    SignatureError,
 )
 from mirror.layout import TOOL_FILE
 from mirror.oci import Digest, Verifier
 from mirror.run import Run
 from mirror.sync import Source
 
-_MOST_SIGNATURE_BYTES = 64 << 10
 ASIDE = "repair" + PARTIAL_SUFFIX  # no seal has this name
 IN_PLACE = "the damaged entry itself"
 
@@ -85,7 +83,7 @@ class Restorer:
                 if not (place == path or sealed.encoded.encode() in raw):
                     continue
                 if self._key is not None:
-                    self._check_signed(data, self._key)
+                    check_signed_by(data, self._key, [path, *(copy for copy, _ in self._copies)])
                 if place == path or self._take_file(SEAL, sealed):
                     self._restore_sums(sealed)
                     return seal
@@ -94,19 +92,6 @@ class Restorer:
             "tells what the bundle must hold",
             advice=f"name a folder with this bundle's {SEAL}: --from FOLDER",
         )
-
-    def _check_signed(self, sealed: bytes, key: bytes) -> None:
-        """Check that a signature here, or of a copy, is the key's: nothing is written before."""
-        from mirror import signing
-
-        failure = SignatureError(f"{self._folder.path} is not signed: nobody has its {SIGNATURE}")
-        for place in (self._folder.path, *(copy for copy, _ in self._copies)):
-            with suppress(OSError), (place / SIGNATURE).open("rb") as file:
-                try:
-                    return signing.verify(sealed, file.read(_MOST_SIGNATURE_BYTES), key)
-                except SignatureError as err:
-                    failure = err
-        raise failure
 
     def _restore_sums(self, sealed: Digest) -> None:
         for place in (self._folder.path, *(copy for copy, _ in self._copies)):

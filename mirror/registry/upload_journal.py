@@ -24,6 +24,7 @@ from typing import BinaryIO, Self
 from mirror.documents import parse_json
 from mirror.durable import PRIVATE_FOLDER, Folder
 from mirror.errors import FileSystemError, InvalidDigestError
+from mirror.events import OnEvent, Warned
 from mirror.oci import Digest
 
 _log = logging.getLogger(__name__)
@@ -191,3 +192,38 @@ def _errors(path: Path) -> Iterator[None]:
             f"{path}: {err.strerror or err}; uploads under way cannot be written down there, name "
             "another folder with --state-dir"
         ) from err
+
+
+@contextmanager
+def upload_journal(
+    state_dir: Path | None, host: str, on_event: OnEvent
+) -> Iterator[UploadJournal | None]:
+    """The journal of uploads to `host`; None where the default folder cannot be written to.
+
+    Raises:
+        FileSystemError: `state_dir`, which somebody asked for, cannot be used.
+    """
+    with ExitStack() as opened:
+        journal: UploadJournal | None = None
+        try:
+            folder = state_dir or _default_state_dir()
+            journal = opened.enter_context(UploadJournal(folder / "uploads", host))
+        except FileSystemError as err:
+            if state_dir is not None:
+                raise
+            on_event(Warned(str(err)))
+        yield journal
+
+
+def _default_state_dir() -> Path:
+    """Where the XDG base directory specification puts what is to survive a restart."""
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    # The specification has relative paths ignored.
+    with suppress(RuntimeError):  # there is no home
+        base = base if base.is_absolute() else Path.home() / ".local/state"
+    if not base.is_absolute():
+        raise FileSystemError(
+            "this user has no home directory; uploads under way are not written down, name a "
+            "folder with --state-dir"
+        )
+    return base / "mirror"

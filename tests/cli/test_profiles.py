@@ -117,6 +117,27 @@ profiles:
     assert call_mirror(*mirror, *file, *flags).succeeded().document["modules"] == {}
 
 
+@pytest.mark.parametrize("meant", [True, False])
+def test_a_login_of_a_profile_goes_to_the_registries_that_it_names_alone(
+    make_embedded_registry: MakeEmbeddedRegistry, tmp_path: Path, meant: bool
+) -> None:
+    registry = make_embedded_registry(MemoryStorage(), auth=BasicAuth({"ana": User("secret")}))
+    (tmp_path / "password").write_text("secret")
+    profile = {
+        "registry": f"{registry.address if meant else 'registry.closed.example'}/dkp",
+        "registry-login": "ana",
+        "registry-password": {"file": str(tmp_path / "password")},
+        "insecure": True,
+    }
+    file = written(tmp_path, yaml.safe_dump({"profile": "a", "profiles": {"a": profile}}))
+    done = call_mirror("--config", file, "history", f"{registry.address}/other")
+    if meant:
+        done.succeeded()
+    else:
+        told = f"the profile's login is for registry.closed.example, and not for {registry.address}"
+        done.failed(6, told)
+
+
 def test_a_section_of_a_command_is_not_the_option_of_its_name(tmp_path: Path) -> None:
     profile = {"prune": {"keep": "bundle"}, "verify": {"against": "x"}, "dry-run": True}
     file = written(tmp_path, yaml.safe_dump({"profile": "a", "profiles": {"a": profile}}))

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from mirror.commands.access import upload_journal
 from mirror.errors import InputError
 from mirror.events import Event
 from mirror.registry import Credentials, credentials, find_credentials
+from mirror.registry.upload_journal import upload_journal
 
 SECRET = "s3cr3t"
 HOST = "reg.example.com:5000"
