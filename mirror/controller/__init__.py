@@ -26,7 +26,7 @@ from mirror.modes import outcomes
 from mirror.modes.constants import NAMESPACE, ConditionType
 from mirror.modes.outcomes import ClusterFacts, ReplicaPod, StepOutcome
 from mirror.modes.plan import SwitchPlan, plan_switch
-from mirror.modes.routes import Mode, Verdict, conditions_of
+from mirror.modes.routes import ModeKind, Verdict, conditions_of
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import RegistryState, inputs_hash
 from mirror.nodeconfig import objects
@@ -136,7 +136,7 @@ def reconcile(
     if memory.get("completed"):
         current = RegistrySettings.load(memory["completed"])
         if facts.saved_parameters is None:  # as each mode but Local leaves them
-            facts = replace(facts, saved_parameters=current.mode is not Mode.LOCAL)
+            facts = replace(facts, saved_parameters=not current.kind.row.holds_own_images)
     begun = RegistrySettings.load(memory["begun"]) if memory.get("begun") else None
     if begun is not None and begun != target:
         if str(memory.get("stage", "")).startswith("Cleanup"):  # all works by it already
@@ -199,7 +199,7 @@ def _memory(state: RegistryState) -> dict[str, Any]:
     Raises:
         InvalidStateError: it is of another program, such as Deckhouse's own module.
     """
-    found: Any = {} if state.mode is Mode.UNMANAGED else None
+    found: Any = None if ModeKind(state.mode.value).row.managed else {}
     if state.private is not None:
         try:
             found = json.loads(state.private.get_secret_value())

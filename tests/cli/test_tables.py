@@ -57,7 +57,8 @@ def test_results_fit_80_columns_and_wide_ones_are_whole(two: list[str], name: st
 
 
 def test_a_screen_gets_lines_as_wide_as_it_is(bundle: Path) -> None:
-    _, _, shown = on_a_terminal("inspect", bundle, columns=60, results=True)
+    quiet = ("--progress", "none")
+    _, _, shown = on_a_terminal("inspect", bundle, *quiet, columns=60, results=True)
     assert "Largest layers" in shown
     assert max(map(len, shown.replace(str(bundle), "").splitlines())) <= 60
 

@@ -25,6 +25,7 @@ from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.render import RenderOptions
 from mirror.nodeconfig.services import Distribution
 from tests.support.mode_stack import DEBIAN_NGINX, Registry, in_tree, master, master_node
+from tests.support.patience import PATIENCE_S
 from tests.support.program import ROOT
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
 from tests.support.runnable_images import client, image, pack_images
@@ -260,14 +261,14 @@ def test_a_controller_that_dies_anywhere_is_run_again(
             patch.setattr(Switch, "observe", dying)
             if last is ConditionType.IMAGES:
                 patch.setattr(mirror, "sync_replicas", dead, raising=False)
-            died = False
-            for _ in range(4):  # until the step is reached
+            died, deadline = False, time.monotonic() + PATIENCE_S
+            while not died and time.monotonic() < deadline:  # until the step is reached
                 try:
                     world.controller.reconcile()
                 except Crash:
                     died = True
-                    break
-                world.apply()
+                else:
+                    world.apply()
             assert died, last
             assert world.state.target_mode is Mode.LOCAL
             assert world.state.mode is Mode.UNMANAGED

@@ -152,8 +152,8 @@ def test_who_may_not_write_is_told_where_before_anything_was_sent(
         with pytest.raises(DeniedError) as caught:
             target.check_access(plan)
     told = str(caught.value)
-    assert told.startswith(ROOT)
-    assert "may not be written to, so nothing was sent" in told
+    place = f"you may not push to registry {registry.address}: {ROOT}"
+    assert told.startswith(f"{place} may not be written to, so nothing was sent")
     assert caught.value.exit_code == 6
     assert not registry.requests.matching("PUT")
     assert not registry.requests.matching("PATCH")
