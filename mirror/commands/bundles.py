@@ -236,15 +236,12 @@ class Serving:
     help="Where to serve; without HOST on all addresses of this machine.",
 )
 @click.option(
-    "--root",
-    help="The path below which the bundle is served.  [default: the path at its source]",
+    "--root", help="The path below which the bundle is served.  [default: the path at its source]"
 )
 @click.option("--tls-cert", type=FILE, help="Serve TLS with this certificate (PEM, with chain).")
 @click.option("--tls-key", type=FILE, help="The private key of --tls-cert (PEM).")
 @click.option(
-    "--users",
-    type=FILE,
-    help="Let in who is in this file only: lines that `htpasswd -B` writes.",
+    "--users", type=FILE, help="Let in who is in this file only: lines that `htpasswd -B` writes."
 )
 @login_options("registry", "Let in this user only.", ["-u", "login"], ["-p", "password"])
 @options.as_json

@@ -226,8 +226,7 @@ def repair_command(
 
 
 @click.command(
-    "inventory",
-    epilog=options.example("mirror inventory registry.example.com/dkp -o held.json"),
+    "inventory", epilog=options.example("mirror inventory registry.example.com/dkp -o held.json")
 )
 @click.argument("registry")
 @click.option(

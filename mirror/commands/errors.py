@@ -10,14 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from mirror.commands.process import (
-    INTERRUPTED,
-    MESSAGE,
-    show,
-    shows_unicode,
-    stopping,
-    tell,
-)
+from mirror.commands.process import INTERRUPTED, MESSAGE, show, shows_unicode, stopping, tell
 from mirror.errors import (
     DeniedError,
     IncompleteError,

@@ -42,8 +42,7 @@ def history_command(*, registry: str, last: int, access: AccessOptions, work: Wo
 
 
 @click.command(
-    "rollback",
-    epilog=options.example("mirror rollback registry.example.com/dkp --to 3 --dry-run"),
+    "rollback", epilog=options.example("mirror rollback registry.example.com/dkp --to 3 --dry-run")
 )
 @click.argument("registry")
 @click.option(
@@ -83,8 +82,7 @@ def rollback_command(
 
 
 @click.command(
-    "prune",
-    epilog=options.example("mirror prune registry.example.com/dkp --keep bundle --dry-run"),
+    "prune", epilog=options.example("mirror prune registry.example.com/dkp --keep bundle --dry-run")
 )
 @click.argument("registry")
 @click.option(

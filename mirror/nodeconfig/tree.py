@@ -139,10 +139,17 @@ def place_manifests(files: Tree, root: Path, below: str) -> TreeChanges:
     with folder:
         changed = {path: _write(folder, path, file) for path, file in sorted(files.items())}
         there = (PurePosixPath("/", name) for name in folder.names() if _OBJECT.fullmatch(name))
-        gone = [path for path in sorted(there) if path not in files and _unlink(folder, path)]
+        left = [path for path in sorted(there) if path not in files and _is_ours(folder, path)]
+        gone = [path for path in left if _unlink(folder, path)]
     written = tuple(path for path, fresh in changed.items() if fresh)
     unchanged = tuple(path for path, fresh in changed.items() if not fresh)
     return TreeChanges(written, unchanged, tuple(gone))
+
+
+def _is_ours(folder: Folder, path: PurePosixPath) -> bool:
+    """Whether a file has the labels of all that is rendered; people keep secrets of their own."""
+    lines = {*map(bytes.strip, (_content(folder, path) or b"").splitlines())}
+    return {b"heritage: deckhouse", b"module: registry"} <= lines
 
 
 def _root(path: Path, below: str) -> Folder:

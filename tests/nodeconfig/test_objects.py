@@ -590,14 +590,16 @@ def test_the_next_run_removes_the_objects_that_are_gone_and_nothing_of_others(
     tmp_path: Path,
 ) -> None:
     write_cluster(done("Local"), tmp_path)
-    mine = tmp_path / "manifests/my-own.yaml"
-    mine.write_text("kind: List\n")
+    names = ("my-own.yaml", "secret-registry-ingress-tls.yaml", "ingress-registry.mine.yaml")
+    mine = [tmp_path / "manifests" / name for name in names]
+    for file in mine:
+        file.write_text("kind: Secret\nmetadata:\n  name: of-the-administrator\n")
     changes = write_cluster(done("Direct"), tmp_path)["manifests"]
     assert {path.name for path in changes.removed} == {
         *(f"secret-{name}.yaml" for name in (*USERS, *NODE_CONFIGS)),
         *("service-registry-push.yaml", "ingress-registry.yaml"),
     }
-    assert mine.exists()
+    assert all(file.exists() for file in mine)
     again = write_cluster(done("Direct"), tmp_path)["manifests"]
     assert not again.written
     assert not again.removed
