@@ -73,7 +73,7 @@ def extract_image(
     most = 2 * max_bytes
     if sum(layer.size for layer in image.layers) > most:
         raise UnreadableImageError(f"{where}: its layers have more than {most} bytes; {_LARGER}")
-    into = into.resolve()  # `.` has no name
+    into = into if into.name.strip(".") else into.resolve()  # `.` has no name
     with os_errors(into, "write"), _staging(into) as (work, tree):
         openers: list[LayerOpener] = []
         for number, layer in enumerate(image.layers):

@@ -126,7 +126,7 @@ def save_blob(
         FileSystemError, NoSpaceError: the system refuses.
     """
     reader = client if run is None else client.within(run)
-    path = path.resolve()  # `.` has no name
+    path = path if path.name.strip(".") else path.resolve()  # `.` has no name
     with os_errors(path, "write"), Folder.made(path.parent) as folder:
         staged = hidden_name(path.name)
         try:

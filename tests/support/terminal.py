@@ -36,7 +36,8 @@ def on_a_terminal(
             stdout=theirs if results else subprocess.PIPE,
             stderr=theirs,
             cwd=ROOT,
-            env=environment({"TERM": "xterm", **(env or {})}),
+            # Runners of tests set COLUMNS, which counts for more than the terminal's size.
+            env=environment({"TERM": "xterm", "COLUMNS": "", **(env or {})}),
         )
         os.close(theirs)
         shown = b""
