@@ -79,8 +79,8 @@ def prune(
 
     Raises:
         InputError: `keep` is empty, or names a generation that is not there.
-        PruneRefusedError: a publication was interrupted, nothing would be left, or what is there
-            cannot be read.
+        PruneRefusedError: a publication was interrupted, kept tags have turned to what would go,
+            nothing would be left, or what is there cannot be read.
         ConflictError: somebody published something meanwhile; nothing was changed.
         CancelledError: the run was stopped.
     """
