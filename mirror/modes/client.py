@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from mirror.errors import CancelledError, RegistryNotFoundError
@@ -171,9 +172,16 @@ class ModeClient:
         """Fetch a manifest; see `RegistryClient.manifest`."""
         return next(self._images(repository, reference, RegistryClient.manifest))
 
-    def resolve(self, repository: str, reference: str | Digest | None = None) -> Descriptor | None:
-        """What a tag or digest names; None if no endpoint has it."""
-        return _first(self._images(repository, reference, RegistryClient.resolve))
+    def resolve(
+        self,
+        repository: str,
+        reference: str | Digest | None = None,
+        *,
+        known: Descriptor | None = None,
+    ) -> Descriptor | None:
+        """What a tag or digest names; None if no endpoint has it. See `RegistryClient.resolve`."""
+        ask = partial(RegistryClient.resolve, known=known)
+        return _first(self._images(repository, reference, ask))
 
     def exists(self, repository: str, reference: str | Digest | None = None) -> bool:
         """Whether some endpoint has a manifest by that tag or digest."""

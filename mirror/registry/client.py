@@ -121,16 +121,19 @@ class RegistryClient:
         """
         return manifests.get(self._transport, repository, reference)
 
-    def resolve(self, repository: str, reference: str | Digest) -> Descriptor | None:
+    def resolve(
+        self, repository: str, reference: str | Digest, *, known: Descriptor | None = None
+    ) -> Descriptor | None:
         """The descriptor of what a tag or digest names (HEAD, end-3); None if it names nothing.
 
         Where the registry refuses HEAD, or answers it without digest or length, the manifest is
-        fetched instead. Only a real 404 gives None.
+        fetched instead. Only a real 404 gives None. `known` is what a tag named before: the request
+        is conditional then (`If-None-Match`), and a registry that answers 304 reads no manifest.
 
         Raises:
             DigestMismatchError, InvalidManifestError: as `manifest`, where that was needed.
         """
-        return manifests.resolve(self._transport, repository, reference)
+        return manifests.resolve(self._transport, repository, reference, known)
 
     def put_manifest(self, repository: str, reference: str | Digest, manifest: Manifest) -> None:
         """Put `manifest` under a tag or its own digest, byte for byte (end-7).
@@ -312,7 +315,9 @@ class RegistryReader(Protocol):
 
     def manifest(self, repository: str, reference: str | Digest) -> Manifest: ...
 
-    def resolve(self, repository: str, reference: str | Digest) -> Descriptor | None: ...
+    def resolve(
+        self, repository: str, reference: str | Digest, *, known: Descriptor | None = None
+    ) -> Descriptor | None: ...
 
     def blob_size(self, repository: str, digest: Digest) -> int | None: ...
 

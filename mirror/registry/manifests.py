@@ -83,18 +83,23 @@ def get(transport: Transport, repository: str, reference: str | Digest) -> Manif
     return Manifest.parse(raw, _media_type(answer), algorithm=algorithm)
 
 
-def resolve(transport: Transport, repository: str, reference: str | Digest) -> Descriptor | None:
+def resolve(
+    transport: Transport, repository: str, reference: str | Digest, known: Descriptor | None = None
+) -> Descriptor | None:
     """See `RegistryClient.resolve`."""
     reference = parsed(reference)
+    condition = {"If-None-Match": f'"{known.digest}"'} if known else {}
     try:
         answer = transport.call(
             "HEAD",
             _url(transport, repository, reference),
-            accept=statuses.READ,
+            accept=statuses.READ + (statuses.UNCHANGED if known else ()),
             limit=0,
             scopes=(PULL.format(repository),),
-            headers={"Accept": ACCEPT},
+            headers={"Accept": ACCEPT, **condition},
         )
+        if answer.status in statuses.UNCHANGED:
+            return known
         told = _told(answer)
         if told is not None and (isinstance(reference, str) or reference == told.digest):
             return told

@@ -10,6 +10,9 @@ from __future__ import annotations
 READ = (200,)
 """GET and HEAD of `/v2/`, manifests, blobs, tags and referrers (end-1 to end-3, end-8, end-12)."""
 
+UNCHANGED = (304,)
+"""GET and HEAD with `If-None-Match` (RFC 9110, 13.1.2), which the specification does not have."""
+
 OPEN = (202,)
 """POST that opens an upload (end-4a)."""
 

@@ -31,12 +31,11 @@ async def get_manifest(call: Call) -> Response:
     digest, held = await in_thread(
         _find_manifest, call.store, call.repository, call.part("reference")
     )
-    headers = {
-        "Content-Type": held.media_type,
-        "Content-Length": str(len(held.raw)),
-        "Docker-Content-Digest": str(digest),
-        "ETag": f'"{digest}"',
-    }
+    told = {"Docker-Content-Digest": str(digest), "ETag": f'"{digest}"'}
+    known = call.request.headers.get("if-none-match", "")
+    if str(digest) in (one.strip().removeprefix("W/").strip('"') for one in known.split(",")):
+        return Response(status_code=304, headers=told)  # distribution takes it without quotes, too
+    headers = {"Content-Type": held.media_type, "Content-Length": str(len(held.raw)), **told}
     return Response(held.raw if call.request.method == "GET" else b"", headers=headers)
 
 

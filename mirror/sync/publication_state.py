@@ -26,7 +26,7 @@ from mirror.errors import (
     StatementError,
     UntrustedStatementError,
 )
-from mirror.oci import Digest, Manifest
+from mirror.oci import Descriptor, Digest, Manifest
 from mirror.sync.inventory import Inventory
 from mirror.sync.plan import Tags, differing, laid_over, tags_of, unaccounted
 from mirror.sync.statement import (
@@ -145,8 +145,15 @@ def statement_digest(tree: RegistryTree, tag: str = LATEST) -> Digest | None:
 
     Registries whose digests are equal state the same inventory as the same generation.
     """
-    found = tree.client.resolve(tree.locate(REPOSITORY), tag)
+    found = statement_tip(tree, tag)
     return found.digest if found else None
+
+
+def statement_tip(
+    tree: RegistryTree, tag: str = LATEST, known: Descriptor | None = None
+) -> Descriptor | None:
+    """As `statement_digest`; conditional where it is `known` what the tag named before."""
+    return tree.client.resolve(tree.locate(REPOSITORY), tag, known=known)
 
 
 def read_tips(tree: RegistryTree) -> Tips:

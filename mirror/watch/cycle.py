@@ -10,7 +10,7 @@ from typing import Any
 
 from mirror.documents import document
 from mirror.errors import MirrorError, NotFoundError, UnreachableError
-from mirror.oci import Digest
+from mirror.oci import Descriptor, Digest
 from mirror.operations.leader import Leader, adopt, choose_leader, may_move
 from mirror.operations.replicate import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.sync import LeaderAudit, sync_replicas
@@ -19,7 +19,14 @@ from mirror.run import Run
 from mirror.sync import Inventory, make_plan
 from mirror.sync.observation import Depth, Failure
 from mirror.sync.observe import observe
-from mirror.sync.publication_state import PENDING, Published, read_statement, statement_digest
+from mirror.sync.publication_state import (
+    LATEST,
+    PENDING,
+    Published,
+    read_statement,
+    statement_digest,
+    statement_tip,
+)
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory
 from mirror.watch.settings import AUTO, CheckLevel
@@ -78,6 +85,7 @@ class Replicator:
         self._silent = _Silent()
         self._lock = threading.Lock()
         self._stated: Published | None = None  # under the lock: the statement that was read last
+        self._tips: dict[tuple[str, str], Descriptor | None] = {}  # under the lock, for `_tip`
         self._unstated = False  # whether the leader stated nothing when it was last asked
         self._memories = {tree.name: Memory(may_move) for tree in trees.values()}
 
@@ -88,13 +96,13 @@ class Replicator:
         if level is not CheckLevel.STATEMENT:
             for memory in self._memories.values():
                 memory.forget()
+        if level is CheckLevel.STATEMENT and (equal := self._all_equal(tree, run)):
+            return equal
         if self._leader != AUTO:
             leader = self._trees[self._leader]
             if level is CheckLevel.STATEMENT and (equal := self._walked_equal(leader, tree, run)):
                 return equal
         else:
-            if level is CheckLevel.STATEMENT and (equal := self._all_equal(tree, run)):
-                return equal
             try:
                 leader, unasked = self._highest(run)
             except NotFoundError:
@@ -123,7 +131,9 @@ class Replicator:
     # -- asking and comparing ----------------------------------------------------------------
 
     def _asked(self) -> tuple[list[RegistryTree], tuple[Failure, ...]]:
-        """The registries to ask, and why each of the others is not asked."""
+        """The registries to ask beside the replica, and why each of the others is not asked."""
+        if self._leader != AUTO:
+            return [self._trees[self._leader]], ()
         asked: list[RegistryTree] = []
         resting: list[Failure] = []
         for tree in self._trees.values():
@@ -146,38 +156,55 @@ class Replicator:
     def _all_equal(self, tree: RegistryTree, run: Run) -> CycleResult | None:
         """The result if every registry states what was read last; else None.
 
-        That is one request each, and one more for `tree`.
+        That is one conditional request each, and one more for `tree`. Where a leader was named,
+        only that is asked beside `tree`.
 
-        A peer that does not answer is reported, and counts as unchanged.
+        A peer that does not answer is reported, and counts as unchanged; a leader is raised.
         """
         with self._lock:
             known = self._stated
         if known is None:
             return None
         asked, unasked = self._asked()
-        if tree not in asked:
+        named = self._leader != AUTO
+        if named:
+            asked.append(tree)
+        elif tree not in asked:
             return None
-        answers = ask_at_once(asked, statement_digest, patience_s=_PATIENCE_S, run=run)
+        patience_s = None if named else _PATIENCE_S
+        answers = ask_at_once(asked, self._tip, patience_s=patience_s, run=run)
         for one, answer in zip(asked, answers, strict=True):
             error = answer if isinstance(answer, MirrorError) else None
+            if named and error is not None:
+                raise error
             self._silent.note(one.name, error)
             if error is not None:
                 unasked += (Failure(one.name, "its statement", error),)
             if answer != known.digest and (error is None or one is tree):
                 return None
-        if statement_digest(tree.within(run), PENDING) not in (None, known.digest):
+        if self._tip(tree.within(run), PENDING) not in (None, known.digest):
             return None  # its tags may have turned to what was announced
         number, declared = known.statement.generation, count(known.statement.inventory)
         return CycleResult(
             CheckLevel.STATEMENT,
             complete=True,
             errors=texts(unasked),
-            leader=tree.name,
+            leader=(asked[0] if named else tree).name,
             generation=number,
             leader_generation=number,
             declared=declared,
             verified=declared,
         )
+
+    def _tip(self, tree: RegistryTree, tag: str = LATEST) -> Digest | None:
+        """As `statement_digest`; a registry that answers 304 only says that nothing changed."""
+        place = tree.name, tag
+        with self._lock:
+            known = self._tips.get(place)
+        found = statement_tip(tree, tag, known)
+        with self._lock:
+            self._tips[place] = found
+        return found.digest if found else None
 
     def _walked_equal(
         self, leader: RegistryTree, tree: RegistryTree, run: Run
@@ -255,7 +282,7 @@ class Replicator:
 
     def _published(self, leader: RegistryTree) -> Published | None:
         """What the leader states. The layer, which may be large, is read once per statement."""
-        digest = statement_digest(leader)
+        digest = self._tip(leader)
         with self._lock:
             if self._stated is not None and self._stated.digest == digest:
                 return self._stated

@@ -348,12 +348,14 @@ def test_registries_are_asked_at_the_same_time_and_each_by_a_few(
             together.append(self.host)
             super().ping()
 
-        def resolve(self, repository: str, reference: str | Digest) -> Descriptor | None:
+        def resolve(
+            self, repository: str, reference: str | Digest, *, known: Descriptor | None = None
+        ) -> Descriptor | None:
             with lock:
                 running[self.host] = running.get(self.host, 0) + 1
                 most[self.host] = max(most.get(self.host, 0), running[self.host])
             try:
-                return super().resolve(repository, reference)
+                return super().resolve(repository, reference, known=known)
             finally:
                 with lock:
                     running[self.host] -= 1
@@ -379,9 +381,11 @@ def test_who_goes_on_asks_first_for_what_nobody_has_asked_for(real_registry: Rea
     asked: list[str] = []
 
     class Watched(RegistryClient):
-        def resolve(self, repository: str, reference: str | Digest) -> Descriptor | None:
+        def resolve(
+            self, repository: str, reference: str | Digest, *, known: Descriptor | None = None
+        ) -> Descriptor | None:
             asked.append(str(reference))
-            return super().resolve(repository, reference)
+            return super().resolve(repository, reference, known=known)
 
     report = check_images(
         REQUIRED,

@@ -141,6 +141,20 @@ def test_what_a_tag_names_is_told_by_head_alone(connect: Connect) -> None:
     assert {r.method for r in server.log} == {"HEAD"}
 
 
+def test_what_a_tag_named_before_is_asked_about_on_condition(connect: Connect) -> None:
+    held = MANIFEST.descriptor
+    client, server = connect(lambda _: Reply(304))
+    assert client.resolve("a", "v1", known=held) == held
+    assert [r.headers["if-none-match"] for r in server.log] == [f'"{held.digest}"']
+    with pytest.raises(RegistryError, match="304"):  # to a question without a condition
+        client.resolve("a", "v1")
+    client, server = connect(good)
+    other = Descriptor(OCI_MANIFEST, Digest.of(b"another"), 7)
+    assert client.resolve("a", "v1", known=other) == held
+    client, server = connect(lambda _: error(404, "MANIFEST_UNKNOWN"))
+    assert client.resolve("a", "v1", known=held) is None
+
+
 @pytest.mark.parametrize(
     "reply",
     [

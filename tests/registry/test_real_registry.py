@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mirror.errors import DeniedError, RegistryError, RegistryNotFoundError
@@ -141,6 +142,18 @@ def test_an_image_goes_in_and_comes_out_byte_for_byte(real: RegistryClient) -> N
     assert b"".join(real.blob("deckhouse/ee", DIGEST, size=len(DATA))) == DATA
     assert b"".join(real.blob("deckhouse/ee", DIGEST, offset=2_500_000)) == DATA[2_500_000:]
     assert list(real.blob("deckhouse/ee", Digest.of(b""), size=0)) == []
+
+
+def test_distribution_answers_304_to_who_knows_what_a_tag_names(
+    real_registry: RealRegistry, real: RegistryClient
+) -> None:
+    held = send(real, "a", DATA).descriptor
+    url = f"http://{real_registry.address}/v2/a/manifests/v1"
+    answer = httpx.head(url, headers={"If-None-Match": f'"{held.digest}"', "Accept": OCI_MANIFEST})
+    assert answer.status_code == 304
+    assert real.resolve("a", "v1", known=held) == held
+    newer = send(real, "a", b"others").descriptor
+    assert real.resolve("a", "v1", known=held) == newer
 
 
 def test_what_is_not_there_is_told_apart_from_failure(real: RegistryClient) -> None:

@@ -47,6 +47,20 @@ def test_a_manifest_comes_back_byte_for_byte_by_tag_and_digest(client: httpx.Cli
 
 
 @pytest.mark.usefixtures("blobs")
+def test_who_knows_what_a_tag_names_is_told_that_nothing_changed(client: httpx.Client) -> None:
+    digest = str(Digest.of(image()))
+    put(client, "v1", image())
+    for known in (f'"{digest}"', digest, f'"x", W/"{digest}"'):
+        for method in ("GET", "HEAD"):
+            answer = client.request(method, f"{MANIFESTS}/v1", headers={"If-None-Match": known})
+            assert (answer.status_code, answer.content) == (304, b"")
+            assert answer.headers["ETag"] == f'"{digest}"'
+    answer = client.head(f"{MANIFESTS}/v1", headers={"If-None-Match": f'"{Digest.of(b"x")}"'})
+    assert answer.status_code == 200
+    assert client.head(f"{MANIFESTS}/v2", headers={"If-None-Match": digest}).status_code == 404
+
+
+@pytest.mark.usefixtures("blobs")
 def test_docker_manifests_keep_their_media_type(client: httpx.Client) -> None:
     raw = image(mediaType=DOCKER_MANIFEST)
     assert put(client, "v1", raw, DOCKER_MANIFEST).status_code == 201

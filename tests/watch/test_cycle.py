@@ -146,17 +146,34 @@ def test_an_audit_of_unstated_content_asks_about_everything(three: list[Replica]
     assert three[1].held() == WANTED
 
 
-def test_a_look_at_equal_statements_takes_a_request_per_registry(three: list[Replica]) -> None:
+def test_a_look_at_equal_statements_asks_the_leader_once_and_only_whether_anything_changed(
+    three: list[Replica],
+) -> None:
     cluster = Cluster(three, "a")
     cluster.members["a"].fill(STORE)
+    cluster.look("b")
     cluster.look("b")
     for one in three:
         one.registry.requests.clear()
     again = cluster.look("b")
     assert again.complete
+    assert again.leader == three[0].name
     assert again.sent == 0
     assert again.declared == again.verified == count(WANTED)
-    assert sum(len(one.registry.requests) for one in three) == 4
+    assert [(r.method, r.status, r.sent) for r in three[0].registry.requests] == [("HEAD", 304, 0)]
+    assert [r.status for r in three[1].registry.requests] == [304, 304]
+    assert len(three[2].registry.requests) == 0
+
+
+def test_a_dead_leader_that_was_named_is_an_error_of_a_look_that_knows_it(
+    three: list[Replica],
+) -> None:
+    cluster = Cluster(three, "a")
+    cluster.members["a"].fill(STORE)
+    assert cluster.look("b").complete
+    three[0].registry.__exit__(None, None, None)
+    with pytest.raises(UnreachableError):
+        cluster.look("b")
 
 
 def test_the_highest_generation_leads_where_nobody_was_named(three: list[Replica]) -> None:
