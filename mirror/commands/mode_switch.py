@@ -294,9 +294,14 @@ def check_command(
         workers=work.run.jobs,
         run=work.run,
     )
-    # The message is the one that the cluster itself shows in its status.
     code = 0 if report.ready else _exit_code(report)
-    work.show(report, lambda one, _: one.message, code=code, whole=True)
+    work.show(report, lambda one, _: _told(one, cluster.settings), code=code, whole=True)
+
+
+def _told(report: CheckReport, settings: RegistrySettings) -> str:
+    """As the cluster shows it in its status, where `Mode` is that of the check."""
+    head = f"mode {settings.mode}, checkMode {report.mode}"
+    return "\n".join([head, *(one.message for one in report.registries)])
 
 
 def _exit_code(report: CheckReport) -> int:

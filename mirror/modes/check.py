@@ -37,7 +37,7 @@ from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.run import Run, for_each, gather
 
 MOST_ERRORS = 5
-"""As many errors of a registry a message has."""
+"""As many different errors of a registry a message has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +113,18 @@ class RegistryResult:
         if not self.errors:
             return head
         lines = [f"{head}, {len(self.errors)} items with errors:"]
-        for item in self.errors[:MOST_ERRORS]:
+        different = {str(item.error): item for item in reversed(self.errors)}
+        shown = [*reversed(different.values())][:MOST_ERRORS]
+        for item in shown:
             lines += (
                 f"- source: {item.image.source}",
                 f"  image: {self.target.address(item.image)}",
                 f"  error: {item.error}",
             )
-        if len(self.errors) > MOST_ERRORS:
-            lines.append("  ...and more")
+        if left := len(self.errors) - len(shown):
+            lines.append(
+                f"  ...and {left} more like it" if len(different) == 1 else "  ...and more"
+            )
         return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from mirror.errors import (
 from mirror.events import EndpointDown, EndpointUp, OnEvent, Retrying, Warned, ignore
 from mirror.modes.addressing import LOGICAL_ROOT, Route, push_address, routes_for
 from mirror.modes.constants import RegistryUser
-from mirror.modes.routes import DOORS, Plane
+from mirror.modes.routes import DOORS, Plane, Role
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.oci import Digest, Repository, verified
 from mirror.registry import (
@@ -41,12 +41,18 @@ from mirror.sync.failover import continued
 Name = TypeVar("Name", bound=Hashable)
 Found = TypeVar("Found")
 
+_CA_FROM = {
+    Role.UPSTREAM: "as `ca` in the settings",
+    Role.PUBLIC: "as `publicCaFile` in the sites",
+    Role.FOREIGN: "with --ca",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A registry's address, the authority to trust there (PEM), and our login and certificate.
 
-    `is_door`: any of several replicas may answer behind it.
+    `is_door`: any of several replicas may answer behind it. `ca_from`: where to name the authority.
     """
 
     scheme: str
@@ -55,6 +61,7 @@ class Endpoint:
     credentials: Credentials | None = None
     is_door: bool = False
     certificate: ClientCertificate | None = None
+    ca_from: str = "with --ca"
 
     @classmethod
     def of(cls, route: Route, credentials: Credentials | None = None) -> Endpoint:
@@ -65,6 +72,7 @@ class Endpoint:
         return cls(
             *(route.scheme, route.host, route.ca, credentials, route.role in DOORS),
             route.certificate,
+            _CA_FROM.get(route.role, "as `caFile` in the sites"),
         )
 
     def connection(self, options: ConnectionOptions) -> ConnectionOptions:
@@ -72,7 +80,9 @@ class Endpoint:
         ca = "\n".join(pem for pem in (self.ca, options.ca) if pem) or None
         certificate = self.certificate or options.certificate
         plain = self.scheme == "http"
-        return replace(options, plain_http=plain, ca=ca, certificate=certificate)
+        return replace(
+            options, plain_http=plain, ca=ca, certificate=certificate, ca_from=self.ca_from
+        )
 
     def client(self, options: ConnectionOptions, on_event: OnEvent = ignore) -> RegistryClient:
         """A new client; the caller closes it."""

@@ -234,7 +234,7 @@ def from_network(
                 where=where,
             )
         case Fault.CONNECT:
-            return _from_connect(err, where=where, host=host, origin=origin)
+            return _from_connect(err, where=where, host=host, origin=origin, options=options)
         case Fault.BROKEN if told := _alert(err, host):
             return UnreachableError(f"{where}: {told}", where=where)
         case Fault.BROKEN:
@@ -292,7 +292,7 @@ def _from_proxy(
 
 
 def _from_connect(
-    err: Exception, *, where: str, host: str, origin: str
+    err: Exception, *, where: str, host: str, origin: str, options: ConnectionOptions
 ) -> TransientFailure | MirrorError:
     def unreachable(text: str) -> UnreachableError:
         return UnreachableError(f"{where}: {text}{origin}", where=where)
@@ -303,8 +303,8 @@ def _from_connect(
         if isinstance(cause, ssl.SSLCertVerificationError):
             return unreachable(
                 f"the certificate of {host} is not trusted ({cause.verify_message}); name the "
-                "authority that signed it with --ca, check the host name and this machine's "
-                "clock, or accept any certificate with --tls-skip-verify"
+                f"authority that signed it {options.ca_from}, check the host name and this "
+                "machine's clock, or accept any certificate with --tls-skip-verify"
             )
         if isinstance(cause, ssl.SSLEOFError):
             break  # cut off during the handshake: a broken connection like others
@@ -318,7 +318,7 @@ def _from_connect(
             return unreachable(
                 _alert(err, host)
                 or f"no TLS connection to {host}: {reason}; check that the port is the registry's "
-                "and name its authority with --ca, or try --tls-skip-verify"
+                f"and name its authority {options.ca_from}, or try --tls-skip-verify"
             )
         if isinstance(cause, socket.gaierror):
             happened = f"the name {host} cannot be resolved"

@@ -124,7 +124,8 @@ class ConnectionOptions:
 
     `plain_http` speaks HTTP without TLS. `verify` False accepts any certificate. `ca_file` is a
     PEM file of certificate authorities trusted besides those of the system; `ca` is the same as
-    text, for who has them from a document and not in a file. `certificate` proves who we are to a
+    text, for who has them from a document and not in a file; messages about an authority that is
+    not trusted say how to name it (`ca_from`). `certificate` proves who we are to a
     registry that asks for one, and to no other host. What docker and podman keep for a host in a
     folder `certs.d` counts too.
 
@@ -149,6 +150,7 @@ class ConnectionOptions:
     ca_file: Path | None = None
     ca: str | None = field(default=None, repr=False)
     certificate: ClientCertificate | None = None
+    ca_from: str = "with --ca"
     trusted_hosts: frozenset[str] = frozenset()
     connect_timeout_s: float = 30.0
     stall_timeout_s: float = 60.0

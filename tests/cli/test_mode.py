@@ -382,6 +382,7 @@ def test_check_finds_what_is_missing_and_what_is_there(
     digests.write_text(f"{here.manifest.digest}\n")
     files = ("--module-config", config, "--digests", digests)
     run = call_mirror("mode", "check", *files).succeeded()
+    assert run.stdout.startswith("mode Direct, checkMode Default\n")
     assert "all 1 items are checked" in run.stdout
     digests.write_text(f"{here.manifest.digest}\n{gone.manifest.digest}\n")
     run = call_mirror("mode", "check", *files)

@@ -242,10 +242,25 @@ def test_login_and_authority_of_the_route_are_used(
     refused, unknown = report.registries[1:]
     assert {type(item.error) for item in refused.errors} == {DeniedError}
     assert len(refused.errors) == len(unknown.errors) == 21
-    assert "certificate" in str(unknown.errors[0].error)
     assert "s3cret" not in report.message
     with pytest.raises(IncompleteError, match="and 20 more for the same reason"):
         CheckReport(report.mode, (refused,)).require()
+
+
+def test_an_authority_that_is_unknown_is_told_once_and_where_to_name_it(
+    make_real_registry: MakeRealRegistry, authority: Authority
+) -> None:
+    inside = target(make_real_registry(tls=authority.issue("check")), "master-0")
+    for role, where in (
+        (Role.MASTER, "`caFile` in the sites"),
+        (Role.PUBLIC, "`publicCaFile` in the sites"),
+        (Role.UPSTREAM, "`ca` in the settings"),
+    ):
+        one = replace(inside, route=replace(inside.route, role=role))
+        message = check_images(REQUIRED, [one]).message
+        assert f"name the authority that signed it as {where}, check" in message
+        assert message.count("- source: ") == 1
+        assert message.splitlines()[-1] == "  ...and 20 more like it"
 
 
 def _secret(text: str) -> SecretStr:
