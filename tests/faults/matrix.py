@@ -15,6 +15,7 @@ from mirror.errors import DeadlineError, MirrorError
 from mirror.testing import Delay, Drip, Fault, FaultyServer, Stall, every_fault
 from tests.faults.scenes import (
     DEADLINE_S,
+    PATIENT_S,
     SCENES,
     STALL_S,
     Goal,
@@ -141,6 +142,7 @@ class Matrix:
                 before = tuple(goals(stage))
                 log = stage.shelves[scene.faulty].server.requests
                 log.clear()
+                stage.stall_s = PATIENT_S
                 code = scene.work(stage)
                 assert code == 0, scene
                 asked = tuple((one.method, f"{one.path}?{one.query}") for one in log)
@@ -192,6 +194,7 @@ class Matrix:
         if code == 0 and not wrong:
             missing = self.lacking(scene, stage, measured, needed)
         if code or needed < len(stage.shelves):
+            stage.stall_s = PATIENT_S
             again, reason, bad = attempt(scene, stage)
             wrong += [f"the next run: {one}" for one in bad]
             if again:

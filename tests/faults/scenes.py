@@ -36,6 +36,8 @@ ROOT = "dkp/ee"
 DEADLINE_S = 30.0
 JOBS = 2
 STALL_S = 0.4
+PATIENT_S = 10.0
+"""How long a run without faults waits: a busy machine is no fault."""
 
 SMALL_CHUNKS = mock.patch.multiple(upload_sessions, CHUNK=400, SHORT_CHUNK=100, SMALLEST_CHUNK=50)
 """So that small images have layers that travel in chunks."""
@@ -52,16 +54,16 @@ SPEC = TreeSpec(
 WANTED = Selection(installer_tag=None, security=False, modules=None, packages=None, plugins=None)
 
 
-def options() -> ConnectionOptions:
+def options(stall_s: float = STALL_S) -> ConnectionOptions:
     """Patience as people have it, without the time that it takes."""
     retries = RetryPolicy(attempts=3, jitter=0, patience_s=30, sleep=lambda _seconds: None)
     return ConnectionOptions(
         plain_http=True,
         retries=retries,
         connect_timeout_s=5,
-        stall_timeout_s=STALL_S,
+        stall_timeout_s=stall_s,
         stall_min_bytes=1,
-        answer_timeout_s=STALL_S,
+        answer_timeout_s=stall_s,
     )
 
 
@@ -88,6 +90,7 @@ class Stage:
     bundles: tuple[Path, Path]
     stack: ExitStack
     warnings: list[str] = field(default_factory=list)
+    stall_s: float = STALL_S
 
     @property
     def run(self) -> Run:
@@ -102,7 +105,7 @@ class Stage:
     def client(self, number: int) -> RegistryClient:
         """A client that goes through the faults of a shelf."""
         address = self.shelves[number].server.address
-        return self.stack.enter_context(RegistryClient(address, options=options()))
+        return self.stack.enter_context(RegistryClient(address, options=options(self.stall_s)))
 
     def tree(self, number: int) -> RegistryTree:
         """The tree on a shelf, reached through its faults."""
