@@ -32,7 +32,7 @@ from mirror.registry.connections import Connections
 from mirror.registry.http1 import Patience
 from mirror.registry.options import proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
-from tests.support.patience import PATIENCE_S
+from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.processes import free_port
 from tests.support.scripted_server import Reply, Request, Script, ScriptedServer
 from tests.support.tls import Authority
@@ -525,7 +525,7 @@ def test_what_comes_after_an_answer_is_not_the_next_one(scheme: str, authority: 
             # The bytes behind the answer are there, or come; both are noticed.
             for kept in client._transport._wire.connections._idle.values():
                 for one in kept:
-                    select.select([one.stream.sock], [], [], 5)
+                    wait_until(one.stream.is_stale)
 
 
 def test_a_kept_connection_that_closes_on_a_request_costs_nothing(

@@ -29,7 +29,12 @@ pytestmark = pytest.mark.timeout(120)
 _ACCESS = re.compile(r'"([A-Z]+) (/v2/\S*) HTTP/1\.1" (\d{3}) ')
 
 
-MANY = replace(LARGE, components=30, modules=LARGE.modules[:20], packages=LARGE.packages[:6])
+MANY = replace(
+    LARGE,
+    components=90,
+    modules=(*LARGE.modules[:10], *LARGE.modules[15:17]),
+    packages=LARGE.packages[:5],
+)
 
 
 @dataclass
@@ -373,14 +378,20 @@ def test_a_dry_run_lists_exactly_what_the_rules_select(many: Served, case: Case)
         assert words in run.stderr
 
 
+@pytest.mark.parametrize(
+    ("served_as", "spec"),
+    [("many", MANY), pytest.param("large", LARGE, marks=pytest.mark.soak)],
+    ids=["many modules", "as large as real ones"],
+)
 def test_without_flags_a_dry_run_lists_all_that_is_current_with_few_requests(
-    large: Served,
+    served_as: str, spec: TreeSpec, request: pytest.FixtureRequest
 ) -> None:
-    before = len(large.requests())
-    document = large.plan().succeeded().document
-    asked = large.requests()[before:]
-    truth = large.truth().platform(CURRENT, ALL).installer().databases()
-    names = [[one.name for one in kind] for kind in (LARGE.modules, LARGE.packages)]
+    source: Served = request.getfixturevalue(served_as)
+    before = len(source.requests())
+    document = source.plan().succeeded().document
+    asked = source.requests()[before:]
+    truth = source.truth().platform(CURRENT, ALL).installer().databases()
+    names = [[one.name for one in kind] for kind in (spec.modules, spec.packages)]
     expected = packages(modules(truth, names[0]), names[1]).references()
     assert not difference(references(document), expected)
     assert len(asked) <= 1.3 * document["manifests"], (len(asked), document["manifests"])
@@ -390,8 +401,8 @@ def test_without_flags_a_dry_run_lists_all_that_is_current_with_few_requests(
     read = {path.rpartition("/")[2] for _, path, _ in asked if "/blobs/" in path}
     describing = {
         str(layer.digest)
-        for repository, digest in describing_images(large.tree)
-        for layer in large.store.manifest(repository, digest).layers
+        for repository, digest in describing_images(source.tree)
+        for layer in source.store.manifest(repository, digest).layers
     }
     assert read <= describing
     assert all("/extra/" not in path for _, path, _ in asked if "/blobs/" in path)
