@@ -20,7 +20,7 @@ BESIDE = {"dry pull": [], "verify": ["hashlib"]}
 """Operations that other tools do not have, and what they are compared with."""
 
 
-@pytest.mark.parametrize("name", ["b", "c-tls"])
+@pytest.mark.parametrize("name", ["c-tls", pytest.param("b", marks=pytest.mark.soak)])
 def test_a_scenario_is_measured_with_every_operation(name: str, tmp_path: Path) -> None:
     require_tool("docker-registry")
     require_tool("skopeo")

@@ -133,11 +133,12 @@ def is_damaged(folder: Path) -> bool:
         return err.exit_code == IntegrityError.exit_code
 
 
-def test_every_flipped_byte_of_any_file_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [150, pytest.param(2000, marks=pytest.mark.soak)])
+def test_every_flipped_byte_of_any_file_is_found(times: int, tmp_path: Path) -> None:
     pack(tmp_path, part_size=9000, gost=True, signed=True)
     dice = random.Random(7)
     files = sorted(tmp_path.iterdir())
-    for number in range(500):
+    for number in range(times):
         # Small files as often as large ones: each has its own way of being checked.
         path = files[number % len(files)]
         data = path.read_bytes()

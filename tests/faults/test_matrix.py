@@ -20,7 +20,7 @@ from tests.support.tools import require_tool
 
 @pytest.mark.parametrize(
     ("kind", "scenes", "step"),
-    [("embedded", "", 509), ("docker-registry", "push of the next release", 499)],
+    [("embedded", "", 1009), ("docker-registry", "push of the next release", 499)],
 )
 def test_commands_survive_a_sample_of_faults_or_fail_cleanly(
     kind: str, scenes: str, step: int

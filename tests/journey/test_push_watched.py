@@ -24,7 +24,7 @@ from tests.support.releases import (
 
 
 @pytest.mark.parametrize(
-    ("kills", "seed"), [(8, 5), pytest.param(50, 6, marks=pytest.mark.soak)], ids=["8", "50"]
+    ("kills", "seed"), [(4, 5), pytest.param(50, 6, marks=pytest.mark.soak)], ids=["4", "50"]
 )
 def test_a_reader_never_sees_an_incomplete_release_however_often_pushes_are_killed(
     make_real_registry: MakeRealRegistry,
@@ -49,7 +49,7 @@ def test_a_reader_never_sees_an_incomplete_release_however_often_pushes_are_kill
             return pending != latest
 
         for number, release in enumerate(cycle(releases)):
-            if killed >= kills and in_phase >= kills // 4:
+            if number > 1 and killed >= kills and in_phase >= kills // 4:
                 break
             arguments = ("push", release.bundle, f"{registry.address}/{root}", "--insecure")
             # A few attempts at each release, then one that is left alone.
