@@ -130,4 +130,5 @@ def test_no_wait_and_no_lifetime_asks_the_clock_on_the_wall() -> None:
         "registry/failures.py",  # a date in Retry-After, whose wait has an upper bound
         "reports/messages.py",  # when a message was told
         "watch/daemon.py",  # a metric that is such a time
+        "watch/fleet.py",  # the time of day in which something new is carried
     }

@@ -36,6 +36,12 @@ def _watch() -> dict[str, Any]:
     return WatchSettings.model_json_schema(by_alias=True)
 
 
+def _fleet() -> dict[str, Any]:
+    from mirror.watch.fleet import Fleet
+
+    return Fleet.model_json_schema(by_alias=True)
+
+
 def _sites() -> dict[str, Any]:
     from mirror.nodeconfig.cluster import AccessFile
 
@@ -65,6 +71,7 @@ def _profiles() -> dict[str, Any]:
 SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "pull": _pull,
     "watch": _watch,
+    "fleet": _fleet,
     "sites": _sites,
     "facts": _facts,
     "progress": _progress,
@@ -95,6 +102,7 @@ def config_schema(kind: str) -> None:
     \b
       pull      the settings of pull --config
       watch     the settings of sync --watch --config
+      fleet     the registries that follow one hub, and their rings
       sites     what is known of a cluster: --sites
       facts     what somebody has looked at: mode plan --facts
       profiles  settings for all commands: mirror --config

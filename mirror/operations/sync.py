@@ -10,6 +10,7 @@ from typing import Any
 from mirror.documents import document
 from mirror.errors import (
     CancelledError,
+    ConflictError,
     DeadlineError,
     IncompleteError,
     InputError,
@@ -93,6 +94,8 @@ def sync_replicas(
     prune: bool = False,
     dry_run: bool = False,
     audit_leader: bool = True,
+    expected: Digest | None = None,
+    also: Sequence[RegistryTree] = (),
     deadline_s: float | None = None,
     on_replica: Callable[[ReplicaResult], None] = lambda _result: None,
     run: Run | None = None,
@@ -108,6 +111,9 @@ def sync_replicas(
 
     `prune` removes what the leader does not have; without it that is only reported.
 
+    `expected` is the statement that the leader must have, where it stands for a registry that has
+    the same. `also` are registries that give what the leader and the replicas have lost.
+
     Every replica has `run.jobs` threads of its own and a result of its own, which `on_replica`
     hears as soon as it is there; none waits for another. What fails is in the report and is not
     raised. After `deadline_s` seconds what is not finished is stopped; half of that time is for
@@ -119,6 +125,7 @@ def sync_replicas(
         InputError: the leader is among the replicas, or there is none.
         UnreachableError, DeniedError: the leader does not answer.
         NotFoundError, ConflictError: `leader` is None, and none can be chosen.
+        ConflictError: the leader does not state what is `expected`.
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
@@ -144,6 +151,11 @@ def sync_replicas(
             f"the leader {leader.name} did not say within {deadline_s:g} s what it holds",
             where=leader.name,
         ) from err
+    if expected is not None and head.digest != expected:
+        raise ConflictError(
+            f"it stated {expected} just now and states {head.digest} instead; run this again",
+            where=leader.name,
+        )
     if len(replicas) > 1:
         run.on_event(
             PhaseStarted(
@@ -166,7 +178,7 @@ def sync_replicas(
 
     def replicate(tree: RegistryTree) -> ReplicaResult:
         own = part(tree)
-        others = [other.within(own) for other in replicas if other is not tree]
+        others = [one.within(own) for one in (*replicas, *also) if one is not tree]
         result = in_time(
             Replication(tree.within(own), head, others, options, run=own).carry_out(), own
         )

@@ -246,11 +246,12 @@ def ask_at_once(
     question: Callable[[RegistryTree], Answer],
     *,
     patience_s: float | None = None,
+    jobs: int | None = None,
     run: Run,
 ) -> list[Answer | MirrorError]:
     """The answers to `question`, or why there is none, in the order of `trees`.
 
-    All are asked at once, and none for longer than `patience_s` seconds.
+    All are asked at once, or `jobs` at a time, and none for longer than `patience_s` seconds.
     """
 
     def ask(tree: RegistryTree) -> tuple[Answer | MirrorError]:
@@ -268,4 +269,6 @@ def ask_at_once(
         except MirrorError as err:
             return (err,)
 
-    return [answer for (answer,) in gather(trees, ask, run=run.with_jobs(max(1, len(trees))))]
+    return [
+        answer for (answer,) in gather(trees, ask, run=run.with_jobs(jobs or max(1, len(trees))))
+    ]

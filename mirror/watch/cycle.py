@@ -29,6 +29,7 @@ from mirror.sync.publication_state import (
 )
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory
+from mirror.watch.fleet import Rollouts, Staging, Step
 from mirror.watch.settings import AUTO, CheckLevel
 
 _PATIENCE_S = 5.0
@@ -44,8 +45,8 @@ class CycleResult:
 
     `declared` is how many manifests and blobs the leader declares, `verified` how many of them the
     replica is known to hold; None where that is unknown. `sent` in bytes. `leader` names the
-    registry that the cycle followed. `bug` is an exception other than a `MirrorError`, which ended
-    it.
+    registry that the cycle followed, and `waiting` says why nothing new is taken from it yet. `bug`
+    is an exception other than a `MirrorError`, which ended it.
     """
 
     level: CheckLevel
@@ -58,6 +59,7 @@ class CycleResult:
     verified: int | None = None
     sent: int = 0
     duration_s: float = 0.0
+    waiting: str = ""
     bug: str | None = None
 
     @property
@@ -70,17 +72,28 @@ class CycleResult:
     def to_document(self) -> dict[str, Any]:
         """As JSON values."""
         return document(
-            *(self, "complete", "depth=level", "leader", "generation", "leader_generation"),
+            *(self, "complete", "waiting", "depth=level", "leader"),
+            *("generation", "leader_generation"),
             *("declaredDigests=declared", "verifiedDigests=verified", "bytes=sent", "errors"),
         )
 
 
 class Replicator:
-    """Looks after replicas, one thread each; `leader` is a name in `trees`, or `auto`."""
+    """Looks after replicas, one thread each; `leader` is a name in `trees`, or `auto`.
+
+    `staging` says when they take what a named leader has, and from where.
+    """
 
     def __init__(
-        self, trees: Mapping[str, RegistryTree], leader: str, *, prune: bool = False, jobs: int = 4
+        self,
+        trees: Mapping[str, RegistryTree],
+        leader: str,
+        *,
+        staging: Staging | None = None,
+        prune: bool = False,
+        jobs: int = 4,
     ) -> None:
+        self._staging = staging or Staging(Rollouts())
         self._trees, self._leader, self._prune, self._jobs = trees, leader, prune, jobs
         self._silent = _Silent()
         self._lock = threading.Lock()
@@ -93,47 +106,57 @@ class Replicator:
         """Bring `replica` up to date."""
         tree, run = self._trees[replica], run.quietly().with_jobs(self._jobs)
         unasked: tuple[Failure, ...] = ()
+        step, news, own = Step(), None, None
         if level is not CheckLevel.STATEMENT:
             for memory in self._memories.values():
                 memory.forget()
-        if level is CheckLevel.STATEMENT and (equal := self._all_equal(tree, run)):
-            return equal
         if self._leader != AUTO:
             leader = self._trees[self._leader]
-            if level is CheckLevel.STATEMENT and (equal := self._walked_equal(leader, tree, run)):
-                return equal
+            news, own = self._tip(leader.within(run)), self._tip(tree.within(run))
+            if level is CheckLevel.STATEMENT:
+                equal = self._stated_equal(leader, tree, news, own, run)
+                if equal := equal or self._walked_equal(leader, tree, run):
+                    return equal
+            step = self._staged(leader, tree, news, own, run)
+            if step.waiting:
+                return self._waiting(leader, tree, own, level, step.waiting, run)
         else:
+            if level is CheckLevel.STATEMENT and (equal := self._all_equal(tree, run)):
+                return equal
             try:
                 leader, unasked = self._highest(run)
             except NotFoundError:
                 if tree.keys.trusted:
                     raise  # without statements nothing says what is right
                 return self._adopted(tree, level, run)
-        own = tuple(failure for failure in unasked if failure.place == tree.name)
-        if own:  # it cannot be asked, or is on its way to something newer
-            unasked = tuple(failure for failure in unasked if failure not in own)
-            result = ReplicaResult(tree.name, Outcome.FAILED, failures=own)
+        own_failures = tuple(failure for failure in unasked if failure.place == tree.name)
+        if own_failures:  # it cannot be asked, or is on its way to something newer
+            unasked = tuple(failure for failure in unasked if failure not in own_failures)
+            result = ReplicaResult(tree.name, Outcome.FAILED, failures=own_failures)
         elif leader is tree:
             result = self._audited(tree, level, run)
         else:
             report = sync_replicas(
-                leader,
+                step.source or leader,
                 [tree],
                 audit=level is CheckLevel.AUDIT,
                 deep=level is CheckLevel.DEEP,
                 prune=self._prune and level is not CheckLevel.STATEMENT,
                 audit_leader=self._prune,
+                expected=news if step.source else None,
+                also=[leader] if step.source else (),
+                deadline_s=step.closes_s,
                 run=run,
             )
             (result,) = report.replicas
-        return self._result(level, leader, tree, result, unasked, run)
+            if step.closes_s and result.failures and (closed := self._staging.closed()):
+                return self._waiting(leader, tree, own, level, closed, run, sent=result.sent)
+        return self._result(level, step.source or leader, tree, result, unasked, run)
 
     # -- asking and comparing ----------------------------------------------------------------
 
     def _asked(self) -> tuple[list[RegistryTree], tuple[Failure, ...]]:
-        """The registries to ask beside the replica, and why each of the others is not asked."""
-        if self._leader != AUTO:
-            return [self._trees[self._leader]], ()
+        """The registries to ask, and why each of the others is not asked."""
         asked: list[RegistryTree] = []
         resting: list[Failure] = []
         for tree in self._trees.values():
@@ -156,40 +179,60 @@ class Replicator:
     def _all_equal(self, tree: RegistryTree, run: Run) -> CycleResult | None:
         """The result if every registry states what was read last; else None.
 
-        That is one conditional request each, and one more for `tree`. Where a leader was named,
-        only that is asked beside `tree`.
+        That is one conditional request each, and one more for `tree`.
 
-        A peer that does not answer is reported, and counts as unchanged; a leader is raised.
+        A peer that does not answer is reported, and counts as unchanged.
         """
         with self._lock:
             known = self._stated
-        if known is None:
-            return None
         asked, unasked = self._asked()
-        named = self._leader != AUTO
-        if named:
-            asked.append(tree)
-        elif tree not in asked:
+        if known is None or tree not in asked:
             return None
-        patience_s = None if named else _PATIENCE_S
-        answers = ask_at_once(asked, self._tip, patience_s=patience_s, run=run)
+        answers = ask_at_once(asked, self._tip, patience_s=_PATIENCE_S, run=run)
         for one, answer in zip(asked, answers, strict=True):
             error = answer if isinstance(answer, MirrorError) else None
-            if named and error is not None:
-                raise error
             self._silent.note(one.name, error)
             if error is not None:
                 unasked += (Failure(one.name, "its statement", error),)
             if answer != known.digest and (error is None or one is tree):
                 return None
+        return self._settled(known, tree, tree.name, run, unasked)
+
+    def _stated_equal(
+        self,
+        leader: RegistryTree,
+        tree: RegistryTree,
+        news: Digest | None,
+        own: Digest | None,
+        run: Run,
+    ) -> CycleResult | None:
+        """The result if both state what was read last; else None."""
+        with self._lock:
+            known = self._stated
+        if known is None or not known.digest == news == own:
+            return None
+        return self._settled(known, tree, leader.name, run)
+
+    def _settled(
+        self,
+        known: Published,
+        tree: RegistryTree,
+        leader: str,
+        run: Run,
+        unasked: tuple[Failure, ...] = (),
+    ) -> CycleResult | None:
+        """The result for `tree`, which states what is `known`, unless it announced anything else.
+
+        Its tags may have turned to that.
+        """
         if self._tip(tree.within(run), PENDING) not in (None, known.digest):
-            return None  # its tags may have turned to what was announced
+            return None
         number, declared = known.statement.generation, count(known.statement.inventory)
         return CycleResult(
             CheckLevel.STATEMENT,
             complete=True,
             errors=texts(unasked),
-            leader=(asked[0] if named else tree).name,
+            leader=leader,
             generation=number,
             leader_generation=number,
             declared=declared,
@@ -205,6 +248,51 @@ class Replicator:
         with self._lock:
             self._tips[place] = found
         return found.digest if found else None
+
+    def _staged(
+        self,
+        leader: RegistryTree,
+        tree: RegistryTree,
+        news: Digest | None,
+        own: Digest | None,
+        run: Run,
+    ) -> Step:
+        """Whether `tree` takes now what `leader` states, and from where."""
+        if news is None:
+            return Step()
+        if news == own:  # a closer look at the same: there is nothing to wait for
+            return Step(source=self._staging.source(news, self._tip, run))
+
+        def generation() -> int | None:
+            return Leader.ask(leader.within(run), run=run).generation
+
+        return self._staging.due(tree.name, news, generation, self._tip, run)
+
+    def _waiting(
+        self,
+        leader: RegistryTree,
+        tree: RegistryTree,
+        own: Digest | None,
+        level: CheckLevel,
+        reason: str,
+        run: Run,
+        *,
+        sent: int = 0,
+    ) -> CycleResult:
+        """The result for `tree` while it waits; it is compared with what it states itself."""
+        audit = ReplicaResult(tree.name, Outcome.EQUAL)
+        if own is not None:
+            audit = self._audited(tree, level, run)
+        return CycleResult(
+            level,
+            complete=False,
+            errors=texts(audit.failures),
+            waiting=reason,
+            leader=leader.name,
+            generation=audit.generation,
+            leader_generation=self._staging.generation(tree.name),
+            sent=sent,
+        )
 
     def _walked_equal(
         self, leader: RegistryTree, tree: RegistryTree, run: Run
@@ -264,10 +352,12 @@ class Replicator:
         unasked: tuple[Failure, ...],
         run: Run,
     ) -> CycleResult:
-        published = self._published(leader.within(run))
+        complete = not result.failures
+        # Who states the same has the same document, and the leader need not give it once more.
+        place = tree if complete and result.statement is not None else leader
+        published = self._published(place.within(run))
         self._unstated = published is None
         declared = count(published.statement.inventory) if published else None
-        complete = not result.failures
         return CycleResult(
             level,
             complete=complete,

@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,13 +24,14 @@ from starlette.routing import Route
 from mirror.documents import parse_json
 from mirror.errors import FileSystemError, MirrorError, printable, shortage
 from mirror.layout import normalised_suffix
-from mirror.registry import Credentials, RegistryClient, find_credentials
+from mirror.registry import RegistryClient
 from mirror.registry.options import BRIEF
 from mirror.run import Run
 from mirror.serve.server import Limits, ServerThread, listen
 from mirror.sync.statement import StatementKeys
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import CycleResult, Replicator
+from mirror.watch.fleet import Fleet, Rollouts, Staging, client_of
 from mirror.watch.metrics import Metrics
 from mirror.watch.settings import CheckLevel, Schedule, WatchedRegistry, WatchSettings
 
@@ -98,7 +99,7 @@ class Daemon:
 
     def _follow(self, replica: str) -> None:
         failures = 0
-        complete: bool | None = None
+        before: tuple[bool, str] | None = None
         audited: float | None = None
         read: float | None = None
         woken = self._woken[replica]
@@ -116,20 +117,22 @@ class Daemon:
             for error in result.errors:
                 _log.warning("%s: %s", replica, error)
             # Only this replica's own failures slow its cycles down; a peer's are just reported.
-            if result.complete:
+            if result.complete or (result.waiting and not result.errors):
                 failures = 0
                 audited = started if level is CheckLevel.AUDIT else audited
                 read = started if level is CheckLevel.DEEP else read
             else:
                 failures += 1
             # A line every ten seconds that says nothing new would bury the one that does.
-            news = result.complete != complete or result.sent or level is not CheckLevel.STATEMENT
-            complete = result.complete
+            state = result.complete, result.waiting
+            news = state != before or result.sent or level is not CheckLevel.STATEMENT
+            before = state
             _log.log(
                 logging.INFO if news else logging.DEBUG,
-                "%s: %s after %s, %d bytes sent",
+                "%s: %s%s after %s, %d bytes sent",
                 replica,
                 "complete" if result.complete else "not complete",
+                f" ({result.waiting})" if result.waiting else "",
                 level,
                 result.sent,
             )
@@ -206,7 +209,13 @@ def running(settings: WatchSettings) -> Iterator[tuple[Daemon, str | None]]:
             for name, place in settings.registries.items()
         }
         trees = {name: _tree(settings, name, client) for name, client in clients.items()}
-        replicator = Replicator(trees, settings.leader, prune=settings.prune, jobs=settings.jobs)
+        replicator = Replicator(
+            trees,
+            settings.leader,
+            staging=_staging(settings, trees, opened),
+            prune=settings.prune,
+            jobs=settings.jobs,
+        )
         daemon = Daemon(settings.followers, replicator, schedule=settings, this=settings.this)
         daemon.metrics.watch_certificates(
             clients, {name: place.cert for name, place in settings.registries.items() if place.cert}
@@ -233,22 +242,31 @@ def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
 
 
 def _client(settings: WatchSettings, name: str, place: WatchedRegistry) -> RegistryClient:
-    root = settings.repository(name)
     retries, patience_s = BRIEF, settings.retry_for
     if patience_s is not None:
         retries = replace(BRIEF, retry_for_s=patience_s, from_start=True)
-    options = replace(
-        place.connection(),
+    return client_of(
+        place,
+        settings.repository(name),
         retries=retries,
         limit_rate=settings.limit_rate,
         max_connections=settings.jobs * (len(settings.registries) + 1) + 8,
     )
-    secret = place.secret()
-    if place.login is not None and secret is not None:
-        login: Credentials | None = Credentials(place.login, secret)
-    else:
-        login = find_credentials(str(root))
-    return RegistryClient(root.host, options=options, credentials=login)
+
+
+def _staging(
+    settings: WatchSettings, trees: Mapping[str, RegistryTree], opened: ExitStack
+) -> Staging:
+    """The stage of this daemon's replicas; registries of the fleet stay open with `opened`."""
+    fleet, members = None, {}
+    if settings.fleet is not None and settings.ring is not None:
+        fleet = Fleet.load(settings.fleet)
+        for ring in fleet.before(settings.ring):
+            for name in fleet.members_of(ring.name):
+                members[name] = opened.enter_context(fleet.opened(name))
+    upstreams = [trees[name] for name in settings.upstreams]
+    plan = Rollouts(fleet, settings.ring or "", settings.window, settings.upstream_wait)
+    return Staging(plan, members=members, upstreams=upstreams)
 
 
 def _tree(settings: WatchSettings, name: str, client: RegistryClient) -> RegistryTree:

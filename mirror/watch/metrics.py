@@ -29,6 +29,7 @@ _GAUGES = {
     "mirror_replica_verified_digests": "Of those, the ones that the replica is known to hold.",
     "mirror_replica_generation": "Generation that it states to hold.",
     "mirror_replica_lag_generations": "Generations that it is behind its leader.",
+    "mirror_replica_waiting": "1 if it waits for its ring, its window or an upstream.",
     "mirror_replica_last_success_timestamp_seconds": "When it was last found complete.",
 }
 _COUNTERS = {
@@ -85,6 +86,7 @@ class Metrics:
             None if result.declared is None else result.verified or 0,
             result.generation,
             result.lag,
+            bool(result.waiting),
             now_s if result.complete else None,
         )
         for gauge, value in zip(self._gauges.values(), values, strict=True):

@@ -6,13 +6,24 @@ unchanged, and our own keys may stand beside its keys.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, tzinfo
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from mirror.documents import Patience, Rate, Seconds, problems, read_mapping
 from mirror.errors import InputError
@@ -49,21 +60,70 @@ def _due(every_s: float | None, now_s: float, last_s: float | None) -> bool:
     return every_s is not None and (last_s is None or now_s - last_s >= every_s)
 
 
-def _kebab(name: str) -> str:
+def kebab(name: str) -> str:
+    """The key of a field."""
     return name.replace("_", "-")
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """Part of a settings file: unknown keys are errors, and values do not change."""
+
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        alias_generator=_kebab,
+        alias_generator=kebab,
         populate_by_name=True,
         hide_input_in_errors=True,  # the input may be a password
     )
 
 
-class Schedule(_Settings):
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A time of day, from `begin` to `end` in minutes after midnight of `zone`; it may span it."""
+
+    begin: int
+    end: int
+    zone: tzinfo
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def parse(cls, value: Any) -> Window:
+        """Read `22:00-05:00`, which is UTC, or `22:00-05:00 Europe/Moscow`."""
+        match = _WINDOW.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
+            raise ValueError("a window is needed: 22:00-05:00, or 22:00-05:00 Europe/Moscow")
+        begin, end = (60 * int(match[n]) + int(match[n + 1]) for n in (1, 3))
+        if begin == end:
+            raise ValueError("a window that ends when it begins is always open; leave it out")
+        try:
+            zone = ZoneInfo(match[5]) if match[5] else UTC
+        except (ZoneInfoNotFoundError, ValueError) as err:
+            raise ValueError(f"this machine knows no time zone {match[5]}") from err
+        return cls(begin, end, zone, value)
+
+    def left_s(self, now: datetime) -> float | None:
+        """Seconds until it closes; None while it is closed.
+
+        In the night in which clocks change it closes an hour early or late.
+        """
+        local = now.astimezone(self.zone)
+        passed_s = 3600 * local.hour + 60 * local.minute + local.second
+        since_s = (passed_s - 60 * self.begin) % 86400
+        length_s = 60 * (self.end - self.begin) % 86400
+        return length_s - since_s if since_s < length_s else None
+
+
+WindowText = Annotated[Window, PlainValidator(Window.parse, json_schema_input_type=str)]
+"""A window in a settings file."""
+
+_CLOCK = r"([01]\d|2[0-3]):([0-5]\d)"
+_WINDOW = re.compile(rf"{_CLOCK}-{_CLOCK}(?: (\S+))?")
+
+
+class Schedule(Settings):
     """How often to look, in seconds; `jitter` is a share of the delay. None: that is never due."""
 
     interval: Seconds = 10.0
@@ -94,7 +154,7 @@ class Schedule(_Settings):
         return CheckLevel.AUDIT if _due(self.audit_every, now_s, latest) else CheckLevel.STATEMENT
 
 
-class WatchedRegistry(_Settings):
+class WatchedRegistry(Settings):
     """A registry that takes part, and how to reach it.
 
     `address` is host[:port], with a path where that differs from `root`. `cert` and `cert_key` are
@@ -159,7 +219,11 @@ class WatchSettings(Schedule):
     """What to keep equal, how often to look, and where to show it.
 
     `this` is the registry beside the daemon, of which `/readyz` tells; `replicas` are those to
-    bring up to date: by default `this`, or all but the leader.
+    bring up to date: by default `this`, or all but the leader and the upstreams.
+
+    `fleet` describes the rings of which `ring` is ours (`mirror.watch.fleet`). Only within `window`
+    something new is carried. `upstreams` are preferred to the leader, in their order, where they
+    state the same; for `upstream_wait` seconds one of them is waited for.
     """
 
     registries: Annotated[dict[str, WatchedRegistry], Field(min_length=2)]
@@ -168,6 +232,12 @@ class WatchSettings(Schedule):
     replicas: tuple[str, ...] = ()
     root: str = ""
     modules_path_suffix: str = "/modules"
+
+    fleet: Path | None = None
+    ring: str | None = None
+    window: WindowText | None = None
+    upstreams: tuple[str, ...] = ()
+    upstream_wait: Patience = 3600.0
 
     prune: bool = False
     foreign_layers: ForeignLayers = ForeignLayers.CARRY
@@ -190,7 +260,7 @@ class WatchSettings(Schedule):
             return cls.model_validate(from_mirrorer(document))
         except ValidationError as err:
             models = (cls, WatchedRegistry)
-            keys = [_kebab(name) for model in models for name in model.model_fields]
+            keys = [kebab(name) for model in models for name in model.model_fields]
             found = "; ".join(problems(err, "the document", keys))
             raise InputError(f"{path}: {found}") from err
         except ValueError as err:
@@ -199,14 +269,21 @@ class WatchSettings(Schedule):
     @model_validator(mode="after")
     def _names_and_places(self) -> Self:
         named = [("leader", self.leader), ("this", self.this)]
-        for key, name in [*named, *(("replicas", name) for name in self.replicas)]:
+        named += [("replicas", name) for name in self.replicas]
+        for key, name in [*named, *(("upstreams", name) for name in self.upstreams)]:
             if name is not None and name not in self.registries and (key, name) != ("leader", AUTO):
                 known = ", ".join(sorted(self.registries))
                 raise ValueError(f"{key}: {name!r} is not one of the registries ({known})")
         if self.leader in self.followers:
             raise ValueError(f"replicas: {self.leader} is the leader, which follows nobody")
+        if (self.fleet is None) != (self.ring is None):
+            raise ValueError("fleet and ring go together: a file, and the ring of it that is ours")
+        if self.leader == AUTO and (self.fleet or self.window or self.upstreams):
+            raise ValueError("fleet, window and upstreams need a leader by name: that is the hub")
+        if own := {self.leader, *self.followers} & set(self.upstreams):
+            raise ValueError(f"upstreams: {min(own)} is the leader or a replica of this daemon")
         for name, place in self.registries.items():
-            _repository(name, place, self.root)
+            repository_of(f"registries.{name}", place, self.root)
         if self.listen is not None:
             self.listener()
         if self.notify_token is not None and self.notify_token_file is not None:
@@ -225,11 +302,11 @@ class WatchSettings(Schedule):
             return tuple(sorted(set(self.replicas)))
         if self.this is not None and self.this != self.leader:
             return (self.this,)
-        return tuple(sorted(name for name in self.registries if name != self.leader))
+        return tuple(sorted(self.registries.keys() - {self.leader, *self.upstreams}))
 
     def repository(self, name: str) -> Repository:
         """The root of what the registry `name` holds."""
-        return _repository(name, self.registries[name], self.root)
+        return repository_of(f"registries.{name}", self.registries[name], self.root)
 
     def public_keys(self) -> tuple[bytes, ...]:
         """The keys whose holders are believed, in PEM."""
@@ -254,12 +331,17 @@ class WatchSettings(Schedule):
         return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - as others write `:5003`
 
 
-def _repository(name: str, place: WatchedRegistry, root: str) -> Repository:
+def repository_of(key: str, place: WatchedRegistry, root: str) -> Repository:
+    """The root of what lies in the registry that the setting `key` describes.
+
+    Raises:
+        ValueError: its address is none.
+    """
     text = place.address if "/" in place.address else f"{place.address}/{root.strip('/')}"
     try:
         return Repository.parse(text)
     except InputError as err:
-        raise ValueError(f"registries.{name}.address: {err}") from err
+        raise ValueError(f"{key}.address: {err}") from err
 
 
 def from_mirrorer(document: Mapping[str, Any]) -> dict[str, Any]:

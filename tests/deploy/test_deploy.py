@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from mirror.layout import tool_name
 from mirror.watch.daemon import Daemon, create_app
+from mirror.watch.fleet import Fleet
 from mirror.watch.metrics import Metrics
 from mirror.watch.settings import WatchSettings
 from shipping import deb
@@ -91,6 +92,31 @@ def test_the_daemon_takes_the_settings_and_answers_where_it_is_asked(tmp_path: P
         asked = container[probe]["httpGet"]
         assert asked["port"] == port["name"]
         assert asked["path"] in pages
+
+
+def test_a_fleet_lies_beside_the_settings_that_name_it(tmp_path: Path) -> None:
+    values = {
+        "settings": {"fleet": "/etc/mirror/settings/fleet.yaml", "ring": "rest"},
+        "fleet": {
+            "root": "dkp",
+            "hub": {"address": "hub.example.com"},
+            "rings": [{"name": "canary"}, {"name": "rest", "after": "1d"}],
+            "members": {
+                name: {"address": f"{name}.example.com", "ring": name}
+                for name in ("canary", "rest")
+            },
+        },
+    }
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(values))
+    documents = objects(chart.render("--values", str(file)))
+    (container,) = the("Deployment", documents)["spec"]["template"]["spec"]["containers"]
+    mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    for name, text in the("ConfigMap", documents)["data"].items():
+        (tmp_path / name).write_text(text)
+    settings = WatchSettings.load(tmp_path / "replication.yaml")
+    assert settings.fleet == Path(mounts["settings"], "fleet.yaml")
+    assert Fleet.load(tmp_path / "fleet.yaml").members_of("rest") == ["rest"]
 
 
 def test_the_program_takes_the_arguments_and_looks_for_passwords_where_they_are_mounted(
@@ -189,7 +215,7 @@ def metric_names() -> set[str]:
 
 WORDS = re.compile(r"(?<![\w$\"{.])([a-z_]\w*)\b(?!\s*\(|=|~)")
 LABELS = frozenset({"replica", "registry", "side", "depth", "le", "instance", "job"})
-SYNTAX = frozenset({"by", "on", "and", "or", "min", "sum"})
+SYNTAX = frozenset({"by", "on", "and", "or", "unless", "min", "sum"})
 
 
 def named_in(expression: str) -> set[str]:

@@ -11,6 +11,7 @@ import yaml
 
 from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Daemon, create_app
+from mirror.watch.fleet import Fleet
 from mirror.watch.metrics import Metrics
 from mirror.watch.settings import CheckLevel, Schedule, WatchedRegistry, WatchSettings
 from tests.support.program import ROOT
@@ -49,6 +50,22 @@ def test_the_examples_are_settings(tmp_path: Path, name: str) -> None:
     assert len(settings.followers) == 1
     own = settings.repository(settings.followers[0])
     assert str(own) == "10.0.0.6:5001/system/deckhouse"
+
+
+def test_the_examples_of_a_fleet_belong_together(tmp_path: Path) -> None:
+    for name in ("edge.yaml", "fleet.yaml"):
+        (tmp_path / name).write_text(block(name), encoding="utf-8")
+    fleet = Fleet.load(tmp_path / "fleet.yaml")
+    settings = WatchSettings.load(tmp_path / "edge.yaml")
+    assert settings.followers == ("edge-17",)
+    assert settings.ring == fleet.members["edge-17"].ring
+    assert settings.fleet == Path("/etc/mirror/fleet.yaml")
+    assert str(settings.repository("hub")) == f"{fleet.hub.address}/{fleet.root}"
+    (described,) = tables("Fleets")
+    keys = {field.alias or name for name, field in Fleet.model_fields.items()}
+    assert described.keys() == keys
+    for key in ("after", "may-lack", "ring", "pages"):
+        assert f"`{key}`" in section("Fleets").partition("| Key of a fleet")[2]
 
 
 def test_every_setting_is_described_with_its_default() -> None:

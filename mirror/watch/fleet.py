@@ -1,0 +1,359 @@
+"""When a member of a fleet takes what is new, and from where: its ring, its window, its upstreams.
+
+Every member decides for itself. `advanced` and `reason_to_wait` are pure functions of the fleet's
+description, of what its members were seen to state, and of the time; nobody writes anything for the
+others to read.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Self, TypeAlias
+
+from pydantic import Field, ValidationError, model_validator
+
+from mirror.documents import Patience, problems, read_mapping
+from mirror.errors import InputError, MirrorError, RegistryNotFoundError, counted
+from mirror.layout import normalised_suffix
+from mirror.oci import Digest, Repository
+from mirror.operations.trees import ask_at_once
+from mirror.registry import Credentials, RegistryClient, find_credentials
+from mirror.registry.options import BRIEF
+from mirror.run import Run
+from mirror.sync.publication_state import LATEST
+from mirror.sync.statement import REPOSITORY, generation_of
+from mirror.sync.tree import RegistryTree
+from mirror.watch.settings import Settings, WatchedRegistry, Window, kebab, repository_of
+
+_PATIENCE_S = 5.0
+"""How long a member may take to say what it states."""
+
+_AT_ONCE = 64
+"""How many members are asked at a time."""
+
+
+# -- the description -------------------------------------------------------------------------------
+
+
+class Ring(Settings):
+    """Members that take a new generation at the same stage.
+
+    They take it when the ring before has held it for `after` seconds. The ring counts as complete
+    while at most `may_lack` of its members do not hold it.
+    """
+
+    name: str
+    after: Patience = 0.0
+    may_lack: Annotated[int, Field(ge=0)] = 0
+
+
+class Member(WatchedRegistry):
+    """A registry of the fleet; `pages` is the address of its daemon's pages."""
+
+    ring: str
+    pages: str | None = None
+
+
+class Fleet(Settings):
+    """A hub, the rings in their order, and the registries that follow it.
+
+    `defaults` are keys that every registry has which does not give them itself.
+    """
+
+    root: str = ""
+    modules_path_suffix: str = "/modules"
+    defaults: dict[str, Any] = Field(default_factory=dict, repr=False)
+    hub: WatchedRegistry
+    rings: Annotated[tuple[Ring, ...], Field(min_length=1)]
+    members: Annotated[dict[str, Member], Field(min_length=1)]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The fleet that a YAML file describes."""
+        document = read_mapping(path)
+        try:
+            return cls.model_validate(document)
+        except ValidationError as err:
+            models = (cls, Ring, Member)
+            keys = [kebab(name) for model in models for name in model.model_fields]
+            found = "; ".join(problems(err, "the document", keys))
+            raise InputError(f"{path}: {found}") from err
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, document: Any) -> Any:
+        """Fill in what `defaults` says."""
+        if not isinstance(document, dict) or not isinstance(document.get("defaults"), dict):
+            return document
+        common = document["defaults"]
+        filled = dict(document)
+        if isinstance(document.get("hub"), dict):
+            filled["hub"] = {**common, **document["hub"]}
+        if isinstance(members := document.get("members"), dict):
+            filled["members"] = {
+                name: {**common, **one} if isinstance(one, dict) else one
+                for name, one in members.items()
+            }
+        return filled
+
+    @model_validator(mode="after")
+    def _rings_and_members(self) -> Self:
+        names = [ring.name for ring in self.rings]
+        if len(set(names)) < len(names):
+            raise ValueError("rings: a name is there twice")
+        for name, member in self.members.items():
+            if member.ring not in names:
+                known = ", ".join(names)
+                raise ValueError(f"members.{name}.ring: {member.ring!r} is no ring ({known})")
+            repository_of(f"members.{name}", member, self.root)
+        for ring in self.rings:
+            if len(self.members_of(ring.name)) <= ring.may_lack:
+                raise ValueError(
+                    f"rings: {ring.name} has {counted(len(self.members_of(ring.name)), 'member')} "
+                    f"and may lack {ring.may_lack}, so the next ring would wait for nobody"
+                )
+        repository_of("hub", self.hub, self.root)
+        return self
+
+    def members_of(self, ring: str) -> list[str]:
+        """The names of the members of a ring, sorted."""
+        return sorted(name for name, one in self.members.items() if one.ring == ring)
+
+    def before(self, ring: str) -> tuple[Ring, ...]:
+        """The rings that come before a ring, in their order."""
+        names = [one.name for one in self.rings]
+        return self.rings[: names.index(ring)]
+
+    @contextmanager
+    def opened(self, name: str | None = None) -> Iterator[RegistryTree]:
+        """The registry of a member, or the hub; no network is touched here."""
+        place = self.hub if name is None else self.members[name]
+        root = repository_of(name or "hub", place, self.root)
+        with client_of(place, root) as client:
+            yield RegistryTree(client, root, normalised_suffix(self.modules_path_suffix))
+
+
+def client_of(place: WatchedRegistry, root: Repository, **options: Any) -> RegistryClient:
+    """A client of a registry that settings describe; `options` are of `ConnectionOptions`."""
+    secret = place.secret()
+    if place.login is not None and secret is not None:
+        login: Credentials | None = Credentials(place.login, secret)
+    else:
+        login = find_credentials(str(root))
+    connection = replace(place.connection(), **{"retries": BRIEF, **options})
+    return RegistryClient(root.host, options=connection, credentials=login)
+
+
+# -- decisions -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The statement that a member's registry has, or why that is unknown."""
+
+    digest: Digest | None = None
+    generation: int | None = None
+    error: MirrorError | None = None
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"does not answer ({self.error})"
+        if self.digest is None:
+            return "states nothing"
+        return f"states generation {self.generation or 'unknown'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What a member that waits knows about a new statement; times are seconds of one clock.
+
+    `complete` says since when a ring has been seen complete at each look. `free_s` is when nothing
+    but an upstream had to be waited for any more.
+    """
+
+    news: Digest
+    generation: int | None
+    complete: Mapping[str, float] = field(default_factory=dict)
+    free_s: float | None = None
+
+    def is_held_by(self, seen: Seen) -> bool:
+        """Whether a member has the statement, or one of a later generation."""
+        known = self.generation is not None and seen.generation is not None
+        later = known and (seen.generation or 0) > (self.generation or 0)
+        return seen.digest == self.news or later
+
+
+def lacking(rollout: Rollout, fleet: Fleet, ring: Ring, seen: Mapping[str, Seen]) -> list[str]:
+    """The members of a ring that were not seen to hold what is new."""
+    unseen = Seen()
+    names = fleet.members_of(ring.name)
+    return [name for name in names if not rollout.is_held_by(seen.get(name, unseen))]
+
+
+def advanced(
+    rollout: Rollout, fleet: Fleet, ring: str, seen: Mapping[str, Seen], now_s: float
+) -> Rollout:
+    """The rollout after a look at the members of the rings before `ring`.
+
+    A ring that is not complete any more, and each one behind it, begins its time anew.
+    """
+    complete: dict[str, float] = {}
+    for one in fleet.before(ring):
+        if len(lacking(rollout, fleet, one, seen)) > one.may_lack:
+            break
+        complete[one.name] = rollout.complete.get(one.name, now_s)
+    return replace(rollout, complete=complete)
+
+
+def reason_to_wait(
+    rollout: Rollout, fleet: Fleet, ring: str, seen: Mapping[str, Seen], now_s: float
+) -> str | None:
+    """Why `ring` does not take what is new yet; None when it does."""
+    rings = fleet.before(ring)
+    for one in rings:
+        if one.name not in rollout.complete:
+            missing = lacking(rollout, fleet, one, seen)
+            first = f"{missing[0]} {seen.get(missing[0], Seen())}"
+            more = f", and {len(missing) - 1} more do not hold it" if len(missing) > 1 else ""
+            return f"ring {one.name} does not hold generation {rollout.generation}: {first}{more}"
+    if rings:
+        after_s = next(one.after for one in fleet.rings if one.name == ring)
+        left_s = rollout.complete[rings[-1].name] + after_s - now_s
+        if left_s > 0:
+            return f"ring {ring} takes it {left_s:.0f} s from now, if {rings[-1].name} keeps it"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a member does about a statement that it does not have.
+
+    It waits, for what `waiting` says, or takes it: from `source`, where None is the leader, within
+    `closes_s` seconds where its window ends.
+    """
+
+    waiting: str = ""
+    source: RegistryTree | None = None
+    closes_s: float | None = None
+
+
+class Staging:
+    """The stage at which this daemon's replicas are; a clock and the others' statements decide.
+
+    `tip` asks a registry which statement it has. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        plan: Rollouts,
+        *,
+        members: Mapping[str, RegistryTree] = MappingProxyType({}),
+        upstreams: Sequence[RegistryTree] = (),
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._plan, self._members, self._upstreams = plan, members, upstreams
+        self._clock, self._now = clock, now
+        self._lock = threading.Lock()
+        self._rollouts: dict[str, Rollout] = {}  # under the lock: by replica
+
+    def source(self, news: Digest, tip: Tip, run: Run) -> RegistryTree | None:
+        """The first upstream that states `news`; one that does not answer is passed over."""
+        for one in self._upstreams:
+            with suppress(MirrorError):
+                if tip(one.within(run)) == news:
+                    return one
+            run.check()
+        return None
+
+    def due(
+        self, replica: str, news: Digest, generation: Callable[[], int | None], tip: Tip, run: Run
+    ) -> Step:
+        """What to do about `news`, which the leader states as that generation."""
+        plan = self._plan
+        with self._lock:
+            rollout = self._rollouts.get(replica)
+        if rollout is None or rollout.news != news:
+            rollout = Rollout(news, generation())
+        now_s, reason, closes_s = self._clock(), None, None
+        if plan.fleet is not None:
+            seen = self._look(plan.fleet, rollout, run)
+            rollout = advanced(rollout, plan.fleet, plan.ring, seen, now_s)
+            reason = reason_to_wait(rollout, plan.fleet, plan.ring, seen, now_s)
+        if reason is None and plan.window is not None:
+            closes_s = plan.window.left_s(self._now())
+            reason = None if closes_s else f"the window {plan.window} is closed"
+        source = None
+        if reason is None:
+            free_s = now_s if rollout.free_s is None else rollout.free_s
+            rollout = replace(rollout, free_s=free_s)
+            source = self.source(news, tip, run)
+            left_s = free_s + plan.upstream_wait_s - now_s
+            if source is None and self._upstreams and left_s > 0:
+                names = ", ".join(one.name for one in self._upstreams)
+                reason = f"{names} do not state it yet; the leader gives it {left_s:.0f} s from now"
+        with self._lock:
+            self._rollouts[replica] = rollout
+        return Step(reason or "", source, closes_s)
+
+    def generation(self, replica: str) -> int | None:
+        """The generation of what `replica` waits for, or of what it took last."""
+        with self._lock:
+            rollout = self._rollouts.get(replica)
+        return rollout.generation if rollout else None
+
+    def closed(self) -> str:
+        """What is waited for when a window has ended; nothing while it is open."""
+        window = self._plan.window
+        if window is None or window.left_s(self._now()):
+            return ""
+        return f"the window {window} is closed; what arrived is kept"
+
+    def _look(self, fleet: Fleet, rollout: Rollout, run: Run) -> dict[str, Seen]:
+        """Ask the rings before ours one after the other, as far as they are complete."""
+        seen: dict[str, Seen] = {}
+        for ring in fleet.before(self._plan.ring):
+            names = fleet.members_of(ring.name)
+            seen |= look_at({name: self._members[name] for name in names}, run)
+            if len(lacking(rollout, fleet, ring, seen)) > ring.may_lack:
+                break
+        return seen
+
+
+Tip: TypeAlias = Callable[[RegistryTree], Digest | None]
+"""Asks a registry which statement it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """How a daemon takes what is new: after which rings, when, and how long upstreams go first."""
+
+    fleet: Fleet | None = None
+    ring: str = ""
+    window: Window | None = None
+    upstream_wait_s: float = 0.0
+
+
+def look_at(members: Mapping[str, RegistryTree], run: Run) -> dict[str, Seen]:
+    """What each member states, by one request each; none is waited for longer than 5 s."""
+    trees = list(members.values())
+    answers = ask_at_once(trees, _seen, patience_s=_PATIENCE_S, jobs=_AT_ONCE, run=run)
+    return {
+        name: Seen(error=answer) if isinstance(answer, MirrorError) else answer
+        for name, answer in zip(members, answers, strict=True)
+    }
+
+
+def _seen(tree: RegistryTree) -> Seen:
+    try:
+        manifest = tree.client.manifest(tree.locate(REPOSITORY), LATEST)
+    except RegistryNotFoundError:
+        return Seen()
+    return Seen(manifest.digest, generation_of(manifest))
