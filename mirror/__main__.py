@@ -6,6 +6,7 @@ interruption in that moment is answered like a later one.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,9 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
             signal.signal(number, _stop)
+    # Inventories are millions of objects without cycles: searched for cycles in vain, again and
+    # again, they take half as long again.
+    gc.set_threshold(50_000)
     try:
         prepare()
         from mirror.cli import main as command_line

@@ -48,7 +48,7 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.sync import Finding, Inventory, ManifestNode, union
-from mirror.sync.inventory import canonical_json, read_nodes
+from mirror.sync.inventory import ManifestTable, canonical_json, json_object
 
 SCHEMA_VERSION = 1
 PARTIAL_SCHEMA_VERSION = 2
@@ -142,24 +142,17 @@ class Seal:
                 name: {"size": file.size, "digest": str(file.digest)}
                 for name, file in self.files.items()
             },
-            "manifests": self.inventory.manifests_document(),
-            "archives": {
-                name: {
-                    "size": archive.size,
-                    "origins": dict(archive.origins),
-                    "repositories": archive.inventory.repositories_document(),
-                }
-                for name, archive in self.archives.items()
-            },
         }
-        if coverage.base is not None:
-            document["base"] = {
-                "digest": str(coverage.base),
-                "repositories": coverage.needed.repositories_document(),
-            }
         if coverage.once:
             document["dedupe"] = True
-        members = _rendered(document)
+        members = {key: canonical_json(value) for key, value in document.items()}
+        members["manifests"] = b"".join(self.inventory.manifest_pieces())
+        archives = sorted(self.archives.items())
+        members["archives"] = b"".join(json_object((name, _stated(one)) for name, one in archives))
+        if coverage.base is not None:
+            base = [canonical_json(str(coverage.base))]
+            held = coverage.needed.repository_pieces()
+            members["base"] = b"".join(json_object((("digest", base), ("repositories", held))))
         return b"".join(_pieces(members, _digest_of(members)))
 
     @classmethod
@@ -175,7 +168,7 @@ class Seal:
         try:
             document = parse_json(data)
             stated = document.pop("digest")
-            members = _rendered(document)
+            members = {key: canonical_json(value) for key, value in document.items()}
             actual = _digest_of(members)
             if stated != actual or not _is_joined(members, actual, data):
                 raise DamagedBundleError(
@@ -190,14 +183,15 @@ class Seal:
                     f"reads versions {SCHEMA_VERSION} and {PARTIAL_SCHEMA_VERSION}: use a newer "
                     "one"
                 )
-            nodes = read_nodes(document.pop("manifests"))
-            coverage = _coverage(document, nodes)
+            table = ManifestTable(document.pop("manifests"))
+            coverage = _coverage(document, table)
             if coverage.is_ordinary != (version == SCHEMA_VERSION):
                 raise DamagedBundleError(f"its schema version {version} does not match its keys")
             parts = {
-                name: Inventory.from_nodes(nodes, value["repositories"])
+                name: table.inventory(value.pop("repositories"))
                 for name, value in document["archives"].items()
             }
+            del table
             origins = {name: value["origins"] for name, value in document["archives"].items()}
             archives = {one.name: one for one in lay_out_all(parts, origins, coverage)}
             for name, value in document["archives"].items():
@@ -234,8 +228,13 @@ class Seal:
             raise DamagedBundleError(f"it is not a bundle's inventory: {what}") from err
 
 
-def _rendered(document: Mapping[str, Any]) -> dict[str, bytes]:
-    return {key: canonical_json(value) for key, value in document.items()}
+def _stated(archive: Archive) -> Iterator[bytes]:
+    members = {
+        "origins": [canonical_json(dict(archive.origins))],
+        "repositories": archive.inventory.repository_pieces(),
+        "size": [canonical_json(archive.size)],
+    }
+    return json_object(members.items())
 
 
 def _pieces(members: Mapping[str, bytes], digest: str | None = None) -> Iterator[bytes]:
@@ -243,10 +242,7 @@ def _pieces(members: Mapping[str, bytes], digest: str | None = None) -> Iterator
     of a seal, which states that. In pieces, as a large seal is not to be in memory twice."""
     if digest is not None:
         members = {**members, "digest": canonical_json(digest)}
-    for number, (key, value) in enumerate(sorted(members.items())):
-        yield (b"," if number else b"{") + canonical_json(key) + b":"
-        yield value
-    yield b"}"
+    return json_object((key, [value]) for key, value in sorted(members.items()))
 
 
 def _digest_of(members: Mapping[str, bytes]) -> str:
@@ -279,14 +275,14 @@ def lay_out_all(
     )
 
 
-def _coverage(document: Mapping[str, Any], nodes: Mapping[Digest, ManifestNode]) -> Coverage:
+def _coverage(document: Mapping[str, Any], table: ManifestTable) -> Coverage:
     once = document.get("dedupe", False)
     if once is not False and once is not True:
         raise ValueError("dedupe is neither true nor false")
     base = document.get("base")
     if base is None:
         return Coverage(once=once)
-    needed = Inventory.from_nodes(nodes, base["repositories"])
+    needed = table.inventory(base["repositories"])
     return Coverage(Digest.parse(base["digest"]), needed, once)
 
 

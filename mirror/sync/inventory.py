@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from json.encoder import encode_basestring as quoted
 from typing import Any
 
 from mirror.errors import (
@@ -40,6 +41,14 @@ class RepositoryContent:
 
     def __bool__(self) -> bool:
         return bool(self.tags or self.manifests or self.blobs)
+
+    def __or__(self, more: RepositoryContent) -> RepositoryContent:
+        """All content of both; where they name a tag differently, `more` wins."""
+        return RepositoryContent(
+            {**self.tags, **more.tags},
+            {**self.manifests, **more.manifests},
+            {**self.blobs, **more.blobs},
+        )
 
     def reachable(self, roots: Iterable[Digest]) -> set[Digest]:
         """The manifests among `roots` that are here, and all below them."""
@@ -69,7 +78,6 @@ class RepositoryContent:
 
 _NOTHING = RepositoryContent()
 
-
 SCHEMA_VERSION = 1
 
 
@@ -95,31 +103,38 @@ class Inventory:
     """
 
     repositories: Mapping[str, RepositoryContent] = field(default_factory=dict)
+    _digest: Digest | None = field(default=None, init=False, repr=False, compare=False)
 
     def repository(self, path: str) -> RepositoryContent:
         """What the repository `path` holds; nothing if the inventory does not know it."""
         return self.repositories.get(path, _NOTHING)
 
     def digest(self) -> Digest:
-        """Identity of all content: equal for two places if and only if they hold the same."""
-        found = hashlib.sha256()
-        for piece in self._pieces():
-            found.update(piece)
-        return Digest("sha256", found.hexdigest())
+        """Identity of all content: equal for two places if and only if they hold the same.
+
+        It is computed once and kept.
+        """
+        if self._digest is None:
+            found = hashlib.sha256()
+            for piece in self.pieces():
+                found.update(piece)
+            object.__setattr__(self, "_digest", Digest("sha256", found.hexdigest()))
+        assert self._digest is not None
+        return self._digest
 
     def blob_sizes(self) -> dict[Digest, int]:
         """Every distinct blob with its size in bytes, in canonical order."""
         sizes: dict[Digest, int] = {}
         for _, content in sorted(self.repositories.items()):
             sizes.update(content.blobs)
-        return dict(sorted(sizes.items()))
+        return {digest: sizes[digest] for digest in sorted(sizes)}
 
     def manifest_nodes(self) -> dict[Digest, ManifestNode]:
         """Every distinct manifest, in canonical order."""
         nodes: dict[Digest, ManifestNode] = {}
         for content in self.repositories.values():
             nodes.update(content.manifests)
-        return dict(sorted(nodes.items()))
+        return {digest: nodes[digest] for digest in sorted(nodes)}
 
     def gaps(self) -> Iterator[Gap]:
         """What is promised and not there, in canonical order. A closed inventory has none."""
@@ -153,46 +168,29 @@ class Inventory:
 
     def to_document(self) -> dict[str, Any]:
         """The inventory as JSON values (schema version 1); see docs/inventory.md."""
-        return {
-            "schemaVersion": SCHEMA_VERSION,
-            "manifests": self.manifests_document(),
-            "repositories": self.repositories_document(),
-        }
-
-    def manifests_document(self) -> dict[str, Any]:
-        """The table of manifests that all repositories share."""
-        return dict(self._manifests())
-
-    def repositories_document(self) -> dict[str, Any]:
-        """What each repository holds; its manifests by digest only."""
-        return dict(self._contents())
+        return dict(json.loads(self.to_json()))
 
     def to_json(self) -> bytes:
         """The one canonical serialisation: UTF-8, keys sorted, no white space."""
-        return b"".join(self._pieces())
+        return b"".join(self.pieces())
 
-    def _pieces(self) -> Iterator[bytes]:
+    def pieces(self) -> Iterator[bytes]:
         """The serialisation, one manifest or repository at a time, to bound its memory."""
-        yield b'{"manifests":{'
-        yield from _members(self._manifests())
-        yield b'},"repositories":{'
-        yield from _members(self._contents())
-        yield b'},"schemaVersion":%d}' % SCHEMA_VERSION
+        yield b'{"manifests":'
+        yield from self.manifest_pieces()
+        yield b',"repositories":'
+        yield from self.repository_pieces()
+        yield b',"schemaVersion":%d}' % SCHEMA_VERSION
 
-    def _manifests(self) -> Iterator[tuple[str, Any]]:
-        return ((str(d), _node_document(node)) for d, node in self.manifest_nodes().items())
+    def manifest_pieces(self) -> Iterator[bytes]:
+        """Serialise the table of manifests that all repositories share."""
+        nodes = self.manifest_nodes()
+        return json_object((str(digest), [_node_json(node)]) for digest, node in nodes.items())
 
-    def _contents(self) -> Iterator[tuple[str, Any]]:
-        for path, content in sorted(self.repositories.items()):
-            if content:
-                yield (
-                    path,
-                    {
-                        "blobs": {str(d): size for d, size in sorted(content.blobs.items())},
-                        "manifests": [str(d) for d in sorted(content.manifests)],
-                        "tags": {tag: str(d) for tag, d in sorted(content.tags.items())},
-                    },
-                )
+    def repository_pieces(self) -> Iterator[bytes]:
+        """Serialise what each repository holds; its manifests by digest only."""
+        contents = sorted(self.repositories.items())
+        return json_object((path, [_content_json(one)]) for path, one in contents if one)
 
     @classmethod
     def from_document(cls, document: Any) -> Inventory:
@@ -209,29 +207,8 @@ class Inventory:
                     f"the inventory has schema version {version}; this release of mirror reads "
                     f"version {SCHEMA_VERSION}: use a newer one"
                 )
-            return cls.from_nodes(read_nodes(document["manifests"]), document["repositories"])
-
-    @classmethod
-    def from_nodes(
-        cls, nodes: Mapping[Digest, ManifestNode], repositories: Mapping[str, Any]
-    ) -> Inventory:
-        """Read what `repositories_document` wrote; `nodes` come from `read_nodes`.
-
-        Several inventories may share one table of manifests.
-
-        Raises:
-            DamagedBundleError: `repositories` is something else.
-        """
-        with _reading():
-            contents = {
-                path_of(path): RepositoryContent(
-                    tags={tag_of(t): Digest.parse(d) for t, d in value["tags"].items()},
-                    manifests={(d := Digest.parse(text)): nodes[d] for text in value["manifests"]},
-                    blobs={Digest.parse(d): _size(size) for d, size in value["blobs"].items()},
-                )
-                for path, value in repositories.items()
-            }
-        return cls({path: content for path, content in contents.items() if content})
+            table = ManifestTable(document["manifests"])
+            return table.inventory(document["repositories"])
 
 
 # -- documents -------------------------------------------------------------------------------------
@@ -242,75 +219,113 @@ def canonical_json(document: Any) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _members(documents: Iterator[tuple[str, Any]]) -> Iterator[bytes]:
-    """The inside of a JSON object, member by member."""
-    for number, (key, document) in enumerate(documents):
-        yield (b"," if number else b"") + canonical_json(key) + b":" + canonical_json(document)
+def json_object(members: Iterable[tuple[str, Iterable[bytes]]]) -> Iterator[bytes]:
+    """A JSON object, piece by piece, of keys and of values that are rendered already."""
+    yield b"{"
+    for number, (key, value) in enumerate(members):
+        yield f"{',' if number else ''}{quoted(key)}:".encode()
+        yield from value
+    yield b"}"
 
 
-def _node_document(node: ManifestNode) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "mediaType": node.descriptor.media_type,
-        "size": node.descriptor.size,
-    }
+def _node_json(node: ManifestNode) -> bytes:
+    members = []
+    if node.absent:
+        members.append(f'"absent":{_digests_json(node.absent)}')
     if node.artifact_type is not None:
-        document["artifactType"] = node.artifact_type
-    for key in ("blobs", "foreign", "children"):
+        members.append(f'"artifactType":{quoted(node.artifact_type)}')
+    for key in ("blobs", "children", "foreign"):
         descriptors: tuple[Descriptor, ...] = getattr(node, key)
         if descriptors:
-            document[key] = [[d.media_type, str(d.digest), d.size] for d in descriptors]
-    if node.absent:
-        document["absent"] = [str(digest) for digest in sorted(node.absent)]
+            texts = [f'[{quoted(d.media_type)},"{d.digest}",{d.size}]' for d in descriptors]
+            members.append(f'"{key}":[{",".join(texts)}]')
+    members.append(f'"mediaType":{quoted(node.descriptor.media_type)}')
+    members.append(f'"size":{node.descriptor.size}')
     if node.subject is not None:
-        document["subject"] = str(node.subject)
-    return document
+        members.append(f'"subject":"{node.subject}"')
+    return f"{{{','.join(members)}}}".encode()
 
 
-def read_nodes(manifests: Mapping[str, Any]) -> dict[Digest, ManifestNode]:
-    """Read what `Inventory.manifests_document` wrote.
+def _content_json(content: RepositoryContent) -> bytes:
+    blobs = ",".join([f'"{one}":{content.blobs[one]}' for one in sorted(content.blobs)])
+    tags = ",".join([f'{quoted(t)}:"{content.tags[t]}"' for t in sorted(content.tags)])
+    manifests = _digests_json(content.manifests)
+    return f'{{"blobs":{{{blobs}}},"manifests":{manifests},"tags":{{{tags}}}}}'.encode()
+
+
+def _digests_json(digests: Iterable[Digest]) -> str:
+    texts = ",".join([f'"{digest}"' for digest in sorted(digests)])
+    return f"[{texts}]"
+
+
+class _Known(dict[str, Digest]):
+    """Digests by their texts: one object of each, however often a document names it."""
+
+    def __missing__(self, text: str) -> Digest:
+        self[text] = digest = Digest.parse(text)
+        return digest
+
+
+class ManifestTable:
+    """The table of manifests that inventories of one document share.
 
     Raises:
-        DamagedBundleError: it is something else.
+        DamagedBundleError: `manifests` is not what `Inventory.manifest_pieces` made.
     """
-    with _reading():
-        nodes = {
-            (digest := Digest.parse(text)): _node(digest, value)
-            for text, value in manifests.items()
-        }
-        # No bytes have such digests; walks of the graph rely on coming to an end.
-        TopologicalSorter(
-            {digest: [c.digest for c in node.children] for digest, node in nodes.items()}
-        ).prepare()
-        return nodes
 
+    def __init__(self, manifests: Mapping[str, Any]) -> None:
+        self._digests = _Known()
+        self._descriptors: dict[str, Descriptor] = {}
+        with _reading():
+            self._nodes = {text: self._node(text, value) for text, value in manifests.items()}
+            # No bytes have such digests; walks of the graph rely on coming to an end.
+            above = [node for node in self._nodes.values() if node.children]
+            graph = {one.descriptor.digest: [c.digest for c in one.children] for one in above}
+            TopologicalSorter(graph).prepare()
 
-def _node(digest: Digest, document: Mapping[str, Any]) -> ManifestNode:
-    def descriptors(key: str) -> tuple[Descriptor, ...]:
-        return tuple(
-            Descriptor(sys.intern(text_of(media_type)), Digest.parse(text), _size(size))
-            for media_type, text, size in document.get(key, ())
+    def inventory(self, repositories: Mapping[str, Any]) -> Inventory:
+        """Read what `Inventory.repository_pieces` made.
+
+        Raises:
+            DamagedBundleError: `repositories` is something else.
+        """
+        digests, nodes = self._digests, self._nodes
+        with _reading():
+            contents = {
+                path_of(path): RepositoryContent(
+                    tags={tag_of(tag): digests[text] for tag, text in value["tags"].items()},
+                    manifests={digests[text]: nodes[text] for text in value["manifests"]},
+                    blobs={digests[text]: _size(size) for text, size in value["blobs"].items()},
+                )
+                for path, value in repositories.items()
+            }
+        return Inventory({path: content for path, content in contents.items() if content})
+
+    def _node(self, text: str, document: Mapping[str, Any]) -> ManifestNode:
+        artifact_type, subject = document.get("artifactType"), document.get("subject")
+        return ManifestNode(
+            self._descriptor(document["mediaType"], text, document["size"]),
+            self._named(document, "blobs"),
+            self._named(document, "children"),
+            None if artifact_type is None else text_of(artifact_type),
+            self._named(document, "foreign"),
+            frozenset(map(self._digests.__getitem__, document.get("absent", ()))),
+            None if subject is None else self._digests[subject],
         )
 
-    artifact_type, subject = document.get("artifactType"), document.get("subject")
-    return ManifestNode(
-        Descriptor(sys.intern(text_of(document["mediaType"])), digest, _size(document["size"])),
-        descriptors("blobs"),
-        descriptors("children"),
-        None if artifact_type is None else text_of(artifact_type),
-        descriptors("foreign"),
-        frozenset(map(Digest.parse, document.get("absent", ()))),
-        None if subject is None else Digest.parse(subject),
-    )
+    def _named(self, document: Mapping[str, Any], key: str) -> tuple[Descriptor, ...]:
+        return tuple([self._descriptor(*one) for one in document[key]] if key in document else ())
+
+    def _descriptor(self, media_type: Any, text: Any, size: Any) -> Descriptor:
+        known = self._descriptors.get(text)
+        if known is None or known.media_type != media_type or known.size != _size(size):
+            known = Descriptor(sys.intern(text_of(media_type)), self._digests[text], _size(size))
+            self._descriptors[text] = known
+        return known
 
 
-MALFORMED = (
-    KeyError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    InvalidDigestError,
-    InvalidReferenceError,
-)
+_INVALID = (InvalidDigestError, InvalidReferenceError)
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, *_INVALID)
 """What reading a document of another shape raises."""
 
 
@@ -360,10 +375,12 @@ def _size(value: Any) -> int:
 
 def union(inventories: Iterable[Inventory]) -> Inventory:
     """All content of all of them; where two name a tag differently, the later one wins."""
-    builder = InventoryBuilder()
+    repositories: dict[str, RepositoryContent] = {}
     for inventory in inventories:
-        builder.add_inventory(inventory)
-    return builder.build()
+        for path, more in inventory.repositories.items():
+            held = repositories.get(path)
+            repositories[path] = more if held is None else held | more
+    return Inventory(dict(sorted(repositories.items())))
 
 
 def size_conflict(

@@ -99,26 +99,26 @@ def make_plan(wanted: Inventory, held: Inventory, *, stage: TagStage = _one_stag
 
 def _blobs(wanted: Inventory, held: Inventory) -> tuple[CopyBlob, ...]:
     sizes: dict[Digest, int] = {}
-    lacking: dict[Digest, list[str]] = {}
+    lacking: dict[Digest, tuple[str, ...]] = {}
     source: dict[Digest, str] = {}
     for path, content in sorted(wanted.repositories.items()):
-        there = held.repository(path).blobs
+        there, own = held.repository(path).blobs, (path,)
         for digest, size in content.blobs.items():
             source.setdefault(digest, path)
             if digest not in there:
                 sizes[digest] = size
-                lacking.setdefault(digest, []).append(path)
+                lacking[digest] = lacking[digest] + own if digest in lacking else own
     holders: dict[Digest, str] = {}
     for path, content in sorted(held.repositories.items()):
         for digest in content.blobs:
             if digest in lacking:
                 holders.setdefault(digest, path)
-    steps = [
-        CopyBlob(digest, sizes[digest], tuple(into), source[digest], holders.get(digest))
-        for digest, into in lacking.items()
-    ]
     # Largest first: the last worker to finish should be busy with something small.
-    return tuple(sorted(steps, key=lambda step: (-step.size, step.digest)))
+    order = sorted(sorted(lacking), key=sizes.__getitem__, reverse=True)
+    return tuple(
+        CopyBlob(digest, sizes[digest], lacking[digest], source[digest], holders.get(digest))
+        for digest in order
+    )
 
 
 def _manifests(wanted: Inventory, held: Inventory) -> tuple[tuple[PutManifest, ...], ...]:

@@ -33,6 +33,7 @@ from mirror.sync.inventory import (
     Inventory,
     RepositoryContent,
     canonical_json,
+    json_object,
     path_of,
     tag_of,
     text_of,
@@ -101,20 +102,21 @@ class Statement:
 
     def to_json(self) -> bytes:
         """The canonical document, which is the artifact's one layer."""
-        document: dict[str, Any] = {
-            "schemaVersion": SCHEMA_VERSION,
-            "generation": self.generation,
-            "tool": self.tool,
-            "former": {
-                path: {tag: str(digest) for tag, digest in tags.items()}
-                for path, tags in self.former.items()
-                if tags
-            },
-            "inventory": self.inventory.to_document(),
+        former = {
+            path: {tag: str(digest) for tag, digest in tags.items()}
+            for path, tags in self.former.items()
+            if tags
+        }
+        members: dict[str, Iterable[bytes]] = {
+            "former": [canonical_json(former)],
+            "generation": [canonical_json(self.generation)],
+            "inventory": self.inventory.pieces(),
+            "schemaVersion": [canonical_json(SCHEMA_VERSION)],
+            "tool": [canonical_json(self.tool)],
         }
         if self.restores is not None:
-            document["restores"] = self.restores
-        return canonical_json(document)
+            members["restores"] = [canonical_json(self.restores)]
+        return b"".join(json_object(sorted(members.items())))
 
     @classmethod
     def from_json(cls, data: bytes) -> Statement:
@@ -137,7 +139,7 @@ class Statement:
                     f"mirror reads version {SCHEMA_VERSION}: use a newer one"
                 )
             return cls(
-                Inventory.from_document(document["inventory"]),
+                Inventory.from_document(document.pop("inventory")),
                 _generation(document["generation"]),
                 {
                     path_of(path): {tag_of(tag): Digest.parse(d) for tag, d in tags.items()}

@@ -18,6 +18,7 @@ from mirror.bundle.archive import (
     TRAILER_SIZE,
     Archive,
     header_size,
+    index_json,
     lay_out,
     tar_header,
 )
@@ -48,6 +49,13 @@ def test_where_bytes_go_depends_on_the_content_alone(inventory: Inventory, rando
     assert lay_out("a.tar", again, origins(again)) == lay_out(
         "a.tar", inventory, origins(inventory)
     )
+
+
+@given(inventories())
+def test_an_index_is_json_that_is_indented_by_two_spaces(inventory: Inventory) -> None:
+    for path, content in inventory.repositories.items():
+        text = index_json(content, f"{ORIGIN}/{path}").decode()
+        assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False)
 
 
 @given(inventories())

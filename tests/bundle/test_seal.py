@@ -52,7 +52,7 @@ def test_the_file_says_what_the_bundle_holds() -> None:
     document = json.loads(SEALED)
     assert document["schemaVersion"] == 1
     assert document["inventory"] == str(WANTED.digest())
-    assert document["manifests"] == WANTED.manifests_document()
+    assert document["manifests"] == WANTED.to_document()["manifests"]
     assert set(document["archives"]) == {
         "module-a-module" + "-with-a-long-name" * 4 + ".tar",
         *("module-console.tar", "platform.tar", "security.tar"),
@@ -60,7 +60,7 @@ def test_the_file_says_what_the_bundle_holds() -> None:
     for archive in archives_of(WANTED):
         told = document["archives"][archive.name]
         assert told["size"] == archive.size
-        assert told["repositories"] == archive.inventory.repositories_document()
+        assert told["repositories"] == archive.inventory.to_document()["repositories"]
     assert resealed(document) == SEALED
 
 

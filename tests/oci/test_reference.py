@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import sys
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Digest, Reference, Repository
@@ -93,3 +100,34 @@ def test_a_repository_with_a_digest_is_told_to_leave_it_out() -> None:
 def test_a_repository_is_judged_whole(path: str) -> None:
     assert not valid_repository(path)
     assert valid_repository(path[:1])
+
+
+# -- digests as values -----------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=4)), st.lists(st.binary(max_size=4)))
+def test_digests_sort_as_their_texts_do(short: list[bytes], long: list[bytes]) -> None:
+    digests = [*map(Digest.of, short), *(Digest.of(data, "sha512") for data in long)]
+    assert list(map(str, sorted(digests))) == sorted(map(str, digests))
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_a_digest_survives_its_text_its_parts_and_a_copy(algorithm: str) -> None:
+    digest = Digest.of(b"data", algorithm)
+    assert digest.algorithm == algorithm
+    assert str(digest) == f"{algorithm}:{digest.encoded}"
+    again = [Digest.parse(str(digest)), Digest(algorithm, digest.encoded)]
+    again += [copy.deepcopy(digest), pickle.loads(pickle.dumps(digest))]
+    assert {digest, *again} == {digest}
+    assert eval(repr(digest)) == digest
+
+
+def test_a_digest_of_another_algorithm_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="'md5' is no algorithm of a digest"):
+        Digest("md5", "00")
+
+
+def test_a_digest_takes_little_memory_and_no_time_of_the_garbage_collector() -> None:
+    """Large inventories hold millions of them."""
+    assert sys.getsizeof(Digest.of(b"data")) < 90
+    assert not gc.is_tracked(Digest.of(b"data"))

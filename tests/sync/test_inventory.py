@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -117,6 +119,63 @@ def test_every_single_thing_that_a_tag_needs_is_missed() -> None:
         if item.kind != "tag":
             missed = {(gap.repository, gap.missing) for gap in without(whole, item).gaps()}
             assert missed == {(item.repository, item.key)}
+
+
+# -- cost ------------------------------------------------------------------------------------------
+
+
+def test_the_digest_is_computed_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    inventory = sample_store().inventory()
+    digest = inventory.digest()
+    monkeypatch.delattr(Inventory, "pieces")
+    assert inventory.digest() == digest
+    assert inventory == sample_store().inventory()  # which knows no digest yet
+
+
+def test_what_is_read_has_one_object_of_each_digest_and_descriptor() -> None:
+    """A document names each blob of an image three times, and each layer of a family often."""
+    builder = InventoryBuilder()
+    for number in range(3):
+        node = fake_manifest([fake_blob(1000)], salt=number)
+        builder.add_manifest("a", node)
+        builder.add_tag("a", f"v{number}", node.descriptor.digest)
+    content = Inventory.from_document(builder.build().to_document()).repository("a")
+    [blob] = content.blobs
+    assert {id(node.blobs[0].digest) for node in content.manifests.values()} == {id(blob)}
+    assert len({id(node.blobs[0]) for node in content.manifests.values()}) == 1
+    assert set(map(id, content.tags.values())) == set(map(id, content.manifests))
+
+
+def test_two_sizes_of_one_blob_are_read_as_they_are_written() -> None:
+    one, other = (replace(fake_blob(1), size=size) for size in (1, 2))
+    builder = InventoryBuilder()
+    for number, blob in enumerate((one, other, one)):
+        builder.add_manifest("a", fake_manifest([blob], salt=number), closed=False)
+    assert Inventory.from_document(builder.build().to_document()) == builder.build()
+
+
+def test_an_inventory_that_was_read_takes_few_bytes_for_each_blob() -> None:
+    builder = InventoryBuilder()
+    for number in range(100):
+        blobs = map(fake_blob, range(1000 + 10 * number, 1010 + 10 * number))
+        builder.add_manifest("a", fake_manifest(blobs, salt=number))
+    document = builder.build().to_document()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        read = Inventory.from_document(document)
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert read.counts()["blobs"] == 1000
+    assert held / 1000 < 300
+
+
+def test_a_union_shares_what_one_inventory_alone_has() -> None:
+    one, other = (sample_store().inventory().filtered(keep) for keep in (bool, lambda p: not p))
+    both = union([one, other])
+    assert all(both.repository(path) is content for path, content in one.repositories.items())
 
 
 # -- union -----------------------------------------------------------------------------------------
@@ -249,10 +308,12 @@ def test_a_size_that_is_none_is_refused(size: Any) -> None:
 def test_names_that_no_registry_takes_are_refused(path: str, tag: str, complaint: str) -> None:
     node = fake_manifest()
     builder = InventoryBuilder()
-    builder.add_manifest(path, node)
-    builder.add_tag(path, tag, node.descriptor.digest)
+    builder.add_manifest("a", node)
+    document = builder.build().to_document()
+    held = document["repositories"].pop("a")
+    document["repositories"][path] = {**held, "tags": {tag: str(node.descriptor.digest)}}
     with pytest.raises(DamagedBundleError, match=complaint):
-        Inventory.from_document(builder.build().to_document())
+        Inventory.from_document(document)
 
 
 def test_manifests_that_lie_below_themselves_are_refused() -> None:
