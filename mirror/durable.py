@@ -349,7 +349,7 @@ def sync_file(fd: int) -> None:
 
 
 @contextmanager
-def os_errors(path: Path, doing: str) -> Iterator[None]:
+def os_errors(path: object, doing: str) -> Iterator[None]:
     """Translate the `OSError` of work on `path`; `doing` completes "cannot …".
 
     Raises:
@@ -361,7 +361,7 @@ def os_errors(path: Path, doing: str) -> Iterator[None]:
         raise _translated(err, path, doing) from err
 
 
-def _translated(err: OSError, path: Path, doing: str) -> MirrorError:
+def _translated(err: OSError, path: object, doing: str) -> MirrorError:
     what = f"cannot {doing} {path}: {err.strerror or err}"
     match err.errno:
         case errno.ENOSPC | errno.EDQUOT:

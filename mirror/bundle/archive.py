@@ -307,6 +307,13 @@ class Archive:
         """The part of its inventory that has a place in it, with all tags."""
         return minus(self.inventory, self.left_out)
 
+    def described(self) -> Iterator[tuple[int, int]]:
+        """Yield where each index and manifest in it begins and ends."""
+        for entry in self.entries:
+            manifests = self.inventory.repository(entry.repository).manifests
+            if entry.name == INDEX or entry.digest in manifests:
+                yield entry.data_offset, entry.data_offset + entry.size
+
     @property
     def absent(self) -> dict[Digest, frozenset[Digest]]:
         """The sparse indexes in it, each with the images that nobody had."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 from mirror.bundle import sums
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
 from mirror.bundle.contents import OpenArchive
-from mirror.bundle.files import Readable, ReadAt
+from mirror.bundle.files import open_file
 from mirror.bundle.format import SEAL, SUMS, ZSTD_SUFFIX, blob_at, parse_part_name
 from mirror.bundle.gost import check_gostsum
+from mirror.bundle.location import Location, Readable, Stretch
 from mirror.bundle.seal import Seal
-from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, DigestMismatchError, FileSystemError, IntegrityError
 from mirror.layout import RELEASES_FILE, digest_of_tag
 from mirror.oci import Digest, Verifier
@@ -41,8 +42,16 @@ class Check:
     before: bytes = b""
     after: int = 0
 
-    def problem(self, run: Run, on_bytes: Callable[[int], None]) -> str | None:
+    @property
+    def stretch(self) -> Stretch:
+        """All that is read for it: of what is not hashed, its header and what follows it."""
+        start = self.offset - len(self.before)
+        return start, self.offset + (self.size + self.after if self.digest or self.after else 0)
+
+    def problem(self, file: Readable, run: Run, on_bytes: Callable[[int], None]) -> str | None:
         """Return what is wrong with it, to be read behind its title; None if nothing is.
+
+        It is read from `file`, which has the bytes of its own.
 
         Raises:
             IntegrityError, FileSystemError: it cannot be read to its end.
@@ -50,13 +59,13 @@ class Check:
         """
         start = self.offset - len(self.before)
         end = self.offset + self.size + self.after
-        if end > self.file.size:
-            return f"is missing: the archive ends at byte {self.file.size}"
-        if self.before and self.file.read(start, len(self.before)) != self.before:
+        if end > file.size:
+            return f"is missing: the archive ends at byte {file.size}"
+        if self.before and file.read(start, len(self.before)) != self.before:
             return f"is damaged: the header at byte {start} is not the sealed one"
         if self.digest is not None:
             verifier = Verifier(self.digest, self.size, self.title)
-            for chunk in self.file.chunks(self.offset, self.size):
+            for chunk in file.chunks(self.offset, self.size):
                 run.check()
                 verifier.update(chunk)
                 on_bytes(len(chunk))
@@ -65,7 +74,7 @@ class Check:
             except DigestMismatchError as err:
                 behind = self.offset + self.size
                 return f"is damaged: bytes {self.offset} to {behind} hash to {err.actual}"
-        damaged = _first_nonzero(self.file, self.offset + self.size, self.after)
+        damaged = _first_nonzero(file, self.offset + self.size, self.after)
         return None if damaged is None else f"is damaged: the padding at byte {damaged} is not zero"
 
 
@@ -167,7 +176,7 @@ def flattened(archives: Mapping[str, Inventory]) -> Iterator[Finding]:
 # -- files beside the archives ---------------------------------------------------------------------
 
 
-def file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
+def file_findings(seal: Seal, folder: Location | None) -> Iterator[Finding]:
     """Check the files that the seal lists beside the archives; they are small.
 
     A list of releases that the seal does not know is a finding too, since a cluster would get it.
@@ -178,7 +187,7 @@ def file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
         if folder is None or not (folder / name).is_file():
             yield Finding(name, "the file is missing", digest=sealed.digest)
             continue
-        file = ReadAt(folder / name)
+        file = open_file(folder / name)
         try:
             verifier = Verifier(sealed.digest, sealed.size, name)
             for chunk in file.chunks(0, file.size):
@@ -191,7 +200,7 @@ def file_findings(seal: Seal, folder: Path | None) -> Iterator[Finding]:
 
 
 def sums_findings(
-    seal: Seal, folder: Path, stated: Mapping[str, Digest], packed: frozenset[str]
+    seal: Seal, folder: Location, stated: Mapping[str, Digest], packed: frozenset[str]
 ) -> Iterator[Finding]:
     """Check the small files that only `SHA256SUMS` speaks for, and which files are missing.
 
@@ -215,7 +224,7 @@ def sums_findings(
             yield Finding(name, f"is damaged: {SUMS} has another digest", digest=stated[name])
 
 
-def lost_findings(folder: Path | None) -> Iterator[Finding]:
+def lost_findings(folder: Location | None) -> Iterator[Finding]:
     """Say what is missing in a folder without a seal, as far as `SHA256SUMS` tells.
 
     Where that was written beside a seal, at least the seal itself is lost.
@@ -232,28 +241,30 @@ def lost_findings(folder: Path | None) -> Iterator[Finding]:
         yield Finding(SUMS, err.seen_from(SUMS))
         return
     for name in names:
-        if name == Path(name).name and not (path.parent / name).exists():
+        if name == PurePath(name).name and not (path.parent / name).exists():
             problem = f"the file is missing, which {SUMS} lists; copy it again from its origin"
             yield Finding(name, problem)
 
 
-def part_findings(suspects: Iterable[Path], stated: Mapping[str, Digest]) -> Iterator[Finding]:
+def part_findings(suspects: Iterable[Location], stated: Mapping[str, Digest]) -> Iterator[Finding]:
     """Say which of the parts that damage was found in are not what `SHA256SUMS` says.
 
     Those are to be copied again. They are read once more for that.
     """
-    for path in sorted(suspects):
+    for path in sorted(suspects, key=lambda one: one.name):
         expected = stated.get(path.name)
         if expected is None:
             continue
-        with os_errors(path, "read"), path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected.encoded:
+        found = hashlib.sha256()
+        with closing(open_file(path)) as file:
+            for chunk in file.chunks(0, file.size):
+                found.update(chunk)
+        if found.hexdigest() != expected.encoded:
             problem = f"is damaged: {SUMS} has another digest; copy this part again"
             yield Finding(path.name, problem)
 
 
-def gost_finding(path: Path, run: Run, on_bytes: Callable[[int], None]) -> Finding | None:
+def gost_finding(path: Location, run: Run, on_bytes: Callable[[int], None]) -> Finding | None:
     """Compare a file with the `.gostsum` beside it; None if they agree, or there is none.
 
     Raises:
@@ -267,7 +278,7 @@ def gost_finding(path: Path, run: Run, on_bytes: Callable[[int], None]) -> Findi
             yield chunk
             on_bytes(len(chunk))
 
-    file = ReadAt(path)
+    file = open_file(path)
     try:
         check_gostsum(path, chunks())
     except (IntegrityError, FileSystemError) as err:

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 from mirror.bundle.archive import NOTHING, Archive
-from mirror.bundle.files import PartedReader, Readable, ReadAt
 from mirror.bundle.format import (
     INDEX,
     MAX_FINDINGS,
@@ -25,6 +23,7 @@ from mirror.bundle.format import (
     inside,
     limits_for,
 )
+from mirror.bundle.location import Location, Readable
 from mirror.bundle.members import Member, members
 from mirror.bundle.seal import has_long_media_type
 from mirror.bundle.seekable import SeekableFile
@@ -85,12 +84,9 @@ class OpenArchive:
         return self.file.path.name
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         """The files that it consists of; none for a folder, or what cannot be opened."""
-        file = self.file.packed if isinstance(self.file, SeekableFile) else self.file
-        if isinstance(file, PartedReader):
-            return file.parts
-        return (file.path,) if isinstance(file, ReadAt) else ()
+        return self.file.parts
 
     @cached_property
     def _listing(self) -> _Listing:

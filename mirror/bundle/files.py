@@ -11,50 +11,41 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
 
 from mirror.bundle.format import ZSTD_SUFFIX, parse_part_name, part_name, part_paths, part_sizes
+from mirror.bundle.location import (
+    COPY_AGAIN,
+    Location,
+    Readable,
+    RemoteFile,
+    RemotePath,
+    Stretch,
+    ended_early,
+    size_of,
+)
 from mirror.durable import Folder, os_errors, sync_file, write_at
 from mirror.errors import DamagedBundleError, InputError
 
 CHUNK = 1 << 20
 """Bytes read or written at a time."""
-COPY_AGAIN = "copy it again from its origin"
 _OPEN_FILES = 64
-
-
-class Readable(Protocol):
-    """An archive to be read at offsets: one file, or parts. Thread-safe. `size` in bytes."""
-
-    path: Path
-    size: int
-
-    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
-        """Read `size` bytes from `offset`, in pieces of at most a few MiB.
-
-        Raises:
-            DamagedBundleError: the archive ends before them, or is damaged there.
-        """
-        ...
-
-    def close(self) -> None: ...
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Read the same as one piece."""
-        return b"".join(self.chunks(offset, size))
 
 
 class ReadAt(Readable):
     """A file read at offsets, by any number of threads. `size` is its length in bytes."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path: Location = path
         with os_errors(path, "open"):
             self._fd = _open_to_read(path)
             self.size = os.fstat(self._fd).st_size
+
+    @property
+    def parts(self) -> tuple[Location, ...]:
+        return (self.path,)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -68,17 +59,32 @@ def _open_to_read(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def uncompressed_bytes(paths: Iterable[Path]) -> int:
+def open_file(path: Location) -> Readable:
+    """Open a file to be read at offsets, wherever it lies.
+
+    Raises:
+        FileSystemError: it cannot be opened.
+    """
+    return ReadAt(path) if isinstance(path, Path) else path.opened()
+
+
+def beginning(path: Location, most: int) -> bytes:
+    """The first bytes of a file, `most` at most."""
+    with closing(open_file(path)) as file:
+        return file.read(0, min(most, file.size))
+
+
+def uncompressed_bytes(paths: Iterable[Location]) -> int:
     """Return how many bytes files have; compressed ones and folders have none."""
     plain = (path for path in paths if not path.is_dir())
     return sum(
-        _size(path)
+        size_of(path)
         for path in plain
         if not (parse_part_name(path.name) or (path.name,))[0].endswith(ZSTD_SUFFIX)
     )
 
 
-def _read(fd: int, path: Path, offset: int, size: int) -> Generator[bytes, None, None]:
+def _read(fd: int, path: Location, offset: int, size: int) -> Generator[bytes, None, None]:
     end = offset + size
     while offset < end:
         with os_errors(path, "read"):
@@ -87,15 +93,6 @@ def _read(fd: int, path: Path, offset: int, size: int) -> Generator[bytes, None,
             raise ended_early(path, offset, end - offset)
         yield chunk
         offset += len(chunk)
-
-
-def ended_early(path: Path, offset: int, missing: int) -> DamagedBundleError:
-    """What to raise where an archive ends at `offset`, `missing` bytes before it may."""
-    return DamagedBundleError(
-        f"ends at byte {offset}, {missing} bytes too early",
-        where=path.name,
-        advice=f"the archive is truncated, {COPY_AGAIN}",
-    )
 
 
 class WriteAt:
@@ -165,7 +162,7 @@ class _Parts:
     def __init__(
         self, paths: Sequence[Path], sizes: Sequence[int], open_part: Callable[[Path], int]
     ) -> None:
-        self.paths = tuple(paths)
+        self.parts = tuple(paths)
         self._starts = (0, *accumulate(sizes))
         self._open_part = open_part
         self._lock = threading.Lock()
@@ -196,7 +193,7 @@ class _Parts:
                 if not chunk:
                     raise DamagedBundleError(
                         f"ends {end - start} bytes too early",
-                        where=self.paths[number].name,
+                        where=self.parts[number].name,
                         advice=COPY_AGAIN,
                     )
                 yield chunk
@@ -205,7 +202,7 @@ class _Parts:
     @contextmanager
     def use(self, number: int, doing: str) -> Iterator[int]:
         """Give the descriptor of a part, open for the block; `doing` is as in `os_errors`."""
-        path = self.paths[number]
+        path = self.parts[number]
         with self._lock:
             if self._closed:
                 raise ValueError(f"{path.name} is closed")
@@ -253,9 +250,9 @@ class PartedReader(Readable):
         FileSystemError: a part cannot be examined.
     """
 
-    def __init__(self, paths: Iterable[Path], sizes: Sequence[int] | None = None) -> None:
+    def __init__(self, paths: Iterable[Location], sizes: Sequence[int] | None = None) -> None:
         archive, parts = _ordered(paths)
-        self.path = parts[min(parts)].with_name(archive)
+        self.path: Location = parts[min(parts)].with_name(archive)
         count = max(max(parts) + 1, len(sizes or ()))
         missing = [number for number in range(count) if number not in parts]
         if missing:
@@ -266,15 +263,19 @@ class PartedReader(Readable):
                 advice="copy what is missing from where the bundle was made",
             )
         ordered = [parts[number] for number in range(count)]
-        found = [_size(path) for path in ordered]
+        found = [size_of(path) for path in ordered]
         for number, size in enumerate(found):
             _check_size(ordered[number], number, size, found, sizes)
         self.size = sum(found)
-        self._files = _Parts(ordered, found, _open_to_read)
+        here = [path for path in ordered if isinstance(path, Path)]
+        there = [path for path in ordered if isinstance(path, RemotePath)]
+        self._files: _Parts | RemoteFile = (
+            RemoteFile(self.path, there) if there else _Parts(here, found, _open_to_read)
+        )
 
     @property
-    def parts(self) -> tuple[Path, ...]:
-        return self._files.paths
+    def parts(self) -> tuple[Location, ...]:
+        return self._files.parts
 
     @property
     def ends(self) -> Sequence[int]:
@@ -296,11 +297,23 @@ class PartedReader(Readable):
                 "origin",
             )
 
+    @contextmanager
+    def in_order(self, stretches: Iterable[Stretch]) -> Iterator[Readable]:
+        if isinstance(self._files, _Parts):
+            yield self
+            return
+        with self._files.in_order(stretches) as file:
+            yield file
 
-def _ordered(paths: Iterable[Path]) -> tuple[str, dict[int, Path]]:
+    def keep(self, stretches: Iterable[Stretch]) -> None:
+        if isinstance(self._files, RemoteFile):
+            self._files.keep(stretches)
+
+
+def _ordered(paths: Iterable[Location]) -> tuple[str, dict[int, Location]]:
     """Return the archive that `paths` are parts of, and its parts by number."""
-    archives: dict[str, dict[int, Path]] = {}
-    for path in sorted(paths, key=lambda one: (one.name, one)):
+    archives: dict[str, dict[int, Location]] = {}
+    for path in sorted(paths, key=lambda one: (one.name, str(one))):
         parsed = parse_part_name(path.name)
         if parsed is None:
             raise InputError(
@@ -321,13 +334,8 @@ def _ordered(paths: Iterable[Path]) -> tuple[str, dict[int, Path]]:
     return archives.popitem()
 
 
-def _size(path: Path) -> int:
-    with os_errors(path, "examine"):
-        return path.stat().st_size
-
-
 def _check_size(
-    path: Path, number: int, size: int, found: Sequence[int], sizes: Sequence[int] | None
+    path: Location, number: int, size: int, found: Sequence[int], sizes: Sequence[int] | None
 ) -> None:
     if sizes is not None:
         # Only the empty part that d8 may leave has a place behind the stated ones.
@@ -414,7 +422,7 @@ class PartedWriter:
     def reaches(self, offset: int, end: int) -> bool:
         """Whether the parts have all bytes from `offset` to `end`."""
         return all(
-            _size(self.parts[number]) >= start + length
+            size_of(self.parts[number]) >= start + length
             for number, start, length in self._files.windows(offset, end - offset)
         )
 

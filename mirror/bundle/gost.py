@@ -19,10 +19,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
+from mirror.bundle.files import beginning
 from mirror.bundle.format import GOST_SUFFIX
-from mirror.durable import os_errors
+from mirror.bundle.location import Location
 from mirror.errors import DamagedBundleError, GostUnavailableError, IntegrityError
 
 PACKAGE = "libengine-gost-openssl"
@@ -208,7 +208,7 @@ def gost_digest(chunks: Iterable[bytes]) -> str:
 # -- .gostsum --------------------------------------------------------------------------------------
 
 
-def gostsum_path(path: Path) -> Path:
+def gostsum_path(path: Location) -> Location:
     """Return where the sum of `path` lies: beside it, with `.gostsum` added to its name."""
     return path.with_name(path.name + GOST_SUFFIX)
 
@@ -224,7 +224,7 @@ def gostsum(digest: str) -> bytes:
     return digest.encode()
 
 
-def read_gostsum(path: Path) -> str | None:
+def read_gostsum(path: Location) -> str | None:
     """Return the digest that is written down for `path`; None where no such file is.
 
     White space around it and upper case are forgiven: people write such files with other tools.
@@ -235,8 +235,7 @@ def read_gostsum(path: Path) -> str | None:
     source = gostsum_path(path)
     if not source.exists():
         return None
-    with os_errors(source, "read"), source.open("rb") as file:
-        text = file.read(256).decode("ascii", "replace").strip().lower()
+    text = beginning(source, 256).decode("ascii", "replace").strip().lower()
     if not _DIGEST.fullmatch(text):
         raise DamagedBundleError(
             "it does not hold a GOST digest, which has 64 hex digits",
@@ -246,7 +245,7 @@ def read_gostsum(path: Path) -> str | None:
     return text
 
 
-def check_gostsum(path: Path, chunks: Iterable[bytes]) -> bool:
+def check_gostsum(path: Location, chunks: Iterable[bytes]) -> bool:
     """Compare the digest of `chunks`, the bytes of `path`, with the one written down for it.
 
     Return False, without reading any, where none is written down.

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -239,7 +240,7 @@ def inspect_bundle(reader: BundleReader, *, layers: int = 20) -> BundleInsight:
         own = {one.name: minus(spoken_of[one.name], one.left_out) for one in reader._archives}
         carried = insight(reader.name, own, sizes, layers=layers)
     written = None
-    if reader.folder is not None:
+    if isinstance(reader.folder, Path):
         with suppress(OSError):
             moment = (reader.folder / SEAL).stat().st_mtime
             written = datetime.fromtimestamp(moment, UTC)

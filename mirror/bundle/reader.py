@@ -15,7 +15,7 @@ from mirror.bundle import sums
 from mirror.bundle.archive import Archive, minus
 from mirror.bundle.checks import flattened
 from mirror.bundle.contents import Contents, OpenArchive, read_contents
-from mirror.bundle.files import PartedReader, Readable, ReadAt, uncompressed_bytes
+from mirror.bundle.files import PartedReader, open_file, uncompressed_bytes
 from mirror.bundle.format import (
     PARTIAL_SEAL,
     PARTIAL_SUFFIX,
@@ -26,7 +26,8 @@ from mirror.bundle.format import (
     parse_part_name,
     part_sizes,
 )
-from mirror.bundle.members import Member, TreeFile, is_tree
+from mirror.bundle.location import Location, Readable, RemotePath, size_of
+from mirror.bundle.members import Member, TreeFile, is_tree, laid_out
 from mirror.bundle.seal import Seal, missing_archives, parse_seal, seal_bytes, try_seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.documents import parse_json
@@ -39,6 +40,7 @@ from mirror.errors import (
     StatementError,
 )
 from mirror.oci import Digest, Manifest
+from mirror.run import Run
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.observation import listed
 from mirror.sync.statement import Statement
@@ -49,8 +51,9 @@ _MAX_INVENTORY_BYTES = 512 << 20
 class BundleReader:
     """A bundle as the source of a transfer. Thread-safe.
 
-    `paths` are folders of archives, or archives. The seal counts when one folder is given; it is
-    the file `seal_name` there. A bundle in which another tool reduced multi-arch images to one
+    `paths` are folders of archives, or archives, here or on another machine
+    (`location.RemotePath`). The seal counts when one folder is given; it is the file `seal_name`
+    there. A bundle in which another tool reduced multi-arch images to one
     platform has no `inventory` unless that is accepted with `flattened`. Attributes with an
     underscore are for this package alone.
 
@@ -60,14 +63,14 @@ class BundleReader:
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, seal_name: str = SEAL, flattened: bool = False
+        self, paths: Sequence[Location], *, seal_name: str = SEAL, flattened: bool = False
     ) -> None:
         self._paths, self._flattened = tuple(paths), flattened
         found = find_archives(paths, seal_name)
         # A small bundle may not have what takes much memory.
         self._limits = limits_for(sum(map(uncompressed_bytes, found.values())))
-        self._seals: dict[Path, Seal] = {}
-        self._sealed: dict[Path, Digest] = {}  # of the very bytes that were read
+        self._seals: dict[Location, Seal] = {}
+        self._sealed: dict[Location, Digest] = {}  # of the very bytes that were read
         for folder in dict.fromkeys(path for path in paths if path.is_dir()):
             data = seal_bytes(folder / seal_name, self._limits)
             if data is not None:
@@ -78,7 +81,7 @@ class BundleReader:
         self._archives = open_archives(found, folders)
 
     @property
-    def folder(self) -> Path | None:
+    def folder(self) -> Location | None:
         """The bundle's folder; None where loose archives, or several folders, are read."""
         return self._paths[0] if len(self._paths) == 1 and self._paths[0].is_dir() else None
 
@@ -90,6 +93,12 @@ class BundleReader:
     @property
     def name(self) -> str:
         return "bundle " + ", ".join(str(path) for path in self._paths)
+
+    def follow(self, run: Run) -> None:
+        """From now on all waiting for another machine ends when `run` does."""
+        for path in self._paths:
+            if isinstance(path, RemotePath):
+                path.parent.run = run
 
     def __enter__(self) -> BundleReader:
         return self
@@ -105,6 +114,10 @@ class BundleReader:
     @cached_property
     def contents(self) -> Contents:
         """Every index and manifest, read once; what cannot be read is a finding in it."""
+        known = self._seal.archives if self._seal is not None else {}
+        for archive in self._archives:
+            if archive.name in known:
+                archive.file.keep(known[archive.name].described())
         return read_contents(self._archives, self._limits)
 
     @property
@@ -249,7 +262,7 @@ def placed(
     return None
 
 
-def read_inventory(path: Path) -> Inventory:
+def read_inventory(path: Location) -> Inventory:
     """Read the inventory of a bundle's folder, or in a file: plain, a seal, or a statement.
 
     Raises:
@@ -267,7 +280,7 @@ def read_inventory(path: Path) -> Inventory:
         )
     with os_errors(path, "read"):
         # The user may have named anything, of any size.
-        data = path.read_bytes() if path.stat().st_size <= _MAX_INVENTORY_BYTES else b""
+        data = path.read_bytes() if size_of(path) <= _MAX_INVENTORY_BYTES else b""
     try:
         document = parse_json(data)
     except (ValueError, RecursionError) as err:
@@ -290,7 +303,9 @@ def read_inventory(path: Path) -> Inventory:
 # -- finding ---------------------------------------------------------------------------------------
 
 
-def find_archives(paths: Iterable[Path], seal_name: str = SEAL) -> dict[Path, tuple[Path, ...]]:
+def find_archives(
+    paths: Iterable[Location], seal_name: str = SEAL
+) -> dict[Location, tuple[Location, ...]]:
     """Return the archives that `paths` name, sorted by name, each with its files.
 
     A path is a folder, an archive, or a part of one (`X.tar.0000.chunk`), which stands for all
@@ -299,11 +314,11 @@ def find_archives(paths: Iterable[Path], seal_name: str = SEAL) -> dict[Path, tu
     Raises:
         InputError: a path does not exist, no archive is there, or one is there whole and in parts.
     """
-    found: dict[Path, set[Path]] = {}
+    found: dict[Location, set[Location]] = {}
     for path in paths:
         if path.is_dir():
             files = [entry for entry in _listed(path) if archive_at(entry) is not None]
-            if not files and is_tree(path):
+            if not files and isinstance(path, Path) and is_tree(path):
                 _check_tree(path)
                 files = [path]
             else:
@@ -325,23 +340,23 @@ def find_archives(paths: Iterable[Path], seal_name: str = SEAL) -> dict[Path, tu
             )
         if len(consists) > 1 and any(stored_file(file) == file for file in consists):
             raise InputError(f"{archive} is there whole and in parts; remove the older one")
-    ordered = sorted(found, key=lambda path: (path.name, path))
-    return {archive: tuple(sorted(found[archive])) for archive in ordered}
+    ordered = sorted(found, key=lambda path: (path.name, str(path)))
+    return {archive: tuple(sorted(found[archive], key=str)) for archive in ordered}
 
 
-def _listed(folder: Path) -> list[Path]:
+def _listed(folder: Location) -> list[Location]:
     with os_errors(folder, "read"):
         return [entry for entry in folder.iterdir() if entry.is_file()]
 
 
-def archive_at(path: Path) -> Path | None:
+def archive_at(path: Location) -> Location | None:
     """Return the archive that a file is, or is a part of, compressed or not; None for others."""
     stored = stored_file(path)
     archive = stored.with_name(stored.name.removesuffix(ZSTD_SUFFIX))
     return archive if archive.suffix == ".tar" else None
 
 
-def stored_file(path: Path) -> Path:
+def stored_file(path: Location) -> Location:
     """Return the file that would hold an archive in one piece: without the name of the part."""
     part = parse_part_name(path.name)
     return path if part is None else path.with_name(part[0])
@@ -362,7 +377,7 @@ def _check_tree(folder: Path) -> None:
         )
 
 
-def _check_folder(folder: Path, archives: Sequence[Path], *, sealed: bool) -> None:
+def _check_folder(folder: Location, archives: Sequence[Location], *, sealed: bool) -> None:
     if not sealed and (folder / PARTIAL_SEAL).is_file():
         raise InputError(
             f"{folder} holds no bundle yet: a pull into it was not finished; run it again, "
@@ -374,13 +389,13 @@ def _check_folder(folder: Path, archives: Sequence[Path], *, sealed: bool) -> No
         raise InputError(f"{folder} holds no bundle: it has no *.tar file{hint}")
 
 
-def _near(folder: Path) -> str:
+def _near(folder: Location) -> str:
     """The folders in `folder` that hold bundles, for whoever named one too few."""
-    found = sorted(one for one in folder.glob(f"*/{SEAL}"))[:5]
+    found = sorted(folder.glob(f"*/{SEAL}"))[:5] if isinstance(folder, Path) else ()
     return f"; bundles lie in {', '.join(str(one.parent) for one in found)}" if found else ""
 
 
-def check_loose(archives: Iterable[Path]) -> None:
+def check_loose(archives: Iterable[Location]) -> None:
     """Raise InputError if archives that are named without their folder need it."""
     for path in archives:
         seal = try_seal(path.parent / SEAL)
@@ -397,7 +412,7 @@ def check_loose(archives: Iterable[Path]) -> None:
 
 
 def open_archives(
-    found: Mapping[Path, Sequence[Path]], seals: Mapping[Path, Seal]
+    found: Mapping[Location, Sequence[Location]], seals: Mapping[Location, Seal]
 ) -> list[OpenArchive]:
     """Open what `find_archives` found; `seals` are those of its folders, by absolute path.
 
@@ -422,25 +437,31 @@ def open_archives(
 
 
 def _opened(
-    path: Path, files: Sequence[Path], sealed: Archive | None, part_size: int
+    path: Location, files: Sequence[Location], sealed: Archive | None, part_size: int
 ) -> OpenArchive:
     """Open an archive, of one file or of parts of `part_size` bytes, and list what is in it."""
-    if path.is_dir():
+    if isinstance(path, Path) and path.is_dir():
         tree = TreeFile(path)
         return OpenArchive(tree, tree.members)
     if files == (path,):
-        return OpenArchive(ReadAt(path), sealed=sealed)
+        return _open_archive(open_file(path), sealed)
     try:
         if stored_file(files[0]) == path:
             stated = part_sizes(sealed.size, part_size) if sealed and part_size else None
-            return OpenArchive(PartedReader(files, stated), sealed=sealed)
+            return _open_archive(PartedReader(files, stated), sealed)
         part = parse_part_name(files[0].name) is not None
-        packed: Readable = PartedReader(files) if part else ReadAt(files[0])
+        packed = PartedReader(files) if part else open_file(files[0])
         try:
-            return OpenArchive(SeekableFile(packed), sealed=sealed)
+            return _open_archive(SeekableFile(packed), sealed)
         except BaseException:
             packed.close()
             raise
     except (DamagedBundleError, FileSystemError) as err:
         # One finding of several, perhaps: who copies parts again wants to know all of them.
         return OpenArchive(Unreadable(path), broken=err)
+
+
+def _open_archive(file: Readable, sealed: Archive | None) -> OpenArchive:
+    if sealed is None or isinstance(file.path, Path) or file.size != sealed.size:
+        return OpenArchive(file, sealed=sealed)
+    return OpenArchive(file, lambda _: laid_out(sealed), sealed=sealed)

@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from mirror.bundle.archive import (
@@ -27,6 +27,7 @@ from mirror.bundle.archive import (
     left_out,
     needed_from,
 )
+from mirror.bundle.files import beginning
 from mirror.bundle.format import (
     LARGE,
     MAX_COMPANION_BYTES,
@@ -37,6 +38,7 @@ from mirror.bundle.format import (
     Limits,
     limits_for,
 )
+from mirror.bundle.location import Location, size_of
 from mirror.documents import marks, parse_json
 from mirror.durable import Folder, os_errors
 from mirror.errors import (
@@ -198,7 +200,7 @@ class Seal:
                 if archives[name].size != value["size"]:
                     raise DamagedBundleError(f"it lays {name} out in another way than this release")
             for name in (*archives, *document["files"]):
-                if name != Path(name).name or name.startswith("."):
+                if name != PurePath(name).name or name.startswith("."):
                     raise DamagedBundleError(
                         f"it names {name!r}, which is not the name of a file beside it"
                     )
@@ -289,12 +291,11 @@ def _coverage(document: Mapping[str, Any], table: ManifestTable) -> Coverage:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def seal_bytes(path: Path, limits: Limits = LARGE) -> bytes | None:
+def seal_bytes(path: Location, limits: Limits = LARGE) -> bytes | None:
     """Read the file of a seal; None where there is none. One that is too long is cut short."""
     if not path.exists():
         return None
-    with os_errors(path, "read"), path.open("rb") as file:
-        return file.read(limits.seal_bytes + 1)
+    return beginning(path, limits.seal_bytes + 1)
 
 
 def parse_seal(data: bytes, where: str, limits: Limits = LARGE) -> Seal:
@@ -316,7 +317,7 @@ def parse_seal(data: bytes, where: str, limits: Limits = LARGE) -> Seal:
         ) from err
 
 
-def try_seal(path: Path) -> Seal | None:
+def try_seal(path: Location) -> Seal | None:
     """The seal at `path`; None if there is none, or not a whole one."""
     try:
         data = seal_bytes(path)
@@ -333,7 +334,7 @@ def seal_in(folder: Folder, name: str) -> Seal | None:
         return None
 
 
-def read_files(folder: Path, seal: Seal) -> dict[str, bytes]:
+def read_files(folder: Location, seal: Seal) -> dict[str, bytes]:
     """Read the files beside a bundle's archives, which must be as its seal says.
 
     Raises:
@@ -343,7 +344,7 @@ def read_files(folder: Path, seal: Seal) -> dict[str, bytes]:
     for name, sealed in seal.files.items():
         path = folder / name
         with os_errors(path, "read"):
-            found = path.is_file() and path.stat().st_size == sealed.size <= MAX_COMPANION_BYTES
+            found = path.is_file() and size_of(path) == sealed.size <= MAX_COMPANION_BYTES
             files[name] = path.read_bytes() if found else b""
         if not found or Digest.of(files[name]) != sealed.digest:
             raise DamagedBundleError(

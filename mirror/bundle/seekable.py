@@ -16,12 +16,13 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from contextlib import ExitStack
 
 import zstandard
 
-from mirror.bundle.files import PartedReader, Readable, ended_early
+from mirror.bundle.files import PartedReader
 from mirror.bundle.format import ZSTD_SUFFIX
+from mirror.bundle.location import Location, Readable, ended_early
 from mirror.errors import DamagedBundleError, MirrorError
 from mirror.oci import Digest
 
@@ -72,7 +73,7 @@ class SeekableFile(Readable):
 
     def __init__(self, packed: Readable) -> None:
         self.packed = packed
-        self.path = packed.path.with_name(packed.path.name.removesuffix(ZSTD_SUFFIX))
+        self.path: Location = packed.path.with_name(packed.path.name.removesuffix(ZSTD_SUFFIX))
         self.starts = array("Q", [0])  # of frame n in the archive; behind the last, its size
         self.places = array("Q", [0])  # of frame n in the compressed file
         self._checksums = array("I")
@@ -121,6 +122,10 @@ class SeekableFile(Readable):
             )
 
     @property
+    def parts(self) -> tuple[Location, ...]:
+        return self.packed.parts
+
+    @property
     def frames(self) -> int:
         return len(self.starts) - 1
 
@@ -131,9 +136,10 @@ class SeekableFile(Readable):
         """The frame that holds the byte at `offset`."""
         return bisect_right(self.starts, offset) - 1
 
-    def packed_frame(self, number: int) -> bytes:
+    def packed_frame(self, number: int, packed: Readable | None = None) -> bytes:
+        """The compressed bytes of a frame, out of `packed` if somebody reads that in order."""
         start = self.places[number]
-        return self.packed.read(start, self.places[number + 1] - start)
+        return (packed or self.packed).read(start, self.places[number + 1] - start)
 
     def unpacked(self, number: int, frame: bytes) -> bytes:
         """Decompress a frame.
@@ -171,21 +177,25 @@ class SeekableFile(Readable):
         end = offset + size
         if end > self.size:
             raise ended_early(self.path, self.size, end - self.size)
-        while offset < end:
-            number = self.number_at(offset)
-            data = self._frame(number)
-            start = offset - self.starts[number]
-            piece = data[start : start + end - offset]
-            yield piece
-            offset += len(piece)
+        if offset == end:
+            return
+        frames = self.places[self.number_at(offset)], self.places[self.number_at(end - 1) + 1]
+        with self.packed.in_order([frames]) as packed:
+            while offset < end:
+                number = self.number_at(offset)
+                data = self._frame(number, packed)
+                start = offset - self.starts[number]
+                piece = data[start : start + end - offset]
+                yield piece
+                offset += len(piece)
 
-    def _frame(self, number: int) -> bytes:
+    def _frame(self, number: int, packed: Readable) -> bytes:
         with self._lock:
             data = self._cache.get(number)
             if data is not None:
                 self._cache.move_to_end(number)
                 return data
-        data = self.unpacked(number, self.packed_frame(number))
+        data = self.unpacked(number, self.packed_frame(number, packed))
         with self._lock:
             self._cache[number] = data
             while len(self._cache) > _CACHED:
@@ -218,7 +228,7 @@ class Unreadable(Readable):
 
     size = 0
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
@@ -247,6 +257,8 @@ class Forward(Readable):
 
     def __init__(self, file: SeekableFile, threads: int = 2) -> None:
         self._file, self._threads = file, threads
+        self._closing = ExitStack()
+        self._packed = file.packed
         self.path, self.size = file.path, file.size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decompress")
         self._ahead: deque[tuple[int, Future[bytes]]] = deque()
@@ -255,9 +267,12 @@ class Forward(Readable):
         self._hashes = _FileHashes(file)
 
     def __enter__(self) -> Forward:
+        whole = self._packed.in_order([(0, self._packed.size)])
+        self._packed = self._closing.enter_context(whole)
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self._closing.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def close(self) -> None:
@@ -310,7 +325,7 @@ class Forward(Readable):
     def _begun(self, number: int) -> Future[bytes]:
         done: Future[bytes] = Future()
         try:
-            frame = self._file.packed_frame(number)
+            frame = self._file.packed_frame(number, self._packed)
         except MirrorError as err:
             self._hashes.skip(err)
             done.set_exception(err)
@@ -331,7 +346,7 @@ class Forward(Readable):
         """Read the rest; return the digest of the compressed file, or of each part, by name.
 
         In place of a digest there may be the error that kept the file from being read."""
-        packed, at = self._file.packed, self._file.places[self._next]
+        packed, at = self._packed, self._file.places[self._next]
         try:
             for chunk in packed.chunks(at, packed.size - at):
                 self._hashes.update(chunk)
@@ -345,7 +360,7 @@ class _FileHashes:
 
     def __init__(self, file: SeekableFile) -> None:
         packed = file.packed
-        paths: list[Path] = [packed.path]
+        paths: list[Location] = [packed.path]
         ends = [packed.size]
         if isinstance(packed, PartedReader):
             paths, ends = list(packed.parts), list(packed.ends)

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mirror.bundle.format import (
     GOST_SUFFIX,
@@ -25,6 +24,7 @@ from mirror.bundle.format import (
     part_sizes,
 )
 from mirror.bundle.gost import gostsum
+from mirror.bundle.location import Location, size_of
 from mirror.bundle.seal import Seal
 from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError
@@ -134,10 +134,10 @@ def _unescaped(name: bytes, *, escaped: bool) -> bytes | None:
     return re.sub(rb"\\.", lambda found: _ESCAPED[found[0]], name)
 
 
-def read(path: Path) -> bytes:
+def read(path: Location) -> bytes:
     """Read such a file; one that is larger than any counts as empty."""
     with os_errors(path, "read"):
-        return path.read_bytes() if path.stat().st_size <= MAX_SUMS_BYTES else b""
+        return path.read_bytes() if size_of(path) <= MAX_SUMS_BYTES else b""
 
 
 def parse_whole(data: bytes) -> dict[str, Digest]:
@@ -152,7 +152,7 @@ def parse_whole(data: bytes) -> dict[str, Digest]:
     return sums
 
 
-def part_size_in(folder: Path, seal: Seal, found: Mapping[Path, Sequence[Path]]) -> int:
+def part_size_in(folder: Location, seal: Seal, found: Mapping[Location, Sequence[Location]]) -> int:
     """Return how large the parts of a folder's archives were made; 0 if none is in parts.
 
     `found` are the archives there, each with its files. All but the last part of each have this
@@ -177,8 +177,7 @@ def part_size_in(folder: Path, seal: Seal, found: Mapping[Path, Sequence[Path]])
                 continue
             wholes[archive.name] = sealed.size
             number = part[1]
-            with os_errors(path, "examine"):
-                size = path.stat().st_size
+            size = size_of(path)
             others = counts[archive.name] - 1
             if others < 1 or number < others:
                 votes[size] += 1

@@ -11,9 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from mirror.bundle import gost, sums
@@ -31,10 +30,11 @@ from mirror.bundle.checks import (
     sums_findings,
 )
 from mirror.bundle.contents import OpenArchive
-from mirror.bundle.files import PartedReader
+from mirror.bundle.files import PartedReader, beginning
 from mirror.bundle.folder import belongs, is_leftover
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
+from mirror.bundle.location import Location, Readable, size_of
 from mirror.bundle.reader import BundleReader, archive_at
 from mirror.bundle.seal import Seal, check_limits, missing_archives, seal_bytes, whole_archive
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
@@ -117,8 +117,7 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
             f"{reader.name} is not signed: it has no {SIGNATURE} beside its {SEAL}",
             advice="a pull with --sign-key makes one",
         )
-    with os_errors(folder / SIGNATURE, "read"), (folder / SIGNATURE).open("rb") as file:
-        signature = file.read(_MOST_SIGNATURE_BYTES)
+    signature = beginning(folder / SIGNATURE, _MOST_SIGNATURE_BYTES)
     sealed = seal_bytes(folder / SEAL) or b""
     signing.verify(sealed, signature, public_pem)
     if Digest.of(sealed) != reader._sealed[folder]:
@@ -130,7 +129,7 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
         )
 
 
-def check_signed_by(sealed: bytes, public_pem: bytes, folders: Sequence[Path]) -> None:
+def check_signed_by(sealed: bytes, public_pem: bytes, folders: Sequence[Location]) -> None:
     """Check that one of `folders` has the key owner's signature over a seal.
 
     Raises:
@@ -140,9 +139,10 @@ def check_signed_by(sealed: bytes, public_pem: bytes, folders: Sequence[Path]) -
 
     failure = SignatureError(f"{folders[0]} is not signed: nobody has its {SIGNATURE}")
     for folder in folders:
-        with suppress(OSError), (folder / SIGNATURE).open("rb") as file:
+        with suppress(FileSystemError):
+            signature = beginning(folder / SIGNATURE, _MOST_SIGNATURE_BYTES)
             try:
-                return signing.verify(sealed, file.read(_MOST_SIGNATURE_BYTES), public_pem)
+                return signing.verify(sealed, signature, public_pem)
             except SignatureError as err:
                 failure = err
     raise failure
@@ -167,10 +167,10 @@ def check_signed_files(reader: BundleReader) -> tuple[str, ...]:
     return unlisted(seal, folder)
 
 
-def unlisted(seal: Seal, folder: Path) -> tuple[str, ...]:
+def unlisted(seal: Seal, folder: Location) -> tuple[str, ...]:
     """Say which files lie in a bundle's folder and are nothing that its seal speaks for."""
     with os_errors(folder, "read"):
-        paths = sorted(folder.iterdir())
+        paths: list[Location] = sorted(folder.iterdir(), key=lambda path: path.name)
     # Archives and a list of releases that do not belong there are findings of their own.
     strange = [
         path.name
@@ -195,7 +195,7 @@ class _Work:
 
     checks: Iterable[Check] = ()
     packed: SeekableFile | None = None
-    gost: Path | None = None
+    gost: Location | None = None
 
 
 _TOGETHER, _TOGETHER_BYTES = 64, 4 << 20
@@ -209,6 +209,7 @@ class _Verification:
 
     def __init__(self, reader: BundleReader, run: Run, *, quick: bool) -> None:
         self._reader, self._run, self._quick = reader, run, quick
+        reader.follow(run)
         self._seal = reader._seal
         self._findings: list[Finding] = []
         self._notices: list[str] = []
@@ -216,7 +217,7 @@ class _Verification:
         self._inventories: Mapping[str, Inventory]
         self._works: list[Iterable[_Work]] = []
         self._count = self._size = 0
-        self._suspects: set[Path] = set()  # parts in which damage lies
+        self._suspects: set[Location] = set()  # parts in which damage lies
         self._dependents: dict[tuple[str, str], Dependents] = {}
 
     def report(self, key: bytes | None) -> BundleReport:
@@ -351,7 +352,7 @@ class _Verification:
             return
         self._works.append([_Work(gost=path) for path in paths])
         self._count += len(paths)
-        self._size += sum(path.stat().st_size for path in paths)
+        self._size += sum(map(size_of, paths))
 
     # -- the checks ----------------------------------------------------------------------------
 
@@ -375,15 +376,17 @@ class _Verification:
         """Do a work, in a thread; return what is wrong, of a check with its problem."""
         problems: list[Finding | tuple[Check, str]] = []
         if work.gost is not None:
-            size = work.gost.stat().st_size
+            size = size_of(work.gost)
             found = gost_finding(work.gost, self._run, lambda count: self._moved(None, count))
             self._run.on_event(BlobDone(_ANONYMOUS, size, size))
             return problems if found is None else [found]
         if work.packed is None:
-            problems += self._problems(work.checks)
+            checks = tuple(work.checks)
+            with checks[0].file.in_order(check.stretch for check in checks) as lying:
+                problems += self._problems(checks, lying)
             return problems
         with Forward(work.packed) as file:
-            problems += self._problems(replace(check, file=file) for check in work.checks)
+            problems += self._problems(work.checks, file)
             for name, digest in file.finish().items():
                 if isinstance(digest, MirrorError):
                     problems.append(Finding(name, digest.seen_from(name)))
@@ -393,15 +396,15 @@ class _Verification:
                     problems.append(Finding(name, f"is damaged: {SUMS} has another digest"))
         return problems
 
-    def _problems(self, checks: Iterable[Check]) -> Iterator[tuple[Check, str]]:
+    def _problems(self, checks: Iterable[Check], file: Readable) -> Iterator[tuple[Check, str]]:
         for check in checks:
-            problem = self._problem(check)
+            problem = self._problem(check, file)
             if problem is not None:
                 yield check, problem
 
-    def _problem(self, check: Check) -> str | None:
+    def _problem(self, check: Check, file: Readable) -> str | None:
         try:
-            return check.problem(self._run, lambda count: self._moved(check.digest, count))
+            return check.problem(file, self._run, lambda count: self._moved(check.digest, count))
         except (IntegrityError, FileSystemError) as err:
             # A bad sector is a finding like any other: the rest of the medium is read on.
             return err.seen_from(check.file.path.name)
@@ -440,7 +443,7 @@ def _once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     )
 
 
-def _parts_of(check: Check) -> tuple[Path, ...]:
+def _parts_of(check: Check) -> tuple[Location, ...]:
     """Return the parts in which a stretch of an archive lies; none if that is in one piece."""
     file = check.file
     if not isinstance(file, PartedReader) or len(file.parts) == 1:

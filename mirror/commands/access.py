@@ -278,6 +278,7 @@ source_login_options = together(
         callback=_secret,
     ),
 )
+_ca = click.option("--ca", type=FILE, help="PEM file of additional authorities to trust.")
 _registry_options = (
     login_options(
         "registry", f"User of the registry; {_STORED}", ["-u", "login"], ["-p", "password"]
@@ -290,9 +291,7 @@ _registry_options = (
     ),
     flag("--insecure", text="Speak plain HTTP to the registry."),
     flag("--tls-skip-verify", text="Accept any certificate of the registry."),
-    click.option(
-        "--ca", type=FILE, help="PEM file of additional certificate authorities to trust."
-    ),
+    _ca,
     from_environment(
         "--cert",
         variable="D8_MIRROR_REGISTRY_CERT",
@@ -330,6 +329,14 @@ def _cert_key(*more: str) -> Decorator:
         text="Private key (PEM) of --cert, if that file does not have it.",
     )
 
+
+bundle_options = grouped(
+    "access",
+    access_options,
+    flag("--insecure", text="Read a bundle from an address that has no TLS."),
+    _ca,
+)
+"""How to reach an address where a bundle is read in place, for a command without a registry."""
 
 registry_options = grouped("access", access_options, *_registry_options, _cert_key("--key"))
 """How to reach the registry that a command works on."""

@@ -19,8 +19,8 @@ from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.report import insight_text
 from mirror.commands import options
-from mirror.commands.access import AccessOptions, login_options, signer
-from mirror.commands.options import FILE, Work, flag
+from mirror.commands.access import AccessOptions, bundle_options, login_options, signer
+from mirror.commands.options import BUNDLE, BUNDLE_HERE, FILE, Work, flag, located
 from mirror.commands.process import handling, tell
 from mirror.config import PullConfig
 from mirror.documents import document
@@ -40,16 +40,19 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect", epilog=options.example("mirror inspect bundle --html report.html"))
-@click.argument("bundle_dir", type=click.Path(path_type=Path))
+@click.argument("bundle_dir", type=BUNDLE)
 @options.html_file
+@bundle_options
 @options.as_json
-def inspect_command(*, bundle_dir: Path, html_file: Path | None, work: Work) -> None:
-    """Show what is in the bundle in BUNDLE_DIR: versions, channels, counts, sizes.
+def inspect_command(
+    *, bundle_dir: Path | str, html_file: Path | None, access: AccessOptions, work: Work
+) -> None:
+    """Show what is in the bundle in BUNDLE_DIR, or at an address: versions, counts, sizes.
 
     The command reads indexes, manifests and the installers' lists of components; `mirror verify`
     checks all other bytes.
     """
-    reader = work.enter_context(BundleReader([bundle_dir]))
+    reader = work.enter_context(BundleReader([located(bundle_dir, access.connection(), work)]))
     found = inspect_bundle(reader)
     if findings := reader.findings():
         tell(
@@ -80,9 +83,7 @@ def _about(setting: str) -> str | None:
 
 
 @click.command("merge", epilog=options.example("mirror merge bundle delta-1 delta-2 whole"))
-@click.argument(
-    "paths", nargs=-1, required=True, metavar="BASE [DELTA]... OUT", type=click.Path(path_type=Path)
-)
+@click.argument("paths", nargs=-1, required=True, metavar="BASE [DELTA]... OUT", type=BUNDLE)
 @flag("--force", text="Replace the bundle that is in OUT.")
 @options.yes
 @click.option("-c", "--images-bundle-chunk-size", help=_about("images_bundle_chunk_size"))
@@ -99,10 +100,11 @@ def _about(setting: str) -> str | None:
     "--verify-key", type=FILE, help="Check each bundle's signature with this public key (PEM)."
 )
 @options.sign_key
+@bundle_options
 @options.running
 def merge_command(
     *,
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     force: bool,
     yes: bool,
     images_bundle_chunk_size: str | None,
@@ -111,16 +113,17 @@ def merge_command(
     dedupe: bool,
     verify_key: Path | None,
     sign_key: Path | None,
+    access: AccessOptions,
     work: Work,
 ) -> None:
     """Make a complete bundle in OUT out of BASE and the DELTAs made behind it, oldest first.
 
-    This needs no registry. OUT is, byte for byte, what a complete pull of the last selection would
-    have made. BASE alone is rewritten: in parts, for example, or without --dedupe and --compress,
-    so that d8 can read it.
+    This needs no registry. BASE and DELTAs may be addresses, which are read in place. OUT is, byte
+    for byte, what a complete pull of the last selection would have made. BASE alone is rewritten:
+    in parts, for example, or without --dedupe and --compress, so that d8 can read it.
     """
     *bundles, out = paths
-    if not bundles:
+    if not bundles or not isinstance(out, Path):
         raise InputError("name what to merge and where to: mirror merge BASE DELTA OUT")
     if gost_digest:
         gost.require()
@@ -133,7 +136,10 @@ def merge_command(
     if force:
         options.confirm_replacing(work, out, yes)
     report = merge(
-        [work.enter_context(BundleReader([path])) for path in bundles],
+        [
+            work.enter_context(BundleReader([located(one, access.connection(), work)]))
+            for one in bundles
+        ],
         out,
         dedupe=dedupe,
         force=force,
@@ -214,12 +220,12 @@ class Serving:
 @click.command(
     "serve", epilog=options.example("mirror serve /media/disk/bundle --listen 0.0.0.0:5000")
 )
-@click.argument("bundle_dir", required=False, type=click.Path(exists=True, path_type=Path))
+@click.argument("bundle_dir", required=False, type=BUNDLE_HERE)
 @click.option(
     "--base",
     "bases",
     multiple=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=BUNDLE_HERE,
     help="A bundle that a delta was made against, or one between. Repeatable.",
 )
 @click.option(
@@ -244,11 +250,12 @@ class Serving:
     "--users", type=FILE, help="Let in who is in this file only: lines that `htpasswd -B` writes."
 )
 @login_options("registry", "Let in this user only.", ["-u", "login"], ["-p", "password"])
+@bundle_options
 @options.as_json
 def serve_command(
     *,
-    bundle_dir: Path | None,
-    bases: Sequence[Path],
+    bundle_dir: Path | str | None,
+    bases: Sequence[Path | str],
     storage: Path | None,
     where: str,
     root: str | None,
@@ -257,9 +264,10 @@ def serve_command(
     users: Path | None,
     login: str | None,
     password: str | None,
+    access: AccessOptions,
     work: Work,
 ) -> None:
-    """Serve the bundle in BUNDLE_DIR as a registry, read-only, until Ctrl-C or SIGTERM.
+    """Serve the bundle in BUNDLE_DIR (or at an address) as a registry, until Ctrl-C or SIGTERM.
 
     It unpacks and writes nothing: bytes come straight from the archives, in parts and compressed
     ones as well. A delta needs the bundles that it was made against, as --base. With --storage DIR
@@ -285,7 +293,11 @@ def serve_command(
         with os_errors(storage, "use"):
             held = FolderStorage(storage)
     else:
-        paths = [one for one in (bundle_dir, *bases) if one is not None]
+        paths = [
+            located(one, access.connection(), work)
+            for one in (bundle_dir, *bases)
+            if one is not None
+        ]
         readers = [work.enter_context(BundleReader([one], flattened=True)) for one in paths]
         bundle, origin = readers[0], readers[0].origin
         root = _root(root, origin)

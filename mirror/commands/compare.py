@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mirror.bundle.location import Location
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.commands import options, writing
 from mirror.commands.access import (
@@ -18,7 +19,7 @@ from mirror.commands.access import (
     registry_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
-from mirror.commands.options import FILE, Work, flag
+from mirror.commands.options import BUNDLE, FILE, Work, flag, located
 from mirror.commands.process import tell
 from mirror.durable import write_durably
 from mirror.errors import InputError, IntegrityError, InvalidReferenceError
@@ -67,10 +68,11 @@ def status_command(
 def diff_command(*, a: str, b: str, access: AccessOptions, work: Work) -> None:
     """Show the differences between A and B, by repository and tag, with sizes.
 
-    Each is a bundle's folder, a file with an inventory, or a registry (host[:port]/path). A name
+    Each is a bundle's folder, here or at an address (https://host/path), a file with an
+    inventory, or a registry (host[:port]/path). A name
     that exists on this machine is a file. The exit code is 3 if A and B differ.
     """
-    places = [_place(one) for one in (a, b)]
+    places = [_place(one, access, work) for one in (a, b)]
     registries = [one for one in places if isinstance(one, str)]
     opened = iter(work.enter_context(open_trees(registries, access, work.on_event)))
     one, other = (next(opened) if isinstance(place, str) else place for place in places)
@@ -81,11 +83,13 @@ def diff_command(*, a: str, b: str, access: AccessOptions, work: Work) -> None:
     work.show(report, diff_summary, code=code)
 
 
-def _place(text: str) -> Path | str:
-    """A path of this machine, or the registry that the text names."""
+def _place(text: str, access: AccessOptions, work: Work) -> Location | str:
+    """A path of this machine, a bundle at an address, or the registry that the text names."""
     path = Path(text)
     if path.exists():
         return path
+    if (remote := options.bundle_at(text, access.connection(), work)) is not None:
+        return remote
     try:
         Repository.parse(text)
     except InvalidReferenceError as err:
@@ -96,7 +100,7 @@ def _place(text: str) -> Path | str:
 @click.command(
     "verify", epilog=options.example("mirror verify bundle --against registry.example.com/dkp")
 )
-@click.argument("bundle_dir", type=click.Path(path_type=Path))
+@click.argument("bundle_dir", type=BUNDLE)
 @click.option(
     "--against",
     metavar="REGISTRY",
@@ -114,7 +118,7 @@ def _place(text: str) -> Path | str:
 @options.running
 def verify_command(
     *,
-    bundle_dir: Path,
+    bundle_dir: Path | str,
     against: str | None,
     quick: bool,
     deep: bool,
@@ -124,7 +128,7 @@ def verify_command(
     access: AccessOptions,
     work: Work,
 ) -> None:
-    """Prove that the bundle in BUNDLE_DIR is whole, or that a registry holds all of it.
+    """Prove that the bundle in BUNDLE_DIR, or at an address, is whole, or that a registry has it.
 
     It reads and checks every byte of the bundle, and follows every tag to everything that it needs.
     With --quick it checks only headers, indexes and manifests, and the size and place of the rest.
@@ -146,7 +150,7 @@ def verify_command(
             )
     key = key_file.read_bytes() if key_file is not None else None
     target = cluster.reach(against, access, writes=False) if registry else None
-    reader = work.enter_context(BundleReader([bundle_dir]))
+    reader = work.enter_context(BundleReader([located(bundle_dir, access.connection(), work)]))
     if target is None:
         whole = verify(reader, key=key, quick=quick, run=work.run)
         page = ""
@@ -171,7 +175,8 @@ def verify_command(
     "others",
     multiple=True,
     metavar="OTHER",
-    help="A folder with a copy, some of its files, or a patch; or a registry. Repeatable.",
+    help="A folder with a copy, some of its files, or a patch, here or at an address; or a "
+    "registry. Repeatable.",
 )
 @click.option(
     "--request",
@@ -200,7 +205,7 @@ def repair_command(
     from mirror.operations.repair import repair  # loaded by this command alone
     from mirror.release.source import SourceTree
 
-    places = [_place(one) for one in others]
+    places = [_place(one, access, work) for one in others]
     if any(isinstance(one, Path) and not one.is_dir() for one in places):
         raise InputError("--from names a file; name the folder that it lies in")
     registries = [one for one in places if isinstance(one, str)]
@@ -211,7 +216,7 @@ def repair_command(
         sources += (tree.source(), RegistrySource(tree.client, beside))
     report = repair(
         bundle_dir,
-        [one for one in places if isinstance(one, Path)],
+        [one for one in places if not isinstance(one, str)],
         sources,
         key=key_file.read_bytes() if key_file is not None else None,
         run=work.run,

@@ -12,23 +12,67 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from mirror.commands.errors import print_json
 from mirror.commands.process import show, tell
-from mirror.errors import IntegrityError, paragraph, printable
+from mirror.errors import InputError, IntegrityError, RegistryError, paragraph, printable
 from mirror.events import OnEvent, Warned
 from mirror.reports.messages import Messages, fitted, message
 from mirror.reports.progress import FORMS, progress
 from mirror.run import DEFAULT_JOBS, Run
 
+if TYPE_CHECKING:
+    from mirror.bundle.location import Location
+    from mirror.registry import ConnectionOptions
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 """A file that is there."""
+
+
+def is_address(text: object) -> bool:
+    """Whether an argument is an address, and not a path of this machine."""
+    return isinstance(text, str) and "://" in text
+
+
+class _BundleType(click.Path):
+    """A path of this machine, or an address, as text, of which a `Path` would make another."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if is_address(value) else super().convert(value, param, ctx)
+
+
+BUNDLE = _BundleType(path_type=Path)
+"""A bundle's folder, here (`Path`) or at an address (`str`)."""
+BUNDLE_HERE = _BundleType(path_type=Path, exists=True)
+"""The same; what is here must be there."""
+
+
+def located(bundle: Path | str, connection: ConnectionOptions, work: Work) -> Location:
+    """A bundle's folder here, or at an address, where it is read in place."""
+    if isinstance(bundle, Path):
+        return bundle
+    from mirror.bundle.static_server import remote_folder
+
+    return work.enter_context(remote_folder(bundle, options=connection, run=work.run))
+
+
+def bundle_at(text: str, connection: ConnectionOptions, work: Work) -> Location | None:
+    """The bundle at an address; None if `text` is none, or is the address of a registry."""
+    if not is_address(text):
+        return None
+    place = located(text, connection, work)
+    if text.startswith("https://"):  # as registries may be written, too
+        try:
+            next(iter(place.iterdir()))
+        except (InputError, RegistryError):
+            return None
+    return place
 
 
 def flag(*names: str, text: str) -> Decorator:

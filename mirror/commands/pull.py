@@ -108,8 +108,8 @@ def _opposite(name: str) -> str:
 @flag("--dry-run", text="Print what would be pulled; pull nothing.")
 @click.option(
     "--base",
-    help="Make a delta that leaves out what this bundle, inventory or registry holds. A registry "
-    "is reached like the source, with its own stored login.",
+    help="Make a delta that leaves out what this bundle (a folder or an address), inventory or "
+    "registry holds. A registry is reached like the source, with its own stored login.",
 )
 @click.option(
     "--only",
@@ -204,10 +204,16 @@ def pull_command(
     )
     if config.gost_digest:
         gost.require()
-    base_tree = None
-    if base is not None and not Path(base).exists():
-        base_tree = _base(base, source, access, given=bool(login or license_key))
-    held = read_inventory(Path(base)) if base is not None and base_tree is None else None
+    base_tree = base_place = None
+    if base is not None:
+        base_place = (
+            Path(base)
+            if Path(base).exists()
+            else options.bundle_at(base, access.connection(), work)
+        )
+        if base_place is None:
+            base_tree = _base(base, source, access, given=bool(login or license_key))
+    held = read_inventory(base_place) if base_place is not None else None
     run = replace(work.run, jobs=config.jobs)
     client = work.enter_context(source.open(work.on_event)).client
     for warning in warnings:

@@ -18,7 +18,7 @@ from mirror.commands.access import (
     registry_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
-from mirror.commands.options import FILE, Work, flag
+from mirror.commands.options import FILE, Work, flag, located
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
 from mirror.layout import MODULES
@@ -128,7 +128,7 @@ def push_command(
     keys: StatementKeys,
     work: Work,
 ) -> None:
-    """Load the bundle in BUNDLE_DIR into REGISTRY (host[:port]/path).
+    """Load the bundle in BUNDLE_DIR, or at an address, into REGISTRY (host[:port]/path).
 
     With --module-config, REGISTRY may be left out, or be a logical address
     (registry.d8-system.svc:5001/system/deckhouse).
@@ -159,7 +159,8 @@ def push_command(
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
     key = verify_key.read_bytes() if verify_key is not None else None
-    paths_given = [*map(Path, folders), *files]
+    bundles = [one if options.is_address(one) else Path(one) for one in folders]
+    paths_given = [*(located(one, access.connection(), work) for one in bundles), *files]
     reader = work.enter_context(BundleReader(paths_given, flattened=accept_flattened))
     blobs = check == "blobs"
     if dry_run:
@@ -242,5 +243,7 @@ def _check_last(registry: str, sources: Sequence[str | Path]) -> None:
             raise misplaced from None
         raise
     # What looks like a registry may have a folder of that name: then it is for the rest to tell.
-    if here.exists() and not any(Path(source).exists() for source in sources):
+    if here.exists() and not any(
+        options.is_address(source) or Path(source).exists() for source in sources
+    ):
         raise misplaced

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, overload
 
+from mirror.bundle.location import Location
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.documents import document
@@ -204,7 +204,9 @@ class DiffReport:
         }
 
 
-def diff(a: Path | RegistryTree, b: Path | RegistryTree, *, run: Run | None = None) -> DiffReport:
+def diff(
+    a: Location | RegistryTree, b: Location | RegistryTree, *, run: Run | None = None
+) -> DiffReport:
     """Compare two places: a bundle's folder, a file with an inventory, or a registry.
 
     A bundle counts as having the index of modules that a push makes, if the other place has one.
@@ -217,8 +219,8 @@ def diff(a: Path | RegistryTree, b: Path | RegistryTree, *, run: Run | None = No
     run = Run.of(run)
     failures: list[Failure] = []
 
-    def seen(place: Path | RegistryTree) -> tuple[str, Inventory]:
-        if isinstance(place, Path):
+    def seen(place: Location | RegistryTree) -> tuple[str, Inventory]:
+        if not isinstance(place, RegistryTree):
             return str(place), read_inventory(place)
         run.on_event(PhaseStarted(f"looking at {place.name}"))
         tree = place.within(run)
@@ -231,9 +233,9 @@ def diff(a: Path | RegistryTree, b: Path | RegistryTree, *, run: Run | None = No
         return tree.name, found.held
 
     (a_name, ours), (b_name, theirs) = seen(a), seen(b)
-    if has_index(theirs) and not has_index(ours) and isinstance(a, Path):
+    if has_index(theirs) and not has_index(ours) and not isinstance(a, RegistryTree):
         ours = union([ours, index_of(ours, tags_of(theirs))])
-    elif has_index(ours) and not has_index(theirs) and isinstance(b, Path):
+    elif has_index(ours) and not has_index(theirs) and not isinstance(b, RegistryTree):
         theirs = union([theirs, index_of(theirs, tags_of(ours))])
     return DiffReport(
         a_name, b_name, ours.digest(), theirs.digest(), differ(ours, theirs), tuple(failures)
@@ -293,6 +295,7 @@ def verify(
         return verify_bundle(bundle, run=run, key=key, quick=quick)
     run = Run.of(run)
     tree = against.within(run)
+    bundle.follow(run)
     inventory = bundle.inventory()
     tree.client.ping()  # one clear answer about name, TLS and login, before many ask in parallel
     index = tags_only(tags_of(discovery_images(inventory).inventory()))

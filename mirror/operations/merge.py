@@ -88,7 +88,9 @@ def merge(
     run = Run.of(run)
     check_folder(folder, force=force)
     for reader in readers:
-        if reader.folder is not None and reader.folder.resolve() == folder.resolve():
+        reader.follow(run)
+        here = reader.folder
+        if isinstance(here, Path) and here.resolve() == folder.resolve():
             raise InputError(f"{folder} is one of the bundles to merge; name another folder")
         if key is not None:
             check_signature(reader, key)

@@ -250,6 +250,7 @@ class _Push:
         whole: bool = True,
     ) -> _Push:
         """A push of a bundle and of the images that index it, signed by the holder of `key`."""
+        reader.follow(run)
         if key is not None:
             check_signature(reader, key)
             for notice in check_signed_files(reader):

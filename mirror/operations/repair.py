@@ -16,13 +16,14 @@ from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from mirror.bundle.archive import TRAILER_SIZE, Archive
-from mirror.bundle.files import CHUNK, PartedWriter, Readable, WriteAt
+from mirror.bundle.files import CHUNK, PartedWriter, WriteAt
 from mirror.bundle.folder import only_writer
 from mirror.bundle.format import (
     SEAL,
     ZSTD_SUFFIX,
     parse_part_name,
 )
+from mirror.bundle.location import Location, Readable
 from mirror.bundle.reader import BundleReader, find_archives, placed
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.durable import os_errors
@@ -100,7 +101,7 @@ class RepairReport:
 
 def repair(
     folder: Path,
-    copies: Sequence[Path] = (),
+    copies: Sequence[Location] = (),
     sources: Sequence[Source] = (),
     *,
     key: bytes | None = None,
@@ -123,6 +124,8 @@ def repair(
     with only_writer(folder) as held, ExitStack() as opened:
         run.on_event(PhaseStarted("looking for damage"))
         readers = [(path, _reader(path, opened)) for path in copies]
+        for reader in (one for _, one in readers if one is not None):
+            reader.follow(run)
         work = _Repair(held, readers, sources, key, run)
         work.carry_out()
     run.on_event(PhaseStarted("verifying what was repaired"))
@@ -132,7 +135,7 @@ def repair(
     return RepairReport(verified, work.given, work.written, tuple(work.files), lacking)
 
 
-def _reader(path: Path, opened: ExitStack) -> BundleReader | None:
+def _reader(path: Location, opened: ExitStack) -> BundleReader | None:
     """Open a copy; None if it has no archives. Its own seal may be damaged."""
     for seal_name in (SEAL, ASIDE):
         with suppress(InputError, DamagedBundleError):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mirror.bundle import sums
 from mirror.bundle.archive import Archive, Entry
-from mirror.bundle.files import ReadAt
+from mirror.bundle.files import open_file
 from mirror.bundle.format import (
     MAX_SUMS_BYTES,
     PARTIAL_SUFFIX,
@@ -21,6 +21,7 @@ from mirror.bundle.format import (
     parse_part_name,
     part_sizes,
 )
+from mirror.bundle.location import Location
 from mirror.bundle.reader import BundleReader, find_archives
 from mirror.bundle.seal import Seal, parse_seal, seal_bytes
 from mirror.bundle.verify import check_signed_by
@@ -54,7 +55,7 @@ class Restorer:
     def __init__(
         self,
         folder: Folder,
-        copies: Sequence[tuple[Path, BundleReader | None]],
+        copies: Sequence[tuple[Location, BundleReader | None]],
         sources: Sequence[Source],
         key: bytes | None,
         run: Run,
@@ -75,7 +76,7 @@ class Restorer:
         raw = b""
         with suppress(OSError):
             raw = self._folder.read(SUMS, MAX_SUMS_BYTES)
-        for place in (path, *(copy for copy, _ in self._copies)):
+        for place in self._places():
             with suppress(DamagedBundleError):
                 data = seal_bytes(place / SEAL) or b""
                 seal = parse_seal(data, str(place / SEAL))
@@ -83,7 +84,7 @@ class Restorer:
                 if not (place == path or sealed.encoded.encode() in raw):
                     continue
                 if self._key is not None:
-                    check_signed_by(data, self._key, [path, *(copy for copy, _ in self._copies)])
+                    check_signed_by(data, self._key, self._places())
                 if place == path or self._take_file(SEAL, sealed):
                     self._restore_sums(sealed)
                     return seal
@@ -93,8 +94,12 @@ class Restorer:
             advice=f"name a folder with this bundle's {SEAL}: --from FOLDER",
         )
 
+    def _places(self) -> tuple[Location, ...]:
+        """The bundle's own folder, and the copies."""
+        return (self._folder.path, *(copy for copy, _ in self._copies))
+
     def _restore_sums(self, sealed: Digest) -> None:
-        for place in (self._folder.path, *(copy for copy, _ in self._copies)):
+        for place in self._places():
             with suppress(DamagedBundleError, FileSystemError):
                 data = sums.read(place / SUMS)
                 stated = sums.parse_whole(data)
@@ -116,10 +121,10 @@ class Restorer:
             if not self.is_file(self._folder.path, name, digest):
                 self._take_file(name, digest)
 
-    def is_file(self, folder: Path, name: str, digest: Digest) -> bool:
+    def is_file(self, folder: Location, name: str, digest: Digest) -> bool:
         if not (folder / name).is_file():
             return False
-        with suppress(FileSystemError), closing(ReadAt(folder / name)) as file:
+        with suppress(FileSystemError), closing(open_file(folder / name)) as file:
             return self.passed(file.chunks(0, file.size), digest, None, lambda _chunk: None)
         return False
 
@@ -149,7 +154,7 @@ class Restorer:
         for copy, _ in self._copies:
             if not (copy / name).is_file():
                 continue
-            with os_errors(self._folder / staged, "write"), closing(ReadAt(copy / name)) as file:
+            with os_errors(self._folder / staged, "write"), closing(open_file(copy / name)) as file:
                 self._folder.unlink(staged)
                 fd = self._folder.create(staged)
                 with os.fdopen(fd, "wb", buffering=0) as out:
@@ -184,7 +189,7 @@ class Restorer:
         archive as `SHA256SUMS` says; 0 if nothing tells."""
         sizes = {name: archive.size for name, archive in self.seal.archives.items()}
         counts = Counter(part[0] for one in self._stated if (part := parse_part_name(one)))
-        for place in (*(copy for copy, _ in self._copies), self._folder.path):
+        for place in (*self._places()[1:], self._folder.path):
             with suppress(InputError):
                 size = sums.part_size_in(place, self.seal, find_archives([place]))
                 if size and all(len(part_sizes(sizes[n], size)) == c for n, c in counts.items()):

@@ -1,15 +1,17 @@
-"""Fetching a blob: verified while it passes, continued where a connection broke.
+"""Fetching a blob, or a range of any file: continued where a connection broke.
 
-Distribution-spec, "Pulling blobs"; ranges as in RFC 9110, section 14.
+A blob is verified while it passes. Distribution-spec, "Pulling blobs"; ranges as in RFC 9110,
+section 14.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
+from typing import NamedTuple, TypeAlias
 
-from mirror.errors import RegistryError, SizeMismatchError, UnreachableError
+from mirror.errors import ConflictError, RegistryError, SizeMismatchError, UnreachableError
 from mirror.oci import Digest, Verifier
 from mirror.registry import refusals
 from mirror.registry.auth import PULL, Scopes
@@ -212,3 +214,137 @@ def _size_by_first_byte(transport: Transport, url: str, wanted: Scopes) -> int |
 
 def _url(transport: Transport, repository: str, digest: Digest) -> str:
     return transport.at(repository, f"blobs/{digest}")
+
+
+# -- files that are no blobs -----------------------------------------------------------------------
+
+
+class FileState(NamedTuple):
+    """How a file of a server is: `size` in bytes, and a `version` that another content would not
+    have (an ETag or a date; empty where the server tells neither)."""
+
+    size: int
+    version: str = ""
+
+
+Signer: TypeAlias = Callable[[str, str, Mapping[str, str]], Mapping[str, str]]
+"""Method, address and headers of a request → the headers to send, called for each attempt."""
+
+
+def unsigned(_method: str, _url: str, headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Send a request as it is."""
+    return headers
+
+
+def file_state(transport: Transport, url: str, sign: Signer = unsigned) -> FileState | None:
+    """How the file at `url` is (HEAD); None where there is none.
+
+    Raises:
+        RegistryError: the server refuses, or does not tell the size.
+        UnreachableError: no answer, and patience is at its end.
+    """
+    where = transport.where("HEAD", url)
+
+    def attempt() -> FileState | None:
+        headers = sign("HEAD", url, {})
+        with transport.open("HEAD", url, headers=headers) as response:
+            if response.status in (404, 410):
+                return None
+            if response.status != 200:
+                transport.whole(response, accept=(), limit=0, where=where)
+            if response.headers.length is None:
+                told = f"{where}: {transport.host} does not tell the size of this file"
+                raise RegistryError(f"{told}; use a server that does", where=where)
+            return FileState(response.headers.length, _version(response.headers))
+
+    return transport.patiently(where, attempt)
+
+
+def file_range(
+    transport: Transport,
+    url: str,
+    offset: int,
+    size: int,
+    state: FileState,
+    sign: Signer = unsigned,
+) -> Generator[bytes, None, None]:
+    """Read `size` bytes from `offset` of the file at `url`, in pieces as they arrive.
+
+    A connection that breaks or stalls is replaced by another that continues at the byte reached.
+
+    Raises:
+        ConflictError: the file is not what `state` says of it any more.
+        RegistryError: the server refuses, or serves no ranges.
+        UnreachableError: no answer, and patience is at its end.
+    """
+    where = transport.where("GET", url)
+    backoff = transport.backoff(where)
+    end = offset + size
+    while offset < end:
+        began = offset
+        headers = sign("GET", url, {"Range": f"bytes={offset}-{end - 1}"})
+        try:
+            with transport.open("GET", url, headers=headers) as response:
+                _check_range(transport, response, where, (offset, end), state)
+                for piece in transport.watch(where).received(response.pieces()):
+                    fresh = piece[: end - offset]
+                    offset += len(fresh)
+                    yield fresh
+            if offset < end:
+                raise TransientFailure(
+                    UnreachableError(
+                        f"{where}: the answer ended {end - offset} bytes too early; check the "
+                        "network and the server",
+                        where=where,
+                    ),
+                    f"an answer of {transport.host} ended too early",
+                )
+            backoff.progressed()
+        except TransientFailure as failure:
+            if offset - began >= _PROGRESS_BYTES:
+                backoff.progressed()
+            backoff.wait(failure)
+
+
+def _check_range(
+    transport: Transport, response: Response, where: str, asked: tuple[int, int], state: FileState
+) -> None:
+    """Raise unless an answer has the bytes that were `asked` for, of the file as it was."""
+    status, headers = response.status, response.headers
+    match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
+    total = headers.length if status == 200 else None
+    if status in (206, 416) and match is not None and match[3] != "*":
+        total = int(match[3])
+    changed = status in (404, 410, 412) or (total is not None and total != state.size)
+    if status in (200, 206):
+        found = _version(headers)
+        changed |= bool(found and state.version and found != state.version)
+    if changed:
+        raise ConflictError(
+            f"{where}: the file was changed while it was read",
+            advice="find out who writes there, and run the command again",
+        )
+    if status == 200 and asked == (0, state.size):
+        return
+    if status == 200:
+        raise RegistryError(
+            f"{where}: asked for bytes {asked[0]} to {asked[1] - 1}, {transport.host} sends the "
+            "whole file: it serves no ranges; use a server that does, as nginx, or copy the files "
+            "into a folder",
+            where=where,
+            status=status,
+        )
+    if status != 206:
+        transport.whole(response, accept=(), limit=0, where=where)
+    if match is None or (match[1], match[2]) != (str(asked[0]), str(asked[1] - 1)):
+        raise RegistryError(
+            f"{where}: asked for bytes {asked[0]} to {asked[1] - 1}, {transport.host} answers with "
+            f"{headers.get('content-range', 'no range')!r:.100}; check for a proxy between that "
+            "mishandles ranges",
+            where=where,
+            status=status,
+        )
+
+
+def _version(headers: Headers) -> str:
+    return headers.get("etag") or headers.get("last-modified", "")

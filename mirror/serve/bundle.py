@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from pathlib import Path
 
 from mirror.bundle.archive import missing_findings
 from mirror.bundle.contents import OpenArchive
-from mirror.bundle.files import PartedReader, ReadAt
+from mirror.bundle.files import PartedReader
 from mirror.bundle.members import Member
 from mirror.bundle.reader import BundleReader, placed
+from mirror.bundle.seekable import SeekableFile
 from mirror.errors import MissingBaseError
 from mirror.oci import Digest
 from mirror.serve.store import BlobReader, FilePiece, MemoryReader, StoredManifest
@@ -136,14 +138,16 @@ class _ArchivedBlob:
 
     def pieces(self, offset: int, length: int) -> Sequence[FilePiece]:
         at, file = self._start + offset, self._file
-        if isinstance(file, ReadAt):
-            return (FilePiece(file.path, at, length),)
+        if isinstance(file, SeekableFile):
+            return ()
+        parts = [part for part in file.parts if isinstance(part, Path)]  # no others can be sent
+        ends = file.ends if isinstance(file, PartedReader) else (file.size,)
         found: list[FilePiece] = []
-        while isinstance(file, PartedReader) and length:
-            number = bisect_right(file.ends, at)
-            begin = file.ends[number - 1] if number else 0
-            size = min(length, file.ends[number] - at)
-            found.append(FilePiece(file.parts[number], at - begin, size))
+        while parts and length:
+            number = bisect_right(ends, at)
+            begin = ends[number - 1] if number else 0
+            size = min(length, ends[number] - at)
+            found.append(FilePiece(parts[number], at - begin, size))
             at, length = at + size, length - size
         return found
 

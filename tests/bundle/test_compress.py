@@ -575,7 +575,7 @@ def test_frames_are_read_one_by_one_where_no_thread_can_be_started(
     ):
         patch.setattr(threading.Thread, "start", refuse)
         packed = file.packed_frame
-        patch.setattr(file, "packed_frame", lambda number: _followed(packed(number)))
+        patch.setattr(file, "packed_frame", lambda *what: _followed(packed(*what)))
         assert b"".join(read.chunks(0, file.size)) == b"".join(frames)
         gc.collect()
         assert not _Followed.alive, "the pool keeps them"

@@ -181,8 +181,8 @@ def test_without_openssl_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_sum_is_64_digits_beside_the_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "x.tar.0000.chunk"
-    written = gostsum_path(path)
-    assert written == tmp_path / "x.tar.0000.chunk.gostsum"
+    written = tmp_path / "x.tar.0000.chunk.gostsum"
+    assert gostsum_path(path) == written
     written.write_bytes(gostsum(M1_DIGEST))
     assert written.read_bytes() == M1_DIGEST.encode()
     assert read_gostsum(path) == M1_DIGEST
@@ -192,7 +192,7 @@ def test_a_sum_is_64_digits_beside_the_file_and_nothing_else(tmp_path: Path) -> 
 def test_a_sum_is_checked_where_there_is_one(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     assert check_gostsum(path, [M1]) is False
-    gostsum_path(path).write_bytes(gostsum(M1_DIGEST))
+    (tmp_path / "x.tar.gostsum").write_bytes(gostsum(M1_DIGEST))
     assert check_gostsum(path, [M1]) is True
     with pytest.raises(IntegrityError, match=r"x\.tar: expected GOST digest 9d15.*, got 3f53"):
         check_gostsum(path, [])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -13,19 +12,9 @@ from hypothesis import strategies as st
 
 from mirror.bundle.files import PartedReader, PartedWriter, ReadAt, WriteAt
 from mirror.bundle.format import parse_part_name, part_name, part_sizes
+from mirror.bundle.location import Readable
 from mirror.durable import Folder
 from mirror.errors import DamagedBundleError, FileSystemError, InputError
-
-
-class Readable(Protocol):
-    """What readers of archives need of a file."""
-
-    path: Path
-    size: int
-
-    def read(self, offset: int, size: int) -> bytes: ...
-    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]: ...
-    def close(self) -> None: ...
 
 
 class Writable(Protocol):

@@ -8,8 +8,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path, PosixPath
 
 from mirror.bundle import members, seal, sums
-from mirror.bundle.files import Readable
 from mirror.bundle.format import parse_part_name, parse_part_size
+from mirror.bundle.location import Readable
 from mirror.bundle.seekable import SeekableFile
 from mirror.bundle.staging import JOURNAL, read_journal
 from mirror.config import PullConfig

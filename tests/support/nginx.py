@@ -1,4 +1,4 @@
-"""nginx in front of a registry, as most people set it up."""
+"""nginx in front of a registry, as most people set it up, or as a server of files."""
 
 from __future__ import annotations
 
@@ -28,9 +28,6 @@ http {{
     listen 127.0.0.1:{port} {ssl};
     {server}
     location / {{
-      proxy_pass {scheme}://{behind};
-      proxy_set_header Host $http_host;
-      proxy_set_header X-Forwarded-Proto $scheme;
       {location}
     }}
   }}
@@ -43,14 +40,16 @@ class Nginx(ServerProcess):
 
     `body_limit` is nginx's `client_max_body_size`; 0 sets none. `passwords` is a file of names and
     hashed passwords. `clients` is the authority of the certificates that it wants from clients.
-    `http` and `location` are more for those blocks of the file.
+    `http` and `location` are more for those blocks of the file. With `files` it serves that folder
+    instead.
     """
 
     def __init__(
         self,
         folder: Path,
-        behind: str,
+        behind: str = "",
         *,
+        files: Path | None = None,
         tls: TlsFiles | None = None,
         body_limit: str = "0",
         passwords: Path | None = None,
@@ -61,7 +60,19 @@ class Nginx(ServerProcess):
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
-        server, location = [], [*location]
+        server: list[str] = []
+        location = [
+            *(
+                (f"root {files};",)
+                if files is not None
+                else (
+                    f"proxy_pass {scheme}://{behind};",
+                    "proxy_set_header Host $http_host;",
+                    "proxy_set_header X-Forwarded-Proto $scheme;",
+                )
+            ),
+            *location,
+        ]
         if tls is not None:
             server += [
                 f"ssl_certificate {tls.certificate};",
@@ -81,10 +92,8 @@ class Nginx(ServerProcess):
             _CONFIG.format(
                 folder=folder,
                 port=port,
-                behind=behind,
                 body_limit=body_limit,
                 ssl="ssl" if tls else "",
-                scheme=scheme,
                 http=http,
                 server=" ".join(server),
                 location=" ".join(location),
