@@ -3,7 +3,11 @@
 from mirror.bundle.archive import Compressed as Compressed
 from mirror.bundle.archive import Omissions as Omissions
 from mirror.bundle.folder import Packing as Packing
+from mirror.bundle.location import Objects as Objects
+from mirror.bundle.location import Readable as Readable
+from mirror.bundle.location import RemotePath as RemotePath
 from mirror.bundle.reader import BundleReader as BundleReader
+from mirror.bundle.static_server import remote_folder as remote_folder
 from mirror.bundle.verify import BundleReport as BundleReport
 from mirror.controller import Reconciled as Reconciled
 from mirror.controller import Site as Site
@@ -182,6 +186,7 @@ from mirror.registry.client import RegistryClient as RegistryClient
 from mirror.registry.client import RegistryReader as RegistryReader
 from mirror.registry.client import RegistryWriter as RegistryWriter
 from mirror.registry.credentials import find_credentials as find_credentials
+from mirror.registry.downloads import FileState as FileState
 from mirror.registry.options import ClientCertificate as ClientCertificate
 from mirror.registry.options import ConnectionOptions as ConnectionOptions
 from mirror.registry.options import RetryPolicy as RetryPolicy

@@ -12,10 +12,12 @@ from mirror.bundle import sums
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
 from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import open_file
+from mirror.bundle.folder import belongs, is_leftover
 from mirror.bundle.format import SEAL, SUMS, ZSTD_SUFFIX, blob_at, parse_part_name
 from mirror.bundle.gost import check_gostsum
-from mirror.bundle.location import Location, Readable, Stretch
+from mirror.bundle.location import Location, Readable, Stretch, archive_at
 from mirror.bundle.seal import Seal
+from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError, DigestMismatchError, FileSystemError, IntegrityError
 from mirror.layout import RELEASES_FILE, digest_of_tag
 from mirror.oci import Digest, Verifier
@@ -222,6 +224,26 @@ def sums_findings(
             yield Finding(name, f"the file is missing, which {SUMS} lists", digest=stated[name])
         elif archive not in seal.archives and Digest.of(beside.read_bytes()) != stated[name]:
             yield Finding(name, f"is damaged: {SUMS} has another digest", digest=stated[name])
+
+
+def unlisted(seal: Seal, folder: Location) -> tuple[str, ...]:
+    """Say which files lie in a bundle's folder and are nothing that its seal speaks for."""
+    with os_errors(folder, "read"):
+        paths: list[Location] = sorted(folder.iterdir(), key=lambda path: path.name)
+    # Archives and a list of releases that do not belong there are findings of their own.
+    strange = [
+        path.name
+        for path in paths
+        if not (belongs(path.name, seal) or is_leftover(path.name) or archive_at(path))
+        and path.name not in (".tmp", RELEASES_FILE)
+    ]
+    if not strange:
+        return ()
+    shown = ", ".join(strange[:_MOST_SHOWN]) + (", …" if strange[_MOST_SHOWN:] else "")
+    return (f"not listed in {SEAL}, so that no seal or signature speaks for it: {shown}",)
+
+
+_MOST_SHOWN = 10
 
 
 def lost_findings(folder: Location | None) -> Iterator[Finding]:

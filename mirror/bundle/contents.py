@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from mirror.bundle.archive import NOTHING, Archive
@@ -23,8 +24,8 @@ from mirror.bundle.format import (
     inside,
     limits_for,
 )
-from mirror.bundle.location import Location, Readable
-from mirror.bundle.members import Member, members
+from mirror.bundle.location import Readable, Stretch
+from mirror.bundle.members import Member, laid_out, members
 from mirror.bundle.seal import has_long_media_type
 from mirror.bundle.seekable import SeekableFile
 from mirror.documents import marks, parse_json
@@ -71,6 +72,9 @@ class OpenArchive:
     ) -> None:
         self.file = file
         self.left_out, self.absent = (sealed.left_out, sealed.absent) if sealed else (NOTHING, {})
+        # On another machine each header would be a request of its own. Verifications read them all.
+        there = not isinstance(file.path, Path) and sealed is not None and file.size == sealed.size
+        self._sealed = sealed if there else None
         self._files = listing
         self._broken = broken
 
@@ -83,18 +87,14 @@ class OpenArchive:
     def name(self) -> str:
         return self.file.path.name
 
-    @property
-    def files(self) -> tuple[Location, ...]:
-        """The files that it consists of; none for a folder, or what cannot be opened."""
-        return self.file.parts
-
     @cached_property
     def _listing(self) -> _Listing:
         found: dict[str, Member] = {}
         if self._broken is not None:
             return _Listing(found, self._broken, 0)
         try:
-            return _Listing(found, None, _collect(self.file, self._files(self.file), found))
+            listing = laid_out(self._sealed) if self._sealed else self._files(self.file)
+            return _Listing(found, None, _collect(self.file, listing, found))
         except (DamagedBundleError, FileSystemError) as err:
             return _Listing(found, err, 0)
 
@@ -131,6 +131,10 @@ class OpenArchive:
             if path == INDEX or path.endswith("/" + INDEX)
         )
         return {"/".join(part for part in (self.prefix, path) if part): path for path in inner}
+
+    def described(self) -> Iterator[Stretch]:
+        """Yield where its indexes and manifests lie, if it is on another machine."""
+        yield from self._sealed.described() if self._sealed is not None else ()
 
     def blob(self, repository: str, digest: Digest) -> Member | None:
         """Return where the layout of `repository` keeps a blob or manifest; None if nowhere."""

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from itertools import accumulate
 from pathlib import Path
 
-from mirror.bundle.format import ZSTD_SUFFIX, parse_part_name, part_name, part_paths, part_sizes
+from mirror.bundle.format import parse_part_name, part_name, part_paths, part_sizes
 from mirror.bundle.location import (
     COPY_AGAIN,
     Location,
@@ -72,16 +72,6 @@ def beginning(path: Location, most: int) -> bytes:
     """The first bytes of a file, `most` at most."""
     with closing(open_file(path)) as file:
         return file.read(0, min(most, file.size))
-
-
-def uncompressed_bytes(paths: Iterable[Location]) -> int:
-    """Return how many bytes files have; compressed ones and folders have none."""
-    plain = (path for path in paths if not path.is_dir())
-    return sum(
-        size_of(path)
-        for path in plain
-        if not (parse_part_name(path.name) or (path.name,))[0].endswith(ZSTD_SUFFIX)
-    )
 
 
 def _read(fd: int, path: Location, offset: int, size: int) -> Generator[bytes, None, None]:

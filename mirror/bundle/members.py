@@ -113,10 +113,7 @@ def members(file: Readable) -> Generator[Member, None, int]:
 
 
 def laid_out(archive: Archive) -> Generator[Member, None, int]:
-    """Yield the same of an archive that lies as its seal says, without reading a header.
-
-    On another machine each header would be a request of its own. A verification reads them all.
-    """
+    """Yield the same of an archive that lies as its seal says, without reading a header."""
     for entry in archive.entries:
         yield Member(entry.path, entry.offset, entry.data_offset, entry.size)
     return archive.trailer_offset

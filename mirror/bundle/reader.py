@@ -15,19 +15,25 @@ from mirror.bundle import sums
 from mirror.bundle.archive import Archive, minus
 from mirror.bundle.checks import flattened
 from mirror.bundle.contents import Contents, OpenArchive, read_contents
-from mirror.bundle.files import PartedReader, open_file, uncompressed_bytes
+from mirror.bundle.files import PartedReader, open_file
 from mirror.bundle.format import (
     PARTIAL_SEAL,
     PARTIAL_SUFFIX,
     SEAL,
-    ZSTD_SUFFIX,
     blob_at,
     limits_for,
     parse_part_name,
     part_sizes,
 )
-from mirror.bundle.location import Location, Readable, RemotePath, size_of
-from mirror.bundle.members import Member, TreeFile, is_tree, laid_out
+from mirror.bundle.location import (
+    Location,
+    RemotePath,
+    archive_at,
+    size_of,
+    stored_file,
+    uncompressed_bytes,
+)
+from mirror.bundle.members import Member, TreeFile, is_tree
 from mirror.bundle.seal import Seal, missing_archives, parse_seal, seal_bytes, try_seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.documents import parse_json
@@ -114,10 +120,8 @@ class BundleReader:
     @cached_property
     def contents(self) -> Contents:
         """Every index and manifest, read once; what cannot be read is a finding in it."""
-        known = self._seal.archives if self._seal is not None else {}
         for archive in self._archives:
-            if archive.name in known:
-                archive.file.keep(known[archive.name].described())
+            archive.file.keep(archive.described())
         return read_contents(self._archives, self._limits)
 
     @property
@@ -349,27 +353,9 @@ def _listed(folder: Location) -> list[Location]:
         return [entry for entry in folder.iterdir() if entry.is_file()]
 
 
-def archive_at(path: Location) -> Location | None:
-    """Return the archive that a file is, or is a part of, compressed or not; None for others."""
-    stored = stored_file(path)
-    archive = stored.with_name(stored.name.removesuffix(ZSTD_SUFFIX))
-    return archive if archive.suffix == ".tar" else None
-
-
-def stored_file(path: Location) -> Location:
-    """Return the file that would hold an archive in one piece: without the name of the part."""
-    part = parse_part_name(path.name)
-    return path if part is None else path.with_name(part[0])
-
-
-def _is_bundle(folder: Path) -> bool:
-    """Whether a folder is a bundle, or becomes one, whatever archives are there."""
-    return (folder / SEAL).is_file() or (folder / PARTIAL_SEAL).is_file()
-
-
 def _check_tree(folder: Path) -> None:
     """Raise InputError if archives were unpacked beside their seal, which speaks of archives."""
-    if _is_bundle(folder):
+    if (folder / SEAL).is_file() or (folder / PARTIAL_SEAL).is_file():  # or it becomes one
         raise InputError(
             f"{folder} holds the {SEAL} of a bundle, but instead of its archives the layouts that "
             "unpacking makes: put the archives back, or move the layouts into a folder of their "
@@ -444,24 +430,18 @@ def _opened(
         tree = TreeFile(path)
         return OpenArchive(tree, tree.members)
     if files == (path,):
-        return _open_archive(open_file(path), sealed)
+        return OpenArchive(open_file(path), sealed=sealed)
     try:
         if stored_file(files[0]) == path:
             stated = part_sizes(sealed.size, part_size) if sealed and part_size else None
-            return _open_archive(PartedReader(files, stated), sealed)
+            return OpenArchive(PartedReader(files, stated), sealed=sealed)
         part = parse_part_name(files[0].name) is not None
         packed = PartedReader(files) if part else open_file(files[0])
         try:
-            return _open_archive(SeekableFile(packed), sealed)
+            return OpenArchive(SeekableFile(packed), sealed=sealed)
         except BaseException:
             packed.close()
             raise
     except (DamagedBundleError, FileSystemError) as err:
         # One finding of several, perhaps: who copies parts again wants to know all of them.
         return OpenArchive(Unreadable(path), broken=err)
-
-
-def _open_archive(file: Readable, sealed: Archive | None) -> OpenArchive:
-    if sealed is None or isinstance(file.path, Path) or file.size != sealed.size:
-        return OpenArchive(file, sealed=sealed)
-    return OpenArchive(file, lambda _: laid_out(sealed), sealed=sealed)

@@ -33,20 +33,23 @@ class StaticServer:
     """
 
     def __init__(self, url: str, options: ConnectionOptions) -> None:
+        shown = url.rpartition("@")[2]
         try:
             parts, origin = urlsplit(url), Origin.of(url)
         except ValueError as err:
-            raise InputError(f"{url!r} is not an address of a bundle: {err}") from err
+            raise InputError(f"{shown!r} is not an address of a bundle: {err}") from err
         if "@" in parts.netloc:
             raise InputError(
-                f"an address with a user or password is not taken (at {origin.host}): it would "
-                "show in logs, and mirror sends no login to a server of files"
+                f"an address with a user or password is not taken ({shown}): it would show in "
+                "logs, and mirror sends no login to a server of files"
             )
+        if origin.scheme not in ("http", "https"):
+            raise InputError(f"{shown!r} is not an address of a bundle: write https://host/path")
         if parts.query or parts.fragment:
-            raise InputError(f"{url!r} has a query; name the folder of the bundle alone")
+            raise InputError(f"{shown!r} has a query; name the folder of the bundle alone")
         plain = origin.scheme == "http"
         if plain and not options.plain_http:
-            raise InputError(f"{url} is plain HTTP; use https, or add --insecure")
+            raise InputError(f"{shown} is plain HTTP; use https, or add --insecure")
         options = replace(options, plain_http=plain, certificate=None)
         try:
             self._wire = Wire(parts.netloc.lower(), options=options, credentials=None)

@@ -28,18 +28,17 @@ from mirror.bundle.checks import (
     sealed_checks,
     shift_findings,
     sums_findings,
+    unlisted,
 )
 from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import PartedReader, beginning
-from mirror.bundle.folder import belongs, is_leftover
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
 from mirror.bundle.location import Location, Readable, size_of
-from mirror.bundle.reader import BundleReader, archive_at
+from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, check_limits, missing_archives, seal_bytes, whole_archive
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
 from mirror.documents import document
-from mirror.durable import os_errors
 from mirror.errors import (
     BundleLimitError,
     DamagedBundleError,
@@ -49,7 +48,6 @@ from mirror.errors import (
     SignatureError,
 )
 from mirror.events import BlobDone, BytesMoved, TransferStarted, Warned
-from mirror.layout import RELEASES_FILE
 from mirror.oci import Digest
 from mirror.run import Run, for_each
 from mirror.sync import Dependents, Finding, Inventory
@@ -167,25 +165,7 @@ def check_signed_files(reader: BundleReader) -> tuple[str, ...]:
     return unlisted(seal, folder)
 
 
-def unlisted(seal: Seal, folder: Location) -> tuple[str, ...]:
-    """Say which files lie in a bundle's folder and are nothing that its seal speaks for."""
-    with os_errors(folder, "read"):
-        paths: list[Location] = sorted(folder.iterdir(), key=lambda path: path.name)
-    # Archives and a list of releases that do not belong there are findings of their own.
-    strange = [
-        path.name
-        for path in paths
-        if not (belongs(path.name, seal) or is_leftover(path.name) or archive_at(path))
-        and path.name not in (".tmp", RELEASES_FILE)
-    ]
-    if not strange:
-        return ()
-    shown = ", ".join(strange[:_MOST_SHOWN]) + (", …" if strange[_MOST_SHOWN:] else "")
-    return (f"not listed in {SEAL}, so that no seal or signature speaks for it: {shown}",)
-
-
 _MOST_SIGNATURE_BYTES = 64 << 10
-_MOST_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +319,7 @@ class _Verification:
         paths = [
             path
             for archive in self._reader._archives
-            for path in archive.files
+            for path in archive.file.parts
             if gostsum_path(path).is_file()
         ]
         if paths and gost.available() is None:
