@@ -164,6 +164,7 @@ class RemotePath:
     def __init__(self, objects: Objects, run: Run | None = None) -> None:
         self.run = run or Run()
         self._objects, self._key, self._folder = objects, "", self
+        self.spare = _MOST_KEPT  # bytes that may still be kept in memory
         self._states: Mapping[str, FileState] | None = None
         self._lock = threading.Lock()  # guards the states
 
@@ -315,14 +316,13 @@ class RemoteFile(Readable):
 
     def keep(self, stretches: Iterable[Stretch]) -> None:
         wanted: list[Stretch] = []
-        left = _MOST_KEPT
+        folder = self._parts[0].parent
         for start, end in merged(stretches):
-            left -= end - start
-            if left < 0:
+            if end - start > folder.spare or end > self.size:
                 break
-            wanted.append((start, min(end, self.size)))
-        wanted = [(start, end) for start, end in wanted if start < end]
-        run = Run.of(self._parts[0].parent.run)
+            folder.spare -= end - start
+            wanted.append((start, end))
+        run = Run.of(folder.run)
         found = gather(wanted, lambda one: self.read(one[0], one[1] - one[0]), run=run)
         self._kept = [(start, data) for (start, _), data in zip(wanted, found, strict=True)]
 
@@ -361,6 +361,10 @@ class _InOrder(Readable):
             piece = self._rest[offset - self._at :][: end - offset]
             offset += len(piece)
             self._rest, self._at = self._rest[offset - self._at :], offset
+            if self._at == self._end:
+                for _ in self._stream or ():  # nothing comes, but the connection serves again
+                    pass
+                self._stream = None
             yield bytes(piece)
 
     def _open(self, offset: int, end: int) -> None:

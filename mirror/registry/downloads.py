@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 from mirror.errors import ConflictError, RegistryError, SizeMismatchError, UnreachableError
 from mirror.oci import Digest, Verifier
 from mirror.registry import refusals
+from mirror.registry.addresses import host_of
 from mirror.registry.auth import PULL, Scopes
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Headers, Response, clean, is_page
@@ -252,6 +253,7 @@ def file_state(transport: Transport, url: str, sign: Signer = unsigned) -> FileS
                 return None
             if response.status != 200:
                 transport.whole(response, accept=(), limit=0, where=where)
+            _check_way(transport, response, where)
             if response.headers.length is None:
                 told = f"{where}: {transport.host} does not tell the size of this file"
                 raise RegistryError(f"{told}; use a server that does", where=where)
@@ -311,6 +313,8 @@ def _check_range(
 ) -> None:
     """Raise unless an answer has the bytes that were `asked` for, of the file as it was."""
     status, headers = response.status, response.headers
+    if status in (200, 206):
+        _check_way(transport, response, where)
     match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
     total = headers.length if status == 200 else None
     if status in (206, 416) and match is not None and match[3] != "*":
@@ -344,6 +348,18 @@ def _check_range(
             where=where,
             status=status,
         )
+
+
+def _check_way(transport: Transport, response: Response, where: str) -> None:
+    """Raise if a redirect left TLS, or the file's own bytes do not come: no digest proves all."""
+    coding = response.headers.get("content-encoding", "identity")
+    if response.url.startswith("http://") and not transport.options.plain_http:
+        told = f"leads to {host_of(response.url)} without TLS; let it lead to https"
+    elif coding.lower() != "identity":
+        told = f"sends this file encoded ({clean(coding)}); switch that off (nginx: gzip off)"
+    else:
+        return
+    raise RegistryError(f"{where}: {transport.host} {told}", where=where, status=response.status)
 
 
 def _version(headers: Headers) -> str:

@@ -285,6 +285,7 @@ def test_what_breaks_is_continued_at_the_byte_reached(
         (IgnoreRange(), RegistryError, "sends the whole file: it serves no ranges; use a server"),
         (ShiftRange(5), RegistryError, r"asked for bytes .* answers with 'bytes .*mishandles"),
         (ChangeHeaders({"ETag": '"x"'}), ConflictError, "was changed while it was read; find out"),
+        (ChangeHeaders({"Content-Encoding": "br"}), RegistryError, r"file encoded \(br\); switch"),
         (Answer(404), ConflictError, "was changed while it was read"),
         (Answer(412), ConflictError, "was changed while it was read"),
         (Answer(403), DeniedError, r"denies this \(HTTP 403\).*; mirror sends no login"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.testing import EmbeddedRegistry
+from mirror.testing import EmbeddedRegistry, Fault, FaultyProxy, Redirect
 from tests.support.bundles import pack_store
 from tests.support.inventories import sample_store
 from tests.support.nginx import Nginx
@@ -98,6 +98,17 @@ def test_an_address_that_cannot_be_meant_is_told(address: str, code: int, told: 
 
 def test_a_server_without_trust_is_told_as_a_registry_would_be(place: Place) -> None:
     call_mirror("verify", place.url).failed(5, "is not trusted", "--ca")
+
+
+def test_a_redirect_does_not_leave_tls(place: Place, tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path)
+    with (
+        Nginx(tmp_path / "plain", files=place.folder.parent) as plain,
+        FaultyProxy(plain.url, tls=authority.issue()) as proxy,
+    ):
+        proxy.faults.add(Fault(Redirect(plain.url), times=None))
+        verify = ("verify", f"{proxy.url}/a%20release", "--ca", authority.certificate)
+        call_mirror(*verify).failed(1, "leads to 127.0.0.1 without TLS; let it lead to https")
 
 
 def test_an_address_that_holds_no_bundle_is_told(place: Place) -> None:
