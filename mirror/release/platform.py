@@ -292,7 +292,7 @@ def select_platform_images(
         images += [
             WantedImage.of("", tag, why),
             WantedImage.of(INSTALL, tag, why),
-            WantedImage.of(INSTALL_STANDALONE, tag, why, optional=True),
+            WantedImage.of(INSTALL_STANDALONE, tag, why, optional=True, notable=True),
             # A release that the bundle describes to clusters must have its release image.
             WantedImage.of(RELEASE_CHANNEL, tag, why, optional=pinned, notable=True),
         ]

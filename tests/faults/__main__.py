@@ -47,7 +47,12 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, action="append", help="registries; default: all")
     parser.add_argument("--scene", action="append", help="commands whose name begins like this")
     parser.add_argument("--fault", default="", help="faults that have this in their name")
-    parser.add_argument("--step", type=int, default=1, help="run each STEP-th case only")
+    parser.add_argument(
+        "--step",
+        type=int,
+        action="append",
+        help="run each STEP-th case only; given twice, the second is for docker-registry",
+    )
     parser.add_argument("--kills", type=int, default=0, help="kill each command so often instead")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--page", type=Path, help="put the table between the marks of this page")
@@ -56,15 +61,17 @@ def main() -> None:
     chosen = parser.parse_args()
     begun = time.monotonic()
     found: list[Outcome] = []
+    kinds = chosen.kind or list(KINDS)
+    steps = chosen.step or [1]
     shares = [
         Share(
             kind,
             tuple(chosen.scene or [""]),
-            step=chosen.step,
+            step=step,
             only=chosen.fault,
             kills=chosen.kills,
         )
-        for kind in chosen.kind or KINDS
+        for kind, step in zip(kinds, [*steps, steps[-1]], strict=False)
     ]
     for one in (outcome for share in shares for outcome in at_once(share, chosen.jobs)):
         found.append(one)

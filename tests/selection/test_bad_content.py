@@ -143,7 +143,9 @@ def test_a_release_without_one_of_its_own_images(source: Offer, path: str) -> No
 
 def test_a_release_may_lack_its_standalone_installer(source: Offer) -> None:
     source.depot.drop(source.at("install-standalone"), "v1.70.0")
-    found = references(source.plan().succeeded().document)
+    run = source.plan().succeeded()
+    found = references(run.document)
+    assert f"{source.at('install-standalone')}:v1.70.0 is not there" in run.stderr
     assert ("platform.tar", "install-standalone", "v1.70.0") not in found
     assert ("platform.tar", "install-standalone", "v1.69.1") in found
 
