@@ -23,6 +23,7 @@ _COMMANDS = {
     "pull": ("pull.pull_command", "Pack a release tree into a bundle."),
     "push": ("push.push_command", "Load a bundle into one or several registries."),
     "sync": ("sync.sync_command", "Bring replicas to what a leader holds."),
+    "fleet": ("sync.fleet_group", "The registries that follow one hub."),
     "status": ("compare.status_command", "Show how complete registries are."),
     "diff": ("compare.diff_command", "Show what two inventories hold differently."),
     "prune": ("generations.prune_command", "Remove what no kept inventory names."),

@@ -24,7 +24,7 @@ from mirror.commands.options import FILE, Work, flag, grouped
 from mirror.commands.process import handling
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
-from mirror.reports.registries import sync_summary
+from mirror.reports.registries import fleet_summary, sync_summary
 from mirror.sync.content import ContentRules, ForeignLayers, SparseIndexes
 from mirror.sync.statement import StatementKeys
 
@@ -245,3 +245,46 @@ def watch(config: Path) -> None:
             while not stopped:  # a wait without an end may miss a signal that comes as it begins
                 time.sleep(0.1)
         _log.info("stopped")
+
+
+# -- mirror fleet ----------------------------------------------------------------------------------
+
+
+@click.group("fleet")
+def fleet_group() -> None:
+    """The registries that follow one hub, as one file describes them (docs/replication.md)."""
+
+
+@fleet_group.command("status", epilog=options.example("mirror fleet status fleet.yaml"))
+@click.argument("file", type=FILE)
+@click.option(
+    "--prometheus",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write it to this file, for the textfile collector of Prometheus' node exporter.",
+)
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write it to this file, as a page for a browser.",
+)
+@options.as_json
+def fleet_status_command(
+    *, file: Path, prometheus: Path | None, html_file: Path | None, work: Work
+) -> None:
+    """Show who of the fleet in FILE holds what the hub states, and how far behind the others are.
+
+    Each registry is asked once, and each daemon with `pages` in FILE for its /readyz. The exit code
+    is 3 if a member that answers is late, and 5 if all who are late do not answer.
+    """
+    from mirror.durable import write_durably
+    from mirror.reports.page import fleet_html
+    from mirror.watch.fleet import Fleet
+    from mirror.watch.fleet_status import fleet_status
+
+    found = fleet_status(Fleet.load(file), run=work.run)
+    if prometheus is not None:
+        write_durably(prometheus, found.metrics())
+    if html_file is not None:
+        write_durably(html_file, fleet_html(found).encode())
+    work.show(found, fleet_summary, code=found.exit_code)

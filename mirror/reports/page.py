@@ -1,4 +1,4 @@
-"""What is inside a bundle as one page of HTML, which opens offline and prints.
+"""What is in a bundle, or how a fleet stands, as one page of HTML, which opens offline and prints.
 
 The page asks for nothing from anywhere: styles and script are in it (`page.html`), and its content
 security policy allows no others. Its tables are complete without the script, which adds the map of
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape as html_escape
 from importlib import resources
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mirror.bundle.format import size_text
 from mirror.bundle.inspect import ArchiveInsight, BundleInsight, ImageInsight, RepositoryInsight
@@ -26,11 +26,14 @@ from mirror.layout import KINDS, archive_of, component_of, is_digest_tag
 from mirror.oci import Digest
 from mirror.sync import Finding
 
+if TYPE_CHECKING:
+    from mirror.watch.fleet_status import FleetStatus
+
 Names: TypeAlias = Mapping[Digest, str]
 """What images that go by their digests are called: `module/image`."""
 
 _NO_NAMES: Names = MappingProxyType({})
-_BYTES = ("Size#", "Own#", "In this delta#")
+_BYTES = ("Size#", "Own#", "In this delta#", "Behind#", "Rate#")
 
 
 def escape(text: str) -> str:
@@ -44,46 +47,96 @@ def html(found: BundleInsight, names: Names = _NO_NAMES, findings: Sequence[Find
     Of a delta the map shows what the delta itself carries, and the tables tell it beside the whole.
     `findings` are what a repair must bring; they stand before everything else.
     """
+    shown = found.carried or found
+    kinds = {component.kind for component in shown.components}
+    archives = (
+        (
+            archive.name,
+            archive.size,
+            len(archive.repositories),
+            sum(len(one.images) for one in archive.repositories),
+        )
+        for archive in found.archives
+    )
+    layers = ((f"{one.digest}", one.size, one.images, one.copies) for one in found.layers)
+    return _filled(
+        title(found),
+        _origin(found),
+        _summary(found),
+        {
+            "Components": _components(found),
+            "Images": _images(found, names),
+            "Largest layers": _table("layers", ("Layer", "Size#", "Images#", "Copies#"), layers),
+            "Archives": _table(
+                "archives", ("Archive", "Size#", "Repositories#", "Images#"), archives
+            ),
+        },
+        damage=_damage(findings, names),
+        legend="".join(f'<li class="kind {kind}">{kind}</li>' for kind in KINDS if kind in kinds),
+        tree=_tree(shown, names),
+    )
+
+
+def _filled(
+    title: str,
+    origin: Iterable[str],
+    summary: str,
+    sections: Mapping[str, str],
+    *,
+    damage: str = "",
+    legend: str = "",
+    tree: Mapping[str, Any] = MappingProxyType({"children": ()}),
+) -> str:
+    """The page with its parts, which but for `title` are HTML; without a `tree` it has no map."""
     page = resources.files("mirror.reports").joinpath("page.html").read_text(encoding="utf-8")
     script = page.rpartition("<script>")[2].partition("</script>")[0]
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shown = found.carried or found
     parts = {
         "policy": f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
         f"script-src 'sha256-{script_hash}'",
-        "title": escape(title(found)),
-        "origin": "".join(f"<p>{line}</p>" for line in _origin(found)),
-        "summary": _summary(found),
-        "damage": _damage(findings, names),
-        "legend": "".join(
-            f'<li class="kind {kind}">{kind}</li>'
-            for kind in KINDS
-            if any(component.kind == kind for component in shown.components)
-        ),
-        "components": _components(found),
-        "images": _images(found, names),
-        "layers": _table(
-            "layers",
-            ("Layer", "Size#", "Images#", "Copies#"),
-            ((f"{layer.digest}", layer.size, layer.images, layer.copies) for layer in found.layers),
-        ),
-        "archives": _table(
-            "archives",
-            ("Archive", "Size#", "Repositories#", "Images#"),
-            (
-                (
-                    archive.name,
-                    archive.size,
-                    len(archive.repositories),
-                    sum(len(one.images) for one in archive.repositories),
-                )
-                for archive in found.archives
-            ),
+        "title": escape(title),
+        "origin": "".join(f"<p>{line}</p>" for line in origin),
+        "summary": summary,
+        "damage": damage,
+        "legend": legend,
+        "sections": "\n".join(
+            f"<section><h2>{title}</h2>{table}</section>" for title, table in sections.items()
         ),
         # In JSON only this character could end the element that holds it.
-        "data": json.dumps(_tree(shown, names), ensure_ascii=False).replace("<", "\\u003c"),
+        "data": json.dumps(dict(tree), ensure_ascii=False).replace("<", "\\u003c"),
     }
     return re.sub(r"@(\w+)@", lambda match: parts[match[1]], page)
+
+
+# -- the page of a fleet ---------------------------------------------------------------------------
+
+
+def fleet_html(found: FleetStatus) -> str:
+    """Who holds which generation, as a page; equal states give equal pages."""
+    late = [one for one in found.members if not one.complete]
+    away = sum(one.error is not None for one in late)
+    tiles = (
+        ("Complete", f"{found.complete}", f"of {counted(len(found.members), 'member')}"),
+        ("Late", f"{len(late) - away}", "answer, and do not hold it"),
+        ("Silent", f"{away}", "do not answer"),
+        ("Behind", size_text(sum(one.behind or 0 for one in late)), "in blobs, of all together"),
+    )
+    rows = (
+        (
+            *(one.name, one.ring),
+            "complete" if one.complete else "late" if one.error is None else "silent",
+            *(one.generation or 0, one.lag or 0, one.behind or 0, round(one.rate or 0)),
+            "; ".join(filter(None, (one.waiting, *one.errors, str(one.error or "")))),
+        )
+        for one in sorted(found.members, key=lambda one: one.complete)
+    )
+    titles = ("Member", "Ring", "State", "Generation#", "Lag#", "Behind#", "Rate#", "Says")
+    return _filled(
+        f"Fleet of {found.hub}: generation {found.generation or 'unknown'}",
+        (f"Statement <code>{found.statement}</code>",),
+        _tiles(tiles),
+        {"Members": _table("members", titles, rows)},
+    )
 
 
 # -- head ------------------------------------------------------------------------------------------
@@ -143,12 +196,7 @@ def _summary(found: BundleInsight) -> str:
         )
     omissions = tuple(found.omissions.rows())
     return (
-        '<div class="tiles">'
-        + "".join(
-            f"<div><b>{escape(title)}</b><strong>{escape(value)}</strong>{escape(note)}</div>"
-            for title, value, note in tiles
-        )
-        + "</div>"
+        _tiles(tiles)
         + ("" if omissions else _bar(found))
         + "".join(
             f"<p><b>{escape(title)}</b>: {escape(text)}.</p>"
@@ -158,6 +206,15 @@ def _summary(found: BundleInsight) -> str:
         + f"Inventory <code>{found.inventory}</code>, "
         + f"{'sealed' if found.sealed else 'not sealed'}.</small></p>"
     )
+
+
+def _tiles(tiles: Iterable[tuple[str, str, str]]) -> str:
+    """What is told in large letters: title, value, note."""
+    shown = (
+        f"<div><b>{escape(title)}</b><strong>{escape(value)}</strong>{escape(note)}</div>"
+        for title, value, note in tiles
+    )
+    return f'<div class="tiles">{"".join(shown)}</div>'
 
 
 _BAR_LEGEND = "The archives: unique content, content repeated, headers and indexes. "

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mirror.operations.sync import SyncReport
     from mirror.sync.observation import Failure
     from mirror.sync.plan import TagDifference
+    from mirror.watch.fleet_status import FleetStatus, Standing
 
 _MOST = 50
 
@@ -165,6 +166,31 @@ def _status_lines(one: ReplicaStatus) -> list[str]:
     ]
     lines += _listed("missing", one.missing)
     return lines + _listed("could not be asked", one.failures)
+
+
+def fleet_summary(report: FleetStatus, elapsed_s: float) -> str:
+    """Who of a fleet holds what the hub states, and what is known of the others."""
+    total, number = len(report.members), report.generation or "unknown"
+    lines = [f"{report.complete} of {total} members hold generation {number} of {report.hub}"]
+    for ring in dict.fromkeys(one.ring for one in report.members):
+        members = [one for one in report.members if one.ring == ring]
+        late = [one for one in members if not one.complete]
+        lines.append(f"  {ring}: {len(members) - len(late)} of {len(members)}")
+        lines += (f"    {_standing_text(one)}" for one in late[:_MOST])
+        if len(late) > _MOST:
+            lines.append(f"    and {len(late) - _MOST} more")
+    return lines_of([*lines, f"  asked in {duration_text(elapsed_s)}"])
+
+
+def _standing_text(one: Standing) -> str:
+    if one.error is not None:
+        return f"{one.name}: {one.error}"
+    text = f"{one.name}: generation {one.generation}" if one.generation else f"{one.name}: nothing"
+    text += f", {one.lag} behind" if one.lag else ", other than the hub's"
+    text += f" ({size_text(one.behind)})" if one.behind else ""
+    if one.rate and one.left_s:
+        text += f", {size_text(round(one.rate))}/s, {duration_text(one.left_s)} left"
+    return "; ".join([text, *([f"waits: {one.waiting}"] if one.waiting else ()), *one.errors])
 
 
 def prune_summary(report: PruneReport, elapsed_s: float) -> str:

@@ -104,7 +104,7 @@ class Replicator:
 
     def __call__(self, replica: str, level: CheckLevel, run: Run) -> CycleResult:
         """Bring `replica` up to date."""
-        tree, run = self._trees[replica], run.quietly().with_jobs(self._jobs)
+        tree, run = self._trees[replica], run.with_jobs(self._jobs)
         unasked: tuple[Failure, ...] = ()
         step, news, own = Step(), None, None
         if level is not CheckLevel.STATEMENT:

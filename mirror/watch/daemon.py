@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from mirror.documents import parse_json
 from mirror.errors import FileSystemError, MirrorError, printable, shortage
+from mirror.events import BytesMoved, Event, side_by_side
 from mirror.layout import normalised_suffix
 from mirror.registry import RegistryClient
 from mirror.registry.options import BRIEF
@@ -142,8 +143,15 @@ class Daemon:
 
     def _look(self, replica: str, level: CheckLevel) -> CycleResult:
         """One cycle, and what became of it."""
+        self.state.begin(replica, self._clock())
+
+        def hear(event: Event) -> None:
+            if isinstance(event, BytesMoved):
+                self.state.moved(replica, event.count, self._clock())
+
+        run = Run.of(self._run).heard_by(side_by_side(hear, replica))
         try:
-            return self._cycle(replica, level, Run.of(self._run))
+            return self._cycle(replica, level, run)
         except MirrorError as err:
             return CycleResult(level, complete=False, errors=(str(err),))
         except Exception as err:  # noqa: BLE001 - a bug must not end the replication of all
@@ -155,18 +163,34 @@ class Daemon:
             return CycleResult(level, complete=False, errors=(problem,), bug=bug)
 
 
+_NO_PROGRESS = (0, 0.0, 0.0)
+"""Bytes, when the look began, and when the last of them came; seconds."""
+
+
 class State:
-    """The last cycle of each replica. Thread-safe."""
+    """The last cycle of each replica, and how far the present one is. Thread-safe."""
 
     def __init__(self, followers: Iterable[str], this: str | None) -> None:
         self._lock = threading.Lock()
         self._results: dict[str, CycleResult | None] = dict.fromkeys(followers)
+        self._progress = dict.fromkeys(self._results, _NO_PROGRESS)
         self._asked = (this,) if this in self._results else tuple(self._results)
 
     def note(self, replica: str, result: CycleResult) -> None:
         """`result` is what is known about `replica` from now on."""
         with self._lock:
             self._results[replica] = result
+
+    def begin(self, replica: str, now_s: float) -> None:
+        """A look at `replica` begins at `now_s`."""
+        with self._lock:
+            self._progress[replica] = (0, now_s, now_s)
+
+    def moved(self, replica: str, count: int, now_s: float) -> None:
+        """`count` more bytes got there."""
+        with self._lock:
+            total, begun_s, _ = self._progress[replica]
+            self._progress[replica] = (total + count, begun_s, now_s)
 
     def ready(self) -> bool:
         """Whether the replica beside the daemon, or else every replica, was last found complete."""
@@ -182,9 +206,13 @@ class State:
     def to_document(self) -> dict[str, Any]:
         """As JSON values: what `/readyz` shows."""
         with self._lock:
-            results = dict(self._results)
+            results, progress = dict(self._results), dict(self._progress)
         return {
             "ready": self.ready(),
+            "progress": {
+                name: {"bytes": total, "seconds": round(last_s - begun_s, 3)}
+                for name, (total, begun_s, last_s) in progress.items()
+            },
             "replicas": {name: one.to_document() if one else None for name, one in results.items()},
         }
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -32,11 +33,14 @@ from mirror.sync.statement import REPOSITORY, generation_of
 from mirror.sync.tree import RegistryTree
 from mirror.watch.settings import Settings, WatchedRegistry, Window, kebab, repository_of
 
-_PATIENCE_S = 5.0
+PATIENCE_S = 5.0
 """How long a member may take to say what it states."""
 
-_AT_ONCE = 64
+AT_ONCE = 64
 """How many members are asked at a time."""
+
+Giver = TypeVar("Giver")
+"""Who gives what is new."""
 
 
 # -- the description -------------------------------------------------------------------------------
@@ -122,9 +126,16 @@ class Fleet(Settings):
         repository_of("hub", self.hub, self.root)
         return self
 
+    @cached_property
+    def _by_ring(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {ring.name: [] for ring in self.rings}
+        for name, member in sorted(self.members.items()):
+            found[member.ring].append(name)
+        return found
+
     def members_of(self, ring: str) -> list[str]:
         """The names of the members of a ring, sorted."""
-        return sorted(name for name, one in self.members.items() if one.ring == ring)
+        return self._by_ring[ring]
 
     def before(self, ring: str) -> tuple[Ring, ...]:
         """The rings that come before a ring, in their order."""
@@ -232,6 +243,53 @@ def reason_to_wait(
 
 
 @dataclass(frozen=True, slots=True)
+class Rollouts:
+    """How a daemon takes what is new: after which rings, when, and how long upstreams go first."""
+
+    fleet: Fleet | None = None
+    ring: str = ""
+    window: Window | None = None
+    upstream_wait_s: float = 0.0
+
+
+def decided(
+    plan: Rollouts,
+    rollout: Rollout,
+    seen: Mapping[str, Seen],
+    upstream: Callable[[], Giver | None] | None,
+    now_s: float,
+    now: datetime,
+) -> tuple[Rollout, str, Giver | None, float | None]:
+    """The rollout after a look, what it waits for, who gives it, and in how long the window closes.
+
+    It waits for nothing where that text is empty, and the leader gives it where nobody else does.
+    `upstream` finds who states it, if there are upstreams; it is called when all else is settled.
+    """
+    reason, source, closes_s = None, None, None
+    if plan.fleet is not None:
+        rollout = advanced(rollout, plan.fleet, plan.ring, seen, now_s)
+        reason = reason_to_wait(rollout, plan.fleet, plan.ring, seen, now_s)
+    if reason is None and plan.window is not None:
+        closes_s = plan.window.left_s(now)
+        reason = None if closes_s else f"the window {plan.window} is closed"
+    if reason is None:
+        free_s = now_s if rollout.free_s is None else rollout.free_s
+        rollout = replace(rollout, free_s=free_s)
+        source = upstream() if upstream is not None else None
+        left_s = free_s + plan.upstream_wait_s - now_s
+        if upstream is not None and source is None and left_s > 0:
+            reason = f"no upstream states it yet; the leader gives it {left_s:.0f} s from now"
+    return rollout, reason or "", source, closes_s
+
+
+# -- this daemon -----------------------------------------------------------------------------------
+
+
+Tip: TypeAlias = Callable[[RegistryTree], Digest | None]
+"""Asks a registry which statement it has."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """What a member does about a statement that it does not have.
 
@@ -282,26 +340,17 @@ class Staging:
             rollout = self._rollouts.get(replica)
         if rollout is None or rollout.news != news:
             rollout = Rollout(news, generation())
-        now_s, reason, closes_s = self._clock(), None, None
-        if plan.fleet is not None:
-            seen = self._look(plan.fleet, rollout, run)
-            rollout = advanced(rollout, plan.fleet, plan.ring, seen, now_s)
-            reason = reason_to_wait(rollout, plan.fleet, plan.ring, seen, now_s)
-        if reason is None and plan.window is not None:
-            closes_s = plan.window.left_s(self._now())
-            reason = None if closes_s else f"the window {plan.window} is closed"
-        source = None
-        if reason is None:
-            free_s = now_s if rollout.free_s is None else rollout.free_s
-            rollout = replace(rollout, free_s=free_s)
-            source = self.source(news, tip, run)
-            left_s = free_s + plan.upstream_wait_s - now_s
-            if source is None and self._upstreams and left_s > 0:
-                names = ", ".join(one.name for one in self._upstreams)
-                reason = f"{names} do not state it yet; the leader gives it {left_s:.0f} s from now"
+        seen = {} if plan.fleet is None else self._look(plan.fleet, rollout, run)
+
+        def upstream() -> RegistryTree | None:
+            return self.source(news, tip, run)
+
+        rollout, waiting, source, closes_s = decided(
+            plan, rollout, seen, upstream if self._upstreams else None, self._clock(), self._now()
+        )
         with self._lock:
             self._rollouts[replica] = rollout
-        return Step(reason or "", source, closes_s)
+        return Step(waiting, source, closes_s)
 
     def generation(self, replica: str) -> int | None:
         """The generation of what `replica` waits for, or of what it took last."""
@@ -327,24 +376,10 @@ class Staging:
         return seen
 
 
-Tip: TypeAlias = Callable[[RegistryTree], Digest | None]
-"""Asks a registry which statement it has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rollouts:
-    """How a daemon takes what is new: after which rings, when, and how long upstreams go first."""
-
-    fleet: Fleet | None = None
-    ring: str = ""
-    window: Window | None = None
-    upstream_wait_s: float = 0.0
-
-
 def look_at(members: Mapping[str, RegistryTree], run: Run) -> dict[str, Seen]:
     """What each member states, by one request each; none is waited for longer than 5 s."""
     trees = list(members.values())
-    answers = ask_at_once(trees, _seen, patience_s=_PATIENCE_S, jobs=_AT_ONCE, run=run)
+    answers = ask_at_once(trees, _seen, patience_s=PATIENCE_S, jobs=AT_ONCE, run=run)
     return {
         name: Seen(error=answer) if isinstance(answer, MirrorError) else answer
         for name, answer in zip(members, answers, strict=True)

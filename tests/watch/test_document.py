@@ -116,7 +116,7 @@ def test_all_pages_and_metrics_are_listed() -> None:
     assert metrics.keys() == own - common
     assert common == set(re.findall(r"`(process_\w+)`", section("Pages")))
     shown = re.findall(r"`(\w+)`", pages["GET /readyz"])
-    assert {"ready", *look.to_document()} == {one for one in shown if one != "this"}
+    assert {"ready", "progress", *look.to_document()} == {one for one in shown if one != "this"}
 
 
 def test_the_probes_ask_pages_that_there_are() -> None:

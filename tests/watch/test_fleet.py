@@ -317,7 +317,7 @@ def test_an_edge_takes_everything_from_an_upstream_that_states_what_the_hub_stat
         found.join(0)
         found.join(1, upstreams=(0,), upstream_wait_s=600.0)
         waits = found.look(1)
-        assert "do not state it yet; the leader gives it 600 s from now" in waits.waiting
+        assert "no upstream states it yet; the leader gives it 600 s from now" in waits.waiting
         assert found.look(0).complete
         found.clear()
         look = found.look(1)

@@ -1,0 +1,177 @@
+"""`mirror fleet status`: who holds what, and what is said of those who do not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from mirror.errors import NotFoundError, UnreachableError
+from mirror.reports.page import fleet_html
+from mirror.reports.registries import fleet_summary
+from mirror.serve.server import ServerThread, listen
+from mirror.sync.plan import lacking
+from mirror.testing import Delay, Fault
+from mirror.watch.cycle import CycleResult
+from mirror.watch.daemon import Daemon, create_app
+from mirror.watch.fleet import Fleet
+from mirror.watch.fleet_status import FleetStatus, Standing, fleet_status
+from mirror.watch.settings import CheckLevel, Schedule
+from tests.support.inventories import sample_store
+from tests.support.processes import free_port
+from tests.support.program import call_mirror
+from tests.support.replicas import Replica, replicas
+from tests.watch.test_fleet import newer
+
+STORE = sample_store()
+NAMES = ("done", "late", "empty")
+
+
+@pytest.fixture
+def four() -> Iterator[list[Replica]]:
+    """A hub with generation 2, who has it, who has generation 1, and who has nothing."""
+    with replicas(4) as made:
+        made[0].fill(STORE, 1)
+        made[0].fill(newer(), 2)
+        made[1].fill(newer(), 2)
+        made[2].fill(STORE, 1)
+        yield made
+
+
+def described(members: list[Replica], **more: Any) -> dict[str, Any]:
+    """A fleet of them; `more` are keys of the member that is late."""
+    hub, *rest = members
+    return {
+        "defaults": {"insecure": True},
+        "hub": {"address": hub.name},
+        "rings": [{"name": "canary"}, {"name": "rest"}],
+        "members": {
+            name: {
+                "address": one.name,
+                "ring": "canary" if name == "done" else "rest",
+                **(more if name == "late" else {}),
+            }
+            for name, one in zip(NAMES, rest, strict=True)
+        },
+    }
+
+
+def standing(status: FleetStatus, name: str) -> Standing:
+    (found,) = (one for one in status.members if one.name == name)
+    return found
+
+
+def test_each_registry_is_asked_once_and_the_bytes_that_lack_are_counted(
+    four: list[Replica],
+) -> None:
+    for one in four:
+        one.registry.requests.clear()
+    status = fleet_status(Fleet.model_validate(described(four)))
+    assert (status.generation, status.complete, status.exit_code) == (2, 1, 3)
+    assert [one.name for one in status.members] == ["done", "empty", "late"], "by rings"
+    new = lacking(newer().inventory(), STORE.inventory())
+    late = standing(status, "late")
+    assert (late.generation, late.lag, late.behind) == (1, 1, sum(new.blob_sizes().values()))
+    empty = standing(status, "empty")
+    everything = sum(newer().inventory().blob_sizes().values())
+    assert (empty.generation, empty.lag, empty.behind) == (None, 2, everything)
+    assert standing(status, "done").behind == 0
+    assert [len(one.registry.requests) for one in four[1:]] == [1, 1, 1]
+
+
+def test_a_member_that_does_not_answer_holds_nobody_up(
+    four: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirror.watch.fleet.PATIENCE_S", 0.3)
+    four[2].registry.faults.add(Fault(Delay(60.0), times=None))
+    four[3].fill(newer(), 2)
+    status = fleet_status(Fleet.model_validate(described(four)))
+    assert status.exit_code == 5, "all that answer are complete"
+    late = standing(status, "late")
+    assert isinstance(late.error, UnreachableError)
+    assert (late.lag, late.behind) == (None, None)
+    assert "    late: no answer within 0.3 s" in fleet_summary(status, 0.1).splitlines()
+
+
+def test_a_hub_that_states_nothing_is_an_error(four: list[Replica]) -> None:
+    with replicas(1) as (hub,), pytest.raises(NotFoundError, match="states nothing; push to it"):
+        fleet_status(Fleet.model_validate(described([hub, *four[1:]])))
+
+
+def test_a_daemons_page_says_what_it_waits_for_and_how_fast_it_gets_on(
+    four: list[Replica],
+) -> None:
+    daemon = Daemon(
+        ["late"], lambda *_: CycleResult(CheckLevel.STATEMENT, complete=True), schedule=Schedule()
+    )
+    daemon.state.begin("late", 10.0)
+    daemon.state.moved("late", 1 << 20, 12.0)
+    daemon.state.moved("late", 1 << 20, 14.0)
+    daemon.state.note(
+        "late",
+        CycleResult(
+            CheckLevel.STATEMENT, complete=False, waiting="a window", errors=("disk full",)
+        ),
+    )
+    port = free_port()
+    server = ServerThread(create_app(daemon), listen("127.0.0.1", port))
+    server.start()
+    try:
+        fleet = Fleet.model_validate(described(four, pages=f"http://127.0.0.1:{port}/"))
+        late = standing(fleet_status(fleet), "late")
+    finally:
+        server.stop()
+    assert (late.waiting, late.errors, late.rate) == ("a window", ("disk full",), (1 << 20) / 2)
+    assert late.left_s == (late.behind or 0) / ((1 << 20) / 2)
+    gone = standing(fleet_status(fleet), "late")
+    assert (gone.error, gone.rate, gone.lag) == (None, None, 1), "its registry answers all the same"
+    assert f"127.0.0.1:{port}" in gone.errors[0]
+
+
+def test_the_command_prints_text_and_json_and_writes_metrics_and_a_page(
+    four: list[Replica], tmp_path: Path
+) -> None:
+    file, metrics, page = (tmp_path / name for name in ("fleet.yaml", "fleet.prom", "fleet.html"))
+    file.write_text(yaml.safe_dump(described(four)))
+    done = call_mirror("fleet", "status", file, "--prometheus", metrics, "--html", page)
+    hub = four[0].name
+    text = done.failed(3).stdout
+    assert f"1 of 3 members hold generation 2 of {hub}\n  canary: 1 of 1\n  rest: 0 of 2\n" in text
+    assert re.search(r"late: generation 1, 1 behind \(\d+ B\)", text)
+    assert "empty: nothing, 2 behind" in text
+    document = json.loads(call_mirror("fleet", "status", file, "--json").failed(3).stdout)
+    assert document["ok"] is False
+    assert {one["member"]: one["lagGenerations"] for one in document["members"]} == {
+        "done": 0,
+        "late": 1,
+        "empty": 2,
+    }
+    values = {
+        (sample.name, sample.labels.get("member")): sample.value
+        for family in text_string_to_metric_families(metrics.read_text())
+        for sample in family.samples
+    }
+    assert values["mirror_fleet_hub_generation", None] == 2
+    assert values["mirror_fleet_complete", "done"] == 1
+    assert values["mirror_fleet_lag_generations", "late"] == 1
+    assert values["mirror_fleet_up", "empty"] == 1
+    html = page.read_text()
+    assert "<td>late</td>" in html
+    assert "generation 2" in html
+
+
+def test_the_page_takes_every_name_as_text() -> None:
+    hostile = "<script>alert(1)</script>"
+    status = FleetStatus(
+        "hub", sample_store().inventory().digest(), 2, (Standing(hostile, "rest", waiting=hostile),)
+    )
+    page = fleet_html(status)
+    assert hostile not in page
+    assert page.count("&lt;script&gt;") == 2
+    assert page == fleet_html(status)
