@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,18 +20,28 @@ from tests.support.loopback import leave_home, stay_on_loopback
 from tests.support.real_registry import RealRegistry
 from tests.support.tls import Authority
 
-# Machines that run tests are slow at odd moments, which says nothing about the code.
+# Machines that run tests are slow at odd moments, which says nothing about the code. The long runs
+# (`./run soak`) take the profile "long".
 settings.register_profile(
     "local",
-    max_examples=50,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
 )
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
+settings.register_profile("long", settings.get_profile("local"), max_examples=300)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 
 pytest_plugins = ["mirror.testing.plugin"]
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage pass over what was imported: it lives as long as the run."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
 
 MakeRealRegistry: TypeAlias = Callable[..., RealRegistry]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from pydantic import BaseModel, ValidationError
 
 from mirror.documents import (
@@ -27,6 +27,7 @@ from mirror.operations.prune import PruneReport
 from mirror.sync.observation import Failure
 from mirror.sync.removal import DropManifest, Removal
 from tests.support.hostile import json_documents, yaml_documents
+from tests.support.strategies import MORE_EXAMPLES
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_yaml_is_read() -> None:
     assert parse_yaml("a: '" + "1" * 200 + "'") == {"a": "1" * 200}
 
 
-@settings(max_examples=300)
+@MORE_EXAMPLES
 @given(json_documents(["a", "b"]))
 def test_any_json_is_read_or_refused(data: bytes) -> None:
     try:
@@ -113,7 +114,7 @@ def test_any_json_is_read_or_refused(data: bytes) -> None:
     json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
 
 
-@settings(max_examples=300)
+@MORE_EXAMPLES
 @given(yaml_documents(["a", "b"]))
 def test_any_yaml_is_read_or_refused(data: bytes) -> None:
     for texts_only in (False, True):

@@ -41,6 +41,7 @@ from mirror.sync import Inventory, MemoryStore, Plan, make_plan, transfer
 from tests.support.bundles import archives_of, pack_store, seal_of
 from tests.support.inventories import put_image, sample_store
 from tests.support.program import ROOT
+from tests.support.strategies import MORE_EXAMPLES
 from tests.support.tools import require_tool
 
 
@@ -408,7 +409,7 @@ def test_each_byte_of_a_compressed_archive_is_read_once(
     assert read == size
 
 
-@settings(max_examples=150, deadline=None)
+@MORE_EXAMPLES
 @given(noise=st.binary(max_size=200), end=st.booleans(), cut=st.integers(0, 400))
 def test_whatever_the_bytes_are_the_answer_is_ours(
     tmp_path_factory: pytest.TempPathFactory, noise: bytes, end: bool, cut: int

@@ -22,6 +22,7 @@ from mirror.oci.manifest import MAX_MANIFEST_BYTES
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, MemoryStore, make_plan, transfer, union
 from tests.support.inventories import put_image, put_index, sample_store, stores
+from tests.support.strategies import MORE_EXAMPLES
 from tests.support.tars import descriptor, gnu_tar, index, layout_files, member, tar_of
 
 STORE = sample_store()
@@ -417,7 +418,7 @@ def test_reading_a_bundle_gives_back_what_was_put_in(
 WHOLE = tar_of({**platform(), **layout_files(STORE, "modules/console")})
 
 
-@settings(max_examples=150)
+@MORE_EXAMPLES
 @given(data=st.data())
 def test_whatever_happened_to_the_bytes_the_answer_is_ours(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

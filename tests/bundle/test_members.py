@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.bundle.files import ReadAt
 from mirror.bundle.members import Member, members
 from mirror.errors import DamagedBundleError
 from tests.support.inventories import LONG_PATH, sample_store
+from tests.support.strategies import MORE_EXAMPLES
 from tests.support.tars import gnu_tar, layout_files, member, tar_of
 
 END = bytes(1024)
@@ -116,7 +117,6 @@ def test_offsets_are_those_of_header_and_data(archive: Callable[[bytes], Path]) 
     ),
     dialect=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
 )
-@settings(max_examples=50)
 def test_unpacking_undoes_packing(
     files: dict[str, bytes], dialect: Literal[0, 1, 2], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -274,7 +274,7 @@ SEEDS = tuple(_seeds())
 
 
 @given(seed=st.sampled_from(SEEDS), data=st.data())
-@settings(max_examples=200)
+@MORE_EXAMPLES
 def test_whatever_the_bytes_are_the_answer_is_files_or_our_error(
     seed: bytes, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

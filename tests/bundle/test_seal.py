@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.bundle.format import LARGE
@@ -33,7 +33,6 @@ def resealed(document: dict[str, Any]) -> bytes:
 # -- what it is ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50)
 @given(inventories())
 def test_a_seal_survives_its_file(inventory: Inventory) -> None:
     seal = seal_of(archives_of(inventory))
@@ -170,7 +169,6 @@ def test_a_seal_that_was_forged_with_any_value_anywhere_is_read_or_refused_in_ou
     assert refused > 200
 
 
-@settings(max_examples=50)
 @given(st.binary(max_size=50) | st.text(max_size=20).map(str.encode))
 def test_noise_is_no_seal(noise: bytes) -> None:
     with pytest.raises(DamagedBundleError, match="it is not a bundle's inventory: "):

@@ -7,13 +7,14 @@ import io
 import tarfile
 from contextlib import suppress
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import InputError, InvalidDigestError, InvalidManifestError, MirrorError
 from mirror.oci import Digest, Manifest, Reference, Repository
 from mirror.oci.layers import read_files
 from tests.support.hostile import json_documents
+from tests.support.strategies import MORE_EXAMPLES
 
 _KEYS = [
     *("schemaVersion", "mediaType", "config", "layers", "manifests", "subject", "annotations"),
@@ -24,7 +25,7 @@ TEXTS = st.text(max_size=80) | st.sampled_from(
 )
 
 
-@settings(max_examples=400)
+@MORE_EXAMPLES
 @given(json_documents(_KEYS), st.sampled_from([None, "", "application/json", "\ud800"]))
 def test_any_manifest_is_read_or_refused(raw: bytes, media_type: str | None) -> None:
     with suppress(InvalidManifestError):
@@ -57,7 +58,7 @@ def _layer() -> bytes:
 _LAYER = _layer()
 
 
-@settings(max_examples=400)
+@MORE_EXAMPLES
 @given(
     st.lists(st.tuples(st.integers(0, 3 * 512), st.binary(min_size=1, max_size=12)), max_size=4),
     st.integers(0, len(_LAYER)),
@@ -75,7 +76,7 @@ def test_a_layer_with_any_damage_is_read_or_refused(
         read_files([lambda: iter([layer])], ["version.json", "link", "x"])
 
 
-@settings(max_examples=300)
+@MORE_EXAMPLES
 @given(
     st.binary(max_size=200),
     st.sampled_from([b"", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"]),

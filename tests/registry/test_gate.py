@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import RegistryError, UnreachableError
@@ -21,6 +21,7 @@ from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import FakeRegistry
 from tests.support.processes import free_port
 from tests.support.scripted_server import Reply, Request, ScriptedServer
+from tests.support.strategies import MORE_EXAMPLES
 
 POLICY = RetryPolicy(jitter=0.5, random=lambda: 0.5)
 Limit = Callable[[float, int], tuple[int, float | None]]
@@ -171,7 +172,7 @@ def test_the_pace_that_a_server_allows_is_found(
     assert simulation.refused <= 3 * jobs + 0.1 * items
 
 
-@settings(max_examples=100)
+@MORE_EXAMPLES
 @given(
     steps=st.lists(
         st.tuples(

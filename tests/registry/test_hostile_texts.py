@@ -27,6 +27,7 @@ from mirror.registry.connections import Connections, _Route
 from mirror.registry.http1 import Body, Connection, Headers, Patience, Response
 from mirror.registry.streams import Fault, WireError
 from tests.support.hostile import json_documents
+from tests.support.strategies import MORE_EXAMPLES
 
 HOST = "registry.example"
 BLOB = b"content"
@@ -155,7 +156,7 @@ QUESTIONS: dict[str, Callable[[RegistryClient], object]] = {
 }
 
 
-@settings(max_examples=120, deadline=None)
+@MORE_EXAMPLES
 @given(
     what=st.sampled_from(sorted(QUESTIONS)),
     script=st.lists(answers, min_size=1, max_size=4),

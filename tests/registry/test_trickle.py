@@ -120,7 +120,8 @@ def test_a_finished_upload_may_be_thought_about_for_longer(make_client: MakeClie
         return client.upload("a", Digest.of(b"x"), 1, lambda offset: (c for c in [b"x"]))
 
     with raw_server(talk) as host:
-        patient = make_client(host, attempts=1, stall_timeout_s=LIMIT_S, answer_timeout_s=30.0)
+        # On a busy machine the session itself may open too late; nobody finishes sooner by trying.
+        patient = make_client(host, attempts=20, stall_timeout_s=LIMIT_S, answer_timeout_s=30.0)
         assert upload(patient) == 1
         hurried = make_client(host, attempts=1, stall_timeout_s=30.0, answer_timeout_s=LIMIT_S)
         quickly(hurried, upload)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 
-from hypothesis import given, settings
+from hypothesis import given
 from semver import Version
 
 from mirror.errors import SourceContentError
@@ -19,6 +19,7 @@ from mirror.release.platform import (
 )
 from mirror.release.source import ReleaseInfo, parse_release
 from tests.support.hostile import json_documents, yaml_documents
+from tests.support.strategies import MORE_EXAMPLES
 
 WHERE = "registry.example.com/deckhouse/ee/release-channel:alpha"
 _VERSION_KEYS = ["version", "suspend", "requirements", "disruptions"]
@@ -28,7 +29,7 @@ _CONTRACT_KEYS = [
 ]
 
 
-@settings(max_examples=300)
+@MORE_EXAMPLES
 @given(json_documents(_VERSION_KEYS))
 def test_any_version_json_is_read_or_refused(data: bytes) -> None:
     for version_only in (True, False):
@@ -37,7 +38,7 @@ def test_any_version_json_is_read_or_refused(data: bytes) -> None:
             deckhouse_releases([(info, {})])
 
 
-@settings(max_examples=300)
+@MORE_EXAMPLES
 @given(yaml_documents(["ingress", "fixes"]))
 def test_any_changelog_is_read_and_can_be_written_down_or_is_refused(data: bytes) -> None:
     try:
@@ -48,7 +49,7 @@ def test_any_changelog_is_read_and_can_be_written_down_or_is_refused(data: bytes
     assert deckhouse_releases([(ReleaseInfo(Version(1)), changelog)])
 
 
-@settings(max_examples=300)
+@MORE_EXAMPLES
 @given(json_documents(["module", "image"]))
 def test_any_list_of_images_is_read_or_refused(data: bytes) -> None:
     for file in (IMAGES_DIGESTS, IMAGES_TAGS):
@@ -59,7 +60,7 @@ def test_any_list_of_images_is_read_or_refused(data: bytes) -> None:
     find_digests(data)
 
 
-@settings(max_examples=300)
+@MORE_EXAMPLES
 @given(yaml_documents(_CONTRACT_KEYS))
 def test_any_contract_is_read_or_refused(data: bytes) -> None:
     annotation = base64.b64encode(data).decode()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from semver import Version
+
+MORE_EXAMPLES = settings(max_examples=3 * settings().max_examples)
+"""Three times as many as usual, for texts and bytes of which few mean anything."""
 
 _PRE_RELEASES = (None, "alpha", "rc.1", "rc.2", "main")
 
