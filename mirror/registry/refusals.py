@@ -99,6 +99,15 @@ def from_answer(
             f"{busy} (HTTP {status})",
             retry_after_s(headers.get("retry-after")),
         )
+    told = headers.get("www-authenticate", "")
+    if status == 401 and login.proof == "bearer" and 'error="invalid_token"' in told:
+        # We send no token that has ended, so something else is wrong with it than with the login.
+        return DeniedError(
+            f"{where}: {host} does not accept the token that its token server has just given "
+            f"({said}); check that the clocks of the two agree, and that the registry trusts the "
+            "token server's key",
+            **fields,
+        )
     if status in (401, 403):
         return DeniedError(f"{where}: {_denial(status, said, host, login)}", **fields)
     if status == 404:

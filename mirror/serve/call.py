@@ -419,4 +419,6 @@ class TokenAuth(Auth):
             parts.append(f'scope="{_CATALOGUE}"')
         if grant is not None:
             parts.append('error="insufficient_scope"')
+        elif "authorization" in request.headers:
+            parts.append('error="invalid_token"')
         return "Bearer " + ",".join(parts)

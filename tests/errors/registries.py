@@ -234,6 +234,20 @@ def _wrong_token(lab: Lab) -> Told:
 
 @situation(
     DeniedError,
+    "A token that is not valid",
+    cause="The registry does not accept what its token server has just given, as where their "
+    "clocks differ by minutes, or the registry trusts another key.",
+    cure="Set the clocks of both. If they agree, look at the registry's log, and at the "
+    "certificate of the token server that it trusts.",
+)
+def _invalid_token(lab: Lab) -> Told:
+    address = lab.registry(auth=TokenAuth(CI, expires_s=0))
+    login = ("-u", "ci", "-p", "-")
+    return lab.mirror("push", lab.sealed, address, "--insecure", *login, stdin="right\n")
+
+
+@situation(
+    DeniedError,
     "A user who may not write",
     cause="The user may read here and not write.",
     cure="Have the right granted, or log in as somebody who has it. Nothing was sent.",

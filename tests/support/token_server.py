@@ -181,10 +181,11 @@ def checked(text: str) -> dict[str, Any]:
 class TokenServer:
     """Runs a rendered token-auth configuration in a thread, until it is closed.
 
-    `config` is the rendered file; paths in it are used as they stand.
+    `config` is the rendered file; paths in it are used as they stand. Its clock is `ahead_s` ahead.
     """
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, *, ahead_s: float = 0.0) -> None:
+        self.ahead_s = ahead_s
         document = checked(config.read_text())
         token, server = document["token"], document["server"]
         self._issuer, self._lifetime_s = token["issuer"], int(token["expiration"])
@@ -260,7 +261,7 @@ class TokenServer:
         if not known:
             self._send(request, 401, "Auth failed.")
             return
-        now = int(time.time())
+        now = int(time.time() + self.ahead_s)
         claims = {
             "iss": self._issuer,
             "sub": account,
