@@ -18,11 +18,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Program:
-    """`package` of a module at a version. A version is one build, which is kept."""
+    """`package` of a module at a version. A version is one build, which is kept.
+
+    With `sources` it is a module of ours, in that folder beside this file, made of the other one.
+    """
 
     module: str
     version: str
     package: str
+    sources: str = ""
 
 
 PROGRAMS = {
@@ -32,6 +36,8 @@ PROGRAMS = {
     "distribution": Program("github.com/distribution/distribution/v3", "v3.1.2", "cmd/registry"),
     "olareg": Program("github.com/olareg/olareg", "v0.1.2", "cmd/olareg"),
     "helm": Program("helm.sh/helm/v3", "v3.19.5", "cmd/helm"),
+    # It requires each part of Kubernetes by its own version, which `go build` of a package cannot.
+    "kube-api": Program("k8s.io/kubernetes", "v1.34.4", "cmd/kube-apiserver", "kube-api"),
 }
 """The one table of versions."""
 
@@ -62,18 +68,25 @@ def built(name: str) -> Path:
 def _build(wanted: Program, folder: Path, program: Path) -> None:
     started = time.monotonic()
     go_command = go()
-    flags = f"{os.environ.get('GOFLAGS', '')} -buildvcs=false -mod=mod"
-    # By a module of its own and not by `go install`: that asks for the list of all versions, which
-    # the proxy does not have of every module.
-    environment = {**os.environ, "HOME": str(HOME), "GOFLAGS": flags, "GOWORK": "off"}
+    flags = f"{os.environ.get('GOFLAGS', '')} -buildvcs=false"
+    environment = {**os.environ, "HOME": str(HOME), "GOWORK": "off"}
     require = f"{wanted.module}@{wanted.version}"
-    (folder / "go.mod").unlink(missing_ok=True)
     made = folder / "building"
-    for arguments in (
-        ["mod", "init", "build.local/program"],
-        ["mod", "edit", "-require", require],
-        ["build", "-o", str(made), f"{wanted.module}/{wanted.package}"],
-    ):
+    if wanted.sources:
+        shutil.copytree(Path(__file__).parent / wanted.sources, folder, dirs_exist_ok=True)
+        environment |= {"GOFLAGS": flags, "CGO_ENABLED": "0"}
+        steps = [["build", "-trimpath", "-ldflags", "-s -w", "-o", str(made), "."]]
+    else:
+        # By a module of its own and not by `go install`: that asks for the list of all versions,
+        # which the proxy does not have of every module.
+        environment["GOFLAGS"] = f"{flags} -mod=mod"
+        (folder / "go.mod").unlink(missing_ok=True)
+        steps = [
+            ["mod", "init", "build.local/program"],
+            ["mod", "edit", "-require", require],
+            ["build", "-o", str(made), f"{wanted.module}/{wanted.package}"],
+        ]
+    for arguments in steps:
         subprocess.run(
             ["nice", go_command, *arguments],
             check=True,

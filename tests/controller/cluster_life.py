@@ -13,7 +13,9 @@ from typing import Any
 
 import yaml
 
-from mirror.modes.constants import LOGICAL_HOST
+from mirror.modes.constants import LOGICAL_HOST, ConditionType
+from mirror.modes.routes import Mode
+from mirror.modes.state import RegistryState
 from mirror.nodeconfig.object_secrets import VERSION
 from mirror.nodeconfig.pods import VERSION_ANNOTATION
 from tests.support.kube_api import KubeCluster
@@ -21,6 +23,7 @@ from tests.support.rendered_cluster import NODES
 
 UPSTREAM = "nexus.example:8443"
 _LABELS = {"component": "registry-service", "type": "node-services"}
+_C = ConditionType
 _CONFIG = {"apiVersion": "deckhouse.io/v1alpha1", "kind": "ModuleConfig"}
 
 
@@ -33,6 +36,8 @@ class Life:
         """What each node has applied: hosts and their mirrors."""
         self.broken: list[str] = []
         """When images in use could not be pulled."""
+        self.untrue: list[str] = []
+        """When a condition was true of what was not so."""
         self.rolled: dict[str, str] = {}
         """Deployment → the version of its pods."""
         static = {"cluster-configuration.yaml": "clusterType: Static"}
@@ -111,6 +116,7 @@ class Life:
             status = one.setdefault("status", {})
             count = one["spec"]["replicas"]
             done = {"replicas": count, "updatedReplicas": count, "readyReplicas": count}
+            done["observedGeneration"] = one["metadata"]["generation"]
             name = one["metadata"]["name"]
             if {key: status.get(key) for key in done} != done or self.rolled.get(name) != version:
                 self.rolled[name] = version
@@ -126,6 +132,46 @@ class Life:
     def _look(self, how: str, key: tuple[str, str, str]) -> None:
         if what := self._unserved():
             self.broken.append(f"{how} {key[0]} {key[2]}: {what}")
+        self.untrue += (f"{how} {key[0]} {key[2]}: {what}" for what in self._untrue(key[2]))
+
+    def _untrue(self, changed: str) -> Iterator[str]:
+        """The conditions that say what is not so, by what there is and not by what was rendered."""
+        secret = self.cluster.get("Secret", "registry-state")
+        if secret is None:
+            return
+        state = RegistryState.load(secret)
+        registry = self.cluster.get("Secret", "deckhouse-registry") or {"data": {}}
+        managed = state.target_mode is not Mode.UNMANAGED
+        logical = LOGICAL_HOST if managed else UPSTREAM
+        cached = state.target_mode in (Mode.PROXY, Mode.LOCAL)
+        new = "127.0.0.1:5001" if cached else UPSTREAM
+        mirrors = [
+            [mirror["host"] for mirror in hosts.get(logical, {"mirrors": []})["mirrors"]]
+            for hosts in self.routes.values()
+        ]
+        deployments = {one["metadata"]["name"]: one for one in self.cluster.of("Deployment")}
+        proxy = deployments.get("registry-incluster-proxy")
+        note = deployments["deckhouse"]["spec"]["template"]["metadata"].get("annotations", {})
+        pods = {one["metadata"]["name"]: one for one in self.cluster.of("Pod")}
+        masters = sum(node.master for node in NODES)
+        holds = {
+            # Later they restart one after the other, for files that change.
+            _C.NODE_SERVICES: changed != "registry-state"
+            or sum(map(_ready, self._replicas())) == masters,
+            _C.TRANSITION: len(mirrors) == len(NODES) and all(new in each for each in mirrors),
+            _C.IN_CLUSTER_PROXY: bool(proxy and proxy.get("status", {}).get("readyReplicas")),
+            _C.REGISTRY_SWITCH: _text(registry, "address") == logical
+            and pods["deckhouse-0"]["metadata"]["annotations"].items() >= note.items(),
+            _C.FINAL: all(each == [new] for each in mirrors)
+            and all(hosts.keys() == {logical} for hosts in self.routes.values()),
+            _C.CLEANUP_NODE_SERVICES: not any(self._replicas()),
+            _C.CLEANUP_IN_CLUSTER_PROXY: proxy is None,
+            _C.READY: state.mode is state.target_mode
+            and all(one.status for one in state.conditions),
+        }
+        for one in state.conditions:
+            if one.status and not holds.get(one.type, True):
+                yield f"{one.type} is told of {state.target_mode}"
 
     def _unserved(self) -> str:
         """Who cannot pull an image that is in use; empty where all can."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mirror.controller.kube import KubeApi
+from tests.controller.leading import made_once as made_once
 from tests.support.kube_api import KubeCluster, KubeServer, kube_server
 
 

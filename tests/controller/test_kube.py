@@ -52,7 +52,7 @@ def test_a_field_of_somebody_else_is_a_conflict_unless_it_is_taken_over(
     api: KubeApi, cluster: KubeCluster
 ) -> None:
     cluster.write(secret(a="theirs"), manager="helm")
-    with pytest.raises(ConflictError, match=r'conflict with "helm": \.data\.a') as refused:
+    with pytest.raises(ConflictError, match=r'conflict with "helm" using v1: \.data\.a') as refused:
         api.apply(secret(a="ours"))
     assert base64.b64encode(b"ours").decode() not in str(refused.value)
     assert api.bring(secret(a="ours"), force=True) == "changed"

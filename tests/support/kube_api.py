@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
@@ -24,11 +26,22 @@ from tests.support.kubernetes import check_object
 
 Field = tuple[str, ...]
 TOKEN = "token-of-the-controller"
+ACCOUNT = "system:serviceaccount:d8-system:mirror-controller"
 _IDENTITY = {("apiVersion",), ("kind",), *(("metadata", one) for one in ("name", "namespace"))}
 _ATOMIC = {("spec", "selector")}
 """Mappings that have one owner as a whole, as lists have."""
-_SERVERS = ("uid", "resourceVersion", "creationTimestamp", "managedFields")
+_SERVERS = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields")
 _KINDS = {resource.plural: kind for kind, resource in RESOURCES.items()}
+_KEYED: dict[Field, dict[str, Any]] = {
+    ("Service", "spec", "ports"): {"port": None, "protocol": "TCP"},
+    **{
+        ("Deployment", "spec", "template", "spec", name): {"name": None}
+        for name in ("containers", "initContainers", "volumes")
+    },
+}
+"""Lists whose items have owners of their own: the fields that tell items apart, with defaults."""
+_COUNTED = ("Deployment", "Ingress", "ModuleConfig", "PodDisruptionBudget")
+"""The kinds whose generation counts what is wanted, and whose status is written beside them."""
 
 
 class Refused(Exception):
@@ -47,13 +60,26 @@ class Refused(Exception):
         }
 
 
+def _plural(kind: str) -> str:
+    """A kind as messages name it: `secrets`, `deployments.apps`."""
+    group = RESOURCES[kind].version.rpartition("/")[0]
+    return RESOURCES[kind].plural + (f".{group}" if group else "")
+
+
+def _conflict(kind: str, name: str, what: str) -> Refused:
+    message = f'Operation cannot be fulfilled on {_plural(kind)} "{name}": {what}'
+    return Refused(409, "Conflict", message)
+
+
 class KubeCluster:
     """The objects of a cluster, by kind, namespace and name."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.owners: dict[tuple[str, str, str], dict[tuple[str, str], set[Field]]] = {}
-        self.events: list[tuple[int, str, tuple[str, str, str], dict[str, Any]]] = []
+        self.events: list[tuple[int, str, tuple[str, str, str], dict[str, Any], Any]] = []
+        """Version, what happened, to what, and the object as it is and as it was."""
+        self._pages: dict[str, list[dict[str, Any]]] = {}
         self.version, self.forgotten = 100, 100
         self.changed = threading.Condition(threading.RLock())
         self.requests: list[str] = []
@@ -99,19 +125,23 @@ class KubeCluster:
     # -- requests ----------------------------------------------------------------------------------
 
     def listed(self, kind: str, space: str, query: Mapping[str, str]) -> dict[str, Any]:
-        """A page of a list."""
+        """A page of a list, which is as the cluster was when its first page was asked for."""
         with self.changed:
-            found = [
+            version, _, start = (query.get("continue") or "").partition("/")
+            found = self._pages.get(version) or [
                 one
                 for key, one in sorted(self.objects.items())
                 if key[0] == kind and space in ("", key[1]) and _selected(one, query)
             ]
-            start, limit = int(query.get("continue") or 0), int(query.get("limit") or len(found))
-            page = copy.deepcopy(found[start : start + limit])
+            version, begin = version or str(self.version), int(start or 0)
+            end = begin + int(query.get("limit") or len(found))
+            page = copy.deepcopy(found[begin:end])
             for one in page:
                 del one["kind"], one["apiVersion"]  # as the real one does
-            more = str(start + limit) if start + limit < len(found) else ""
-            metadata = {"resourceVersion": str(self.version), "continue": more}
+            metadata = {"resourceVersion": version}
+            if end < len(found):
+                self._pages[version] = found
+                metadata["continue"] = f"{version}/{end}"
             return {"kind": f"{kind}List", "metadata": metadata, "items": page}
 
     def create(
@@ -120,26 +150,30 @@ class KubeCluster:
         """POST."""
         with self.changed:
             if key in self.objects:
-                raise Refused(409, "AlreadyExists", f'{key[0]} "{key[2]}" already exists')
+                message = f'{_plural(key[0])} "{key[2]}" already exists'
+                raise Refused(409, "AlreadyExists", message)
             if document["metadata"].get("resourceVersion"):
-                raise Refused(400, "BadRequest", "resourceVersion should not be set")
-            return self._update(key, document, manager, dry=dry)
+                message = "resourceVersion should not be set on objects to be created"
+                raise Refused(500, "InternalError", message)
+            return self._update(key, _of_clients(key, document, None), manager, dry=dry)
 
     def replace(
         self, key: tuple[str, str, str], document: Mapping[str, Any], manager: str, *, dry: bool
     ) -> dict[str, Any]:
         """PUT."""
         with self.changed:
-            self._there(key)
+            there = self._there(key)
             self._same_version(key, document["metadata"].get("resourceVersion"))
-            return self._update(key, document, manager, dry=dry)
+            return self._update(key, _of_clients(key, document, there), manager, dry=dry)
 
     def merge(
         self, key: tuple[str, str, str], patch: Mapping[str, Any], manager: str, *, dry: bool
     ) -> dict[str, Any]:
         """PATCH with a merge patch (RFC 7386)."""
         with self.changed:
-            merged = _merged(self._there(key), patch)
+            there = self._there(key)
+            self._same_version(key, (patch.get("metadata") or {}).get("resourceVersion"))
+            merged = _of_clients(key, _merged(there, patch), there)
             return self._update(key, merged, manager, dry=dry)
 
     def apply(
@@ -153,43 +187,46 @@ class KubeCluster:
     ) -> dict[str, Any]:
         """PATCH by server-side apply."""
         if not manager:
-            raise Refused(400, "BadRequest", "fieldManager is required for apply patch")
+            message = "fieldManager: Required value: is required for apply patch"
+            raise Refused(422, "Invalid", f'PatchOptions.meta.k8s.io "" is invalid: {message}')
         if document["metadata"].get("managedFields"):
             raise Refused(400, "BadRequest", "metadata.managedFields must be nil")
+        if (name := document["metadata"].get("name", key[2])) != key[2]:
+            message = f"the name of the object ({name}) does not match the name on the URL"
+            raise Refused(400, "BadRequest", f"{message} ({key[2]})")
         with self.changed:
             self._same_version(key, document["metadata"].get("resourceVersion"))
-            old = self.objects.get(key)
+            old, new = _tree(self.objects.get(key, {})), _tree(document)
             owners = {who: set(fields) for who, fields in self.owners.get(key, {}).items()}
-            wanted, me = _leaves(document), (manager, "Apply")
-            conflicts = sorted(
-                (who[0], ".".join(("", *field)))
+            wanted, me = _leaves(new), (manager, "Apply")
+            taken = {
+                who: {
+                    field
+                    for field in fields
+                    if _touches(field, wanted) and _at(old, field) != _at(new, field)
+                }
                 for who, fields in owners.items()
                 if who != me
-                for field in fields
-                if _touches(field, wanted) and _at(old, field) != _at(document, field)
-            )
-            if conflicts and not force:
-                text = "; ".join(f'conflict with "{who}": {field}' for who, field in conflicts)
-                message = f"Apply failed with {len(conflicts)} conflicts: {text}"
-                raise Refused(409, "Conflict", message)
-            for who, fields in owners.items():
-                if who != me:
-                    owners[who] = {
-                        field
-                        for field in fields
-                        if not (_touches(field, wanted) and _at(old, field) != _at(document, field))
-                    }
-            result = copy.deepcopy(old) if old else {}
+            }
+            if any(taken.values()) and not force:
+                raise Refused(409, "Conflict", _conflicts(taken, document["apiVersion"]))
+            for who, fields in taken.items():
+                owners[who] -= fields
+            result = copy.deepcopy(old)
             others = set().union(*(fields for who, fields in owners.items() if who != me))
             for field in owners.get(me, set()) - set(wanted) - others:
                 _drop(result, field)
             for field in wanted:
-                _put(result, field, _at(document, field))
+                _put(result, field, _at(new, field))
+            for field in _empty(new):
+                if _at(result, field) is None:
+                    _put(result, field, {})
             owners[me] = set(wanted)
             for field in _IDENTITY:
-                if (value := _at(document, field)) is not None:
+                if (value := _at(new, field)) is not None:
                     _put(result, field, value)
-            return self._store(key, result, owners, dry=dry)
+            given = _of_clients(key, _plain(result), self.objects.get(key))
+            return self._store(key, given, owners, dry=dry)
 
     def delete(self, key: tuple[str, str, str], options: Mapping[str, Any]) -> dict[str, Any]:
         """DELETE."""
@@ -197,7 +234,9 @@ class KubeCluster:
             there, only = self._there(key), options.get("preconditions") or {}
             for name in ("uid", "resourceVersion"):
                 if only.get(name) not in (None, there["metadata"][name]):
-                    raise Refused(409, "Conflict", f"Precondition failed: {name}")
+                    named = {"uid": "UID", "resourceVersion": "ResourceVersion"}[name]
+                    what = f"Precondition failed: {named} in precondition: {only[name]}"
+                    raise _conflict(key[0], key[2], what)
             self._delete(key)
             return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
 
@@ -205,53 +244,57 @@ class KubeCluster:
         self, kind: str, space: str, query: Mapping[str, str], closing: threading.Event
     ) -> Iterator[dict[str, Any]]:
         """The events of a watch, with a bookmark where others' changes were passed over."""
-        seen = int(query.get("resourceVersion") or 0)
+        seen, marks = int(query.get("resourceVersion") or 0), query.get("allowWatchBookmarks")
+        ends = time.monotonic() + float(query.get("timeoutSeconds") or 1800)
         with self.changed:
             self.watches += 1
         while not closing.is_set():
             with self.changed:
                 if seen < self.forgotten:
                     gone = Refused(410, "Expired", f"too old resource version: {seen}")
-                    told = [{"type": "ERROR", "object": gone.document}]
-                else:
+                    yield {"type": "ERROR", "object": gone.document}
+                    return
+                told = [
+                    {"type": how, "object": {**copy.deepcopy(one), **_versioned(one, version)}}
+                    for version, what, key, one, old in self.events
+                    if version > seen and key[0] == kind and space in ("", key[1])
+                    if (how := _told(what, one, old, query))
+                ]
+                over = time.monotonic() >= ends
+                if marks and not told and (self.version > seen or over):
+                    bare = {"apiVersion": RESOURCES[kind].version, "kind": kind}
                     told = [
-                        {"type": how, "object": copy.deepcopy(one)}
-                        for version, how, key, one in self.events
-                        if version > seen and key[0] == kind and space in ("", key[1])
-                        if _selected(one, query)
+                        {"type": "BOOKMARK", "object": {**bare, **_versioned({}, self.version)}}
                     ]
-                    if not told and self.version > seen:
-                        mark = {"metadata": {"resourceVersion": str(self.version)}, "kind": kind}
-                        told = [{"type": "BOOKMARK", "object": mark}]
-                    seen = self.version
-                    if not told:
-                        self.changed.wait(0.5)
+                seen = self.version
+                if not told and not over:
+                    self.changed.wait(min(0.5, ends - time.monotonic()))
             yield from told
-            if told and told[0]["type"] == "ERROR":
+            if over:
                 return
 
     # -- the store ---------------------------------------------------------------------------------
 
     def _there(self, key: tuple[str, str, str]) -> dict[str, Any]:
         if key not in self.objects:
-            raise Refused(404, "NotFound", f'{RESOURCES[key[0]].plural} "{key[2]}" not found')
+            raise Refused(404, "NotFound", f'{_plural(key[0])} "{key[2]}" not found')
         return self.objects[key]
 
     def _same_version(self, key: tuple[str, str, str], given: str | None) -> None:
         if given and given != self.objects.get(key, {}).get("metadata", {}).get("resourceVersion"):
-            message = (
-                f'Operation cannot be fulfilled on "{key[2]}": the object has been modified; '
-                "please apply your changes to the latest version and try again"
-            )
-            raise Refused(409, "Conflict", message)
+            what = "the object has been modified; please apply your changes to the latest version"
+            raise _conflict(key[0], key[2], f"{what} and try again")
 
     def _update(
         self, key: tuple[str, str, str], document: Mapping[str, Any], manager: str, *, dry: bool
     ) -> dict[str, Any]:
-        old, new = self.objects.get(key, {}), copy.deepcopy(dict(document))
-        changed = {field for field in _leaves(new) if _at(new, field) != _at(old, field)}
+        new = copy.deepcopy(dict(document))
+        before, after = _tree(self.objects.get(key, {})), _tree(new)
+        changed = {field for field in _leaves(after) if _at(after, field) != _at(before, field)}
         owners = {
-            who: {field for field in fields if field not in changed and _at(new, field) is not None}
+            who: {
+                field for field in fields if field not in changed and _at(after, field) is not None
+            }
             for who, fields in self.owners.get(key, {}).items()
         }
         owners.setdefault((manager, "Update"), set()).update(changed)
@@ -277,7 +320,8 @@ class KubeCluster:
             except Exception as err:
                 raise Refused(422, "Invalid", f'{key[0]} "{key[2]}" is invalid: {err}') from err
         if old and key[0] == "Secret" and old.get("type") != new.get("type"):
-            raise Refused(422, "Invalid", f'Secret "{key[2]}" is invalid: type is immutable')
+            what = f'type: Invalid value: "{new.get("type")}": field is immutable'
+            raise Refused(422, "Invalid", f'Secret "{key[2]}" is invalid: {what}')
         before = copy.deepcopy(old) or {}
         for name in _SERVERS:
             before.get("metadata", {}).pop(name, None)
@@ -289,6 +333,10 @@ class KubeCluster:
             for (who, how), fields in sorted(owners.items())
             if fields
         ]
+        if key[0] in _COUNTED:
+            counted = known.get("generation", 0)
+            same_spec = old is not None and old.get("spec") == new.get("spec")
+            metadata["generation"] = counted if same_spec else counted + 1
         bare = {**new, "metadata": {k: v for k, v in metadata.items() if k not in _SERVERS}}
         same = old is not None and bare == before
         metadata["resourceVersion"] = known["resourceVersion"] if same else str(self.version + 1)
@@ -297,18 +345,20 @@ class KubeCluster:
             return copy.deepcopy(new)
         self.objects[key], self.owners[key] = new, owners
         if not same:
-            self._tell("MODIFIED" if old else "ADDED", key, new)
+            self._tell("MODIFIED" if old else "ADDED", key, new, old)
         return copy.deepcopy(new)
 
     def _delete(self, key: tuple[str, str, str]) -> None:
-        gone = self.objects.pop(key)
+        gone = copy.deepcopy(self.objects.pop(key))  # snapshots of tests share the objects
         self.owners.pop(key, None)
         gone["metadata"]["resourceVersion"] = str(self.version + 1)
-        self._tell("DELETED", key, gone)
+        self._tell("DELETED", key, gone, gone)
 
-    def _tell(self, how: str, key: tuple[str, str, str], one: dict[str, Any]) -> None:
+    def _tell(
+        self, how: str, key: tuple[str, str, str], one: dict[str, Any], old: dict[str, Any] | None
+    ) -> None:
         self.version += 1
-        self.events.append((self.version, how, key, copy.deepcopy(one)))
+        self.events.append((self.version, how, key, copy.deepcopy(one), copy.deepcopy(old)))
         self.changed.notify_all()
         self.on_change(how, key)
 
@@ -316,12 +366,80 @@ class KubeCluster:
 # -- fields ----------------------------------------------------------------------------------------
 
 
+def _of_clients(
+    key: tuple[str, str, str], document: Mapping[str, Any], there: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What of an object they may write: not its status, which stays as it is."""
+    given = {name: one for name, one in document.items() if name != "status"}
+    status = (there or {}).get("status")
+    return given if status is None else {**given, "status": status}
+
+
+class _Items(dict[str, Any]):
+    """A list whose items have owners of their own, by what tells them apart."""
+
+
+def _tree(document: Mapping[str, Any]) -> dict[str, Any]:
+    """An object in which such lists are mappings, and back again (`_plain`)."""
+
+    def made(value: Any, path: Field) -> Any:
+        if isinstance(value, Mapping):
+            return {key: made(one, (*path, key)) for key, one in value.items()}
+        if path not in _KEYED or not isinstance(value, list):
+            return value
+        return _Items({_item(one, _KEYED[path]): dict(one) for one in value})
+
+    found: dict[str, Any] = made(document, (str(document.get("kind")),))
+    return found
+
+
+def _item(one: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
+    """`[port=5001,protocol="TCP"]`"""
+    values = (f"{key}={json.dumps(one.get(key, default))}" for key, default in keys.items())
+    return f"[{','.join(values)}]"
+
+
+def _plain(tree: Any) -> Any:
+    if isinstance(tree, _Items):
+        return [_plain(one) for one in tree.values() if one]
+    return {key: _plain(one) for key, one in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _spelt(field: Field) -> str:
+    return "".join(key if key.startswith("[") else f".{key}" for key in field)
+
+
+def _conflicts(taken: Mapping[tuple[str, str], set[Field]], version: str) -> str:
+    """In the words of the real one, whose users read them."""
+    found = {
+        f'"{who}"' + (f" using {version}" if how == "Update" else ""): sorted(map(_spelt, fields))
+        for (who, how), fields in sorted(taken.items())
+        if fields
+    }
+    if (count := sum(map(len, found.values()))) == 1:
+        ((who, (field,)),) = found.items()
+        return f"Apply failed with 1 conflict: conflict with {who}: {field}"
+    lines = [
+        line
+        for who, fields in found.items()
+        for line in (f"conflicts with {who}:", *(f"- {field}" for field in fields))
+    ]
+    return f"Apply failed with {count} conflicts: " + "\n".join(lines)
+
+
+def _empty(tree: Mapping[str, Any], path: Field = ()) -> Iterator[Field]:
+    """The mappings in which nothing is; nobody owns anything in them."""
+    for key, one in tree.items():
+        if isinstance(one, Mapping):
+            yield from _empty(one, (*path, key)) if one else [(*path, key)]
+
+
 def _leaves(document: Mapping[str, Any]) -> dict[Field, None]:
-    """The fields that have owners: what is no mapping, lists as a whole."""
+    """The fields of a tree that have owners: what is no mapping, other lists as a whole."""
     found: dict[Field, None] = {}
 
     def walk(value: Any, path: Field) -> None:
-        if isinstance(value, Mapping) and value and path not in _ATOMIC:
+        if isinstance(value, Mapping) and path not in _ATOMIC:
             for key, one in value.items():
                 walk(one, (*path, key))
         elif path not in _IDENTITY and not (path[0] == "metadata" and path[1] in _SERVERS):
@@ -342,9 +460,10 @@ def _at(document: Any, field: Field) -> Any:
 
 
 def _put(document: dict[str, Any], field: Field, value: Any) -> None:
-    for key in field[:-1]:
+    for key, following in pairwise(field):
         inner = document.get(key)
-        document[key] = inner if isinstance(inner, dict) else {}
+        fresh = _Items() if following.startswith("[") else {}
+        document[key] = inner if isinstance(inner, dict) else fresh
         document = document[key]
     document[field[-1]] = copy.deepcopy(value)
 
@@ -375,6 +494,20 @@ def _selected(one: Mapping[str, Any], query: Mapping[str, str]) -> bool:
             return False
     field = query.get("fieldSelector") or ""
     return not field or one["metadata"]["name"] == field.removeprefix("metadata.name=")
+
+
+def _versioned(one: Mapping[str, Any], version: int) -> dict[str, Any]:
+    return {"metadata": {**one.get("metadata", {}), "resourceVersion": str(version)}}
+
+
+def _told(
+    what: str, one: Mapping[str, Any], old: Mapping[str, Any] | None, query: Mapping[str, str]
+) -> str:
+    """What happened to who watches a selection: it may begin or cease to have an object."""
+    now, before = _selected(one, query), old is not None and _selected(old, query)
+    if what == "DELETED" or not now:
+        return "DELETED" if before else ""
+    return "MODIFIED" if before else "ADDED"
 
 
 # -- the server ------------------------------------------------------------------------------------
@@ -430,12 +563,13 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(401, "Unauthorized", "Unauthorized")
             named = name or query.get("fieldSelector", "").removeprefix("metadata.name=")
             if server.rights and not server.rights.allow(verb, kind, space, named):
-                message = f'{RESOURCES[kind].plural} "{name}" is forbidden: cannot {verb}'
-                raise Refused(403, "Forbidden", message)
+                raise Refused(403, "Forbidden", _forbidden(verb, kind, space, name))
             if watching:
                 return self._stream(api.watched(kind, space, query, server.closing))
             body = json.loads(content) if content else {}
-            self._send(200, self._carry_out(verb, (kind, space, name), query, body))
+            known = len(api.objects)
+            document = self._carry_out(verb, (kind, space, name), query, body)
+            self._send(201 if len(api.objects) > known else 200, document)
         except Refused as no:
             self._send(no.status, no.document)
 
@@ -489,6 +623,14 @@ class _Handler(BaseHTTPRequestHandler):
             line = json.dumps(event).encode() + b"\n"
             self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
         self.wfile.write(b"0\r\n\r\n")
+
+
+def _forbidden(verb: str, kind: str, space: str, name: str) -> str:
+    group = RESOURCES[kind].version.rpartition("/")[0]
+    where = f'in the namespace "{space}"' if space else "at the cluster scope"
+    what = f'cannot {verb} resource "{RESOURCES[kind].plural}" in API group "{group}" {where}'
+    named = _plural(kind) + (f' "{name}"' if name else "")
+    return f'{named} is forbidden: User "{ACCOUNT}" {what}'
 
 
 def _place(path: str) -> tuple[str, str, str]:
