@@ -26,7 +26,7 @@ _COMMANDS = {
     "fleet": ("sync.fleet_group", "The registries that follow one hub."),
     "status": ("compare.status_command", "Show how complete registries are."),
     "diff": ("compare.diff_command", "Show what two inventories hold differently."),
-    "prune": ("generations.prune_command", "Remove what no kept inventory names."),
+    "prune": ("generations.prune_command", "Remove everything but what is to be kept."),
     "history": ("generations.history_command", "List the generations of a registry."),
     "rollback": ("generations.rollback_command", "Put tags back to an earlier generation."),
     "verify": ("compare.verify_command", "Prove that a bundle or a registry is whole."),

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Hashable, Mapping
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -327,13 +328,16 @@ def document(value: object, *fields: str) -> dict[str, Any]:
 def json_value(value: Any) -> Any:
     """Numbers, texts and None as they are, collections item by item, all else as it shows itself.
 
-    That is its `to_document`, or else its text: of a digest, a path, an error.
+    That is its `to_document`, or else its text: of a digest, a path, an error. Times are in UTC
+    (RFC 3339), to the second.
     """
     match value:
         case None | bool() | int() | float():
             return value
         case Mapping():
             return {str(key): json_value(one) for key, one in value.items()}
+        case datetime():
+            return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
         case tuple() | list() if type(value) in (tuple, list):  # a digest is a text
             return [json_value(one) for one in value]
     return value.to_document() if hasattr(value, "to_document") else str(value)

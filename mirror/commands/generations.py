@@ -91,8 +91,8 @@ def rollback_command(
     required=True,
     metavar="WHAT",
     shell_complete=writing.folder,
-    help="What to keep: a bundle's folder, a file with an inventory, or the number of a published "
-    "generation. Repeatable.",
+    help="What to keep: a bundle's folder, a file with an inventory, or a generation by its number "
+    "in `mirror history` (not how many to keep). Repeatable: all else goes.",
 )
 @flag("--dry-run", text="Print what would be removed; remove nothing.")
 @options.yes
@@ -109,7 +109,7 @@ def prune_command(
     keys: StatementKeys,
     work: Work,
 ) -> None:
-    """Remove from REGISTRY (host[:port]/path) what none of the kept inventories names.
+    """Remove from REGISTRY (host[:port]/path) everything that is not in what you keep.
 
     It removes tags and manifests, and only in the repositories that the registry's statements or
     the kept inventories name. Afterwards the registry's own garbage collector frees the space.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, overload
 
@@ -35,6 +36,7 @@ from mirror.sync.publication_state import (
     PublicationState,
     Published,
     generations,
+    reached,
     read_generation,
     read_state,
     read_tips,
@@ -67,7 +69,8 @@ class ReplicaStatus:
     """How one registry stands.
 
     `declared` is what it states, `verified` what of that is there; `lag`, how many generations it
-    is behind the highest. `publishing` is the generation of an unfinished publication.
+    is behind the highest. `publishing` is the generation of an unfinished publication. `reached` is
+    when this registry got to `generation`, if it keeps that.
     """
 
     name: str
@@ -79,6 +82,7 @@ class ReplicaStatus:
     missing: tuple[str, ...]
     failures: tuple[Failure, ...]
     lag: int = 0
+    reached: datetime | None = None
 
     @property
     def complete(self) -> bool:
@@ -87,7 +91,15 @@ class ReplicaStatus:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        said = ("replica=name", "complete", "statement", "generation", "publishing", "lag")
+        said = (
+            "replica=name",
+            "complete",
+            "statement",
+            "generation",
+            "reached",
+            "publishing",
+            "lag",
+        )
         return document(self, *said, "declared", "verified", "missing", "failures")
 
 
@@ -179,6 +191,7 @@ def _held_against(
             *(Failure(tree.name, "its statement", StatementError(one)) for one in state.notices),
             *found.failures,
         ),
+        reached=reached(tree, current) if current else None,
     )
 
 
@@ -314,7 +327,8 @@ class Generation:
     """One state that a registry reached, or, if `interrupted`, was to reach.
 
     `changes` is the difference from the generation before, `statement` the digest of the artifact,
-    `restores` the earlier generation that a rollback put back by this one.
+    `restores` the earlier generation that a rollback put back by this one. `reached` is when this
+    registry got to it, by the clock of who published it; None if it does not keep that.
     """
 
     number: int
@@ -326,6 +340,7 @@ class Generation:
     tool: str
     current: bool = False
     interrupted: bool = False
+    reached: datetime | None = None
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -339,7 +354,7 @@ class Generation:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        named = ("generation=number", "current", "interrupted", "restores", "inventory")
+        named = ("generation=number", "reached", "current", "interrupted", "restores", "inventory")
         kinds = ("added", "changed", "removed")
         return {
             **document(self, *named, "digest=statement", "tool", "versions", "channels"),
@@ -395,7 +410,8 @@ def history(
             published = None
         run.on_event(PhaseAdvanced())
         if published is not None:
-            found.append(_generation(published, state))
+            one, tags = _generation(published, state)
+            found.append((replace(one, reached=reached(tree, published)), tags))
     if state.pending and not any(one.interrupted for one, _ in found):
         found.append(_generation(state.pending, state))
     shown = [

@@ -24,7 +24,10 @@ from mirror.sync.publication_state import (
     PublicationState,
     Published,
     generation_tag,
+    generations,
     kept_statements,
+    reached_note,
+    reached_tag,
     read_state,
     read_tips,
 )
@@ -39,7 +42,8 @@ class PruneReport:
     """What was removed or, in a dry run, would be.
 
     `freed` is the bytes of blobs that nothing needs any more. `generations` can no longer be
-    restored; `published` is what the registry states now.
+    restored; where the current one is among them, a new one takes its place. `published` is what
+    the registry states now.
     """
 
     target: str
@@ -121,7 +125,10 @@ def prune(
             inventories.append(_inventory_of(one))
         elif one not in promised:
             held = ", ".join(map(str, sorted(promised))) or "none"
-            raise refused(f"it has no generation {one}; those it has: {held}")
+            raise refused(
+                f"it has no generation {one}; those it has: {held} (--keep takes their numbers, "
+                "not how many)"
+            )
     kept, known = union(inventories), stated.build()
     scope = frozenset({*known.repositories, *kept.repositories})
     if not kept.repositories:
@@ -151,16 +158,13 @@ def prune(
     doomed = {
         number: one
         for number, one in promised.items()
-        if not one.is_within(rest) and (current is None or one.digest != current.digest)
+        # A smaller statement takes the place of the current one, if anything goes.
+        if not one.is_within(rest) and (removal or current is None or one.digest != current.digest)
     }
     failures: tuple[Failure, ...] = ()
     if removal and not dry_run:
         check_deletes(tree)  # before a smaller state is published
         current = _state_rest(tree, state, rest, run)
-        if state.current is not None and current is not state.current:
-            number = state.current.statement.generation
-            if not promised[number].is_within(rest):
-                doomed[number] = promised[number]
         tips = read_tips(tree)
         gone: list[DropTag | DropManifest] = []
         failures = _carry_out(tree, removal, doomed, gone, run)
@@ -282,13 +286,17 @@ def _carry_out(
 ) -> tuple[Failure, ...]:
     """Remove the statements of `doomed`, then what they promised."""
     run.on_event(PhaseStarted("removing", len(removal.tags) + len(removal.manifests)))
-    statements = Removal(
-        manifests=tuple(
-            DropManifest(REPOSITORY, one.digest, (generation_tag(number),))
-            for number, one in sorted(doomed.items())
-        )
-    )
-    failures = remove(statements, tree, run=run)
+    statements = [
+        DropManifest(REPOSITORY, one.digest, (generation_tag(number),))
+        for number, one in sorted(doomed.items())
+    ]
+    notes = ((number, reached_note(tree, number)) for number in sorted(doomed))
+    statements += [
+        DropManifest(REPOSITORY, note.digest, (reached_tag(number),))
+        for number, note in notes
+        if note is not None
+    ]
+    failures = remove(Removal(manifests=tuple(statements)), tree, run=run)
     return failures or remove(removal, tree, gone=gone, run=run)
 
 
@@ -383,9 +391,11 @@ def remove_extras(
 
 def _statements_but(tree: RegistryTree, current: Digest, run: Run) -> Removal:
     found = walk(tree.source(), [REPOSITORY], run=run.quietly()).complete()
+    there = found.held.repository(REPOSITORY).tags
+    kept = {reached_tag(n) for n in generations(tree) if there.get(generation_tag(n)) == current}
     tags: dict[Digest, list[str]] = {}
-    for tag, digest in found.held.repository(REPOSITORY).tags.items():
-        if digest != current:
+    for tag, digest in there.items():
+        if digest != current and tag not in kept:
             tags.setdefault(digest, []).append(tag)
     return Removal(
         manifests=tuple(

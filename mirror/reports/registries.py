@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from mirror.bundle.format import size_text
 from mirror.errors import counted, counts, paragraph
-from mirror.layout import RELEASE_CHANNEL
+from mirror.layout import RELEASE_CHANNEL, publication_stage
 from mirror.operations.replicate import Outcome, ReplicaResult
 from mirror.reports.bundles import duration_text, few, lines_of, page, table
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mirror.operations.sync import SyncReport
     from mirror.sync.observation import Failure
     from mirror.sync.plan import TagDifference
+    from mirror.sync.removal import Removal
     from mirror.watch.fleet_status import FleetStatus, Standing
 
 _MOST = 50
@@ -152,6 +154,8 @@ def status_summary(report: StatusReport, elapsed_s: float) -> str:
 
 def _status_lines(one: ReplicaStatus) -> list[str]:
     state = f"generation {one.generation}" if one.generation else _NO_PUSH
+    if one.reached is not None:
+        state += f" of {_moment(one.reached)}"
     if one.lag:
         state += f", {one.lag} behind"
     if one.publishing:
@@ -205,18 +209,31 @@ def prune_summary(report: PruneReport, elapsed_s: float) -> str:
             f"  {counts(tag=removal.tag_count, manifest=len(removal.manifests))}; "
             f"{size_text(report.freed)} of blobs that nothing needs any more"
         ),
+        *_going(removal),
         *_listed("tags", removal.tags),
         *_listed("manifests", removal.manifests),
     ]
     if report.generations:
         numbers = ", ".join(map(str, report.generations))
         word = "generation" if len(report.generations) == 1 else "generations"
-        lines.append(f"  no way back to {word} {numbers}")
+        current = report.published.statement.generation if report.published else None
+        line = f"  no way back to {word} {numbers}"
+        if current in report.generations:
+            line += f"; a new one takes the place of the current {current}"
+        lines.append(line)
     lines += _failure_lines(report.failures)
     if not report.dry_run:
         lines.append("  run the registry's garbage collector to free the space (docs/sync.md)")
     lines.append(f"  done in {duration_text(elapsed_s)}")
     return lines_of(lines)
+
+
+def _going(removal: Removal) -> list[str]:
+    """The versions of the platform, of modules and of packages that go."""
+    names = sorted(
+        f"{path}:{tag}" for path, tag in removal.names if publication_stage(path, tag) == 1
+    )
+    return [f"    versions: {_by_component(names)}"] if names else []
 
 
 _MOST_NAMES = 12
@@ -237,6 +254,7 @@ def history_summary(report: HistoryReport, elapsed_s: float) -> str:
 
 
 def _mark(one: Generation) -> str:
+    when = f"  {_moment(one.reached)}" if one.reached is not None else ""
     marks = []
     if one.current:
         marks.append("current")
@@ -248,7 +266,11 @@ def _mark(one: Generation) -> str:
     if one.restores is not None:
         what = f"generation {one.restores}" if one.restores else "what was there before"
         marks.append(f"restores {what}")
-    return f"  ({'; '.join(marks)})" if marks else ""
+    return f"{when}  ({'; '.join(marks)})" if marks else when
+
+
+def _moment(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M} UTC"
 
 
 def _described(one: Generation) -> list[str]:

@@ -46,6 +46,7 @@ from mirror.sync.publication_state import (
     read_tips,
     statement_digest,
     tags_to_finish,
+    write_reached,
 )
 from mirror.sync.statement import (
     REPOSITORY,
@@ -350,6 +351,7 @@ def _state(tree: RegistryTree, published: Published) -> None:
             "one ran; run it again, one at a time"
         )
     manifest = tree.client.manifest(repository, published.digest)
+    write_reached(tree, published)
     # `latest` last: whoever finds it finds the history complete.
     tags = (generation_tag(statement.generation), statement.inventory.digest().encoded, LATEST)
     for tag in tags:

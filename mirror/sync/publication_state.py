@@ -8,6 +8,8 @@ Below the root, in `mirror/inventory`, these tags name statements (`mirror.sync.
   publication was interrupted, and what it was to reach. `pending` stays where it is afterwards, as
   many registries cannot delete a tag;
 * `generation-<n>`: every state that was reached;
+* `reached-<n>`: not a statement, but when this registry reached that one (`reached`). Statements
+  hold no time, so that equal content makes equal digests on every replica;
 * `<hex>`: the last generation whose inventory has that digest.
 """
 
@@ -17,11 +19,13 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TypeAlias
 
 from mirror.errors import (
     IntegrityError,
     InvalidManifestError,
+    RegistryError,
     RegistryNotFoundError,
     StatementError,
     UntrustedStatementError,
@@ -36,6 +40,7 @@ from mirror.sync.statement import (
     Statement,
     following,
     layer_of,
+    make_artifact,
     succeed,
 )
 from mirror.sync.tree import RegistryTree
@@ -239,6 +244,56 @@ def read_artifact(tree: RegistryTree, published: Published) -> Artifact:
         return artifact
     manifest = tree.client.manifest(tree.locate(REPOSITORY), published.digest)
     return Artifact(manifest, _layer(tree, manifest))
+
+
+# -- when ------------------------------------------------------------------------------------------
+
+_REACHED = "application/vnd.deckhouse.mirror.reached.v1"
+_CREATED = "org.opencontainers.image.created"
+_STATEMENT = "io.deckhouse.mirror.statement"
+
+
+def reached_tag(generation: int) -> str:
+    """The tag of the artifact that says when a registry reached a generation."""
+    return f"reached-{generation}"
+
+
+def reached(tree: RegistryTree, published: Published) -> datetime | None:
+    """When this registry first stated `published`, in UTC, by the clock of who wrote it there.
+
+    None if nobody wrote that down, as before release 1.0, or it cannot be read. Nobody signs it and
+    nothing is decided by it.
+    """
+    note = reached_note(tree, published.statement.generation)
+    with suppress(LookupError, ValueError, OverflowError):
+        if note is not None and note.annotations[_STATEMENT] == str(published.digest):
+            return datetime.fromisoformat(note.annotations[_CREATED]).astimezone(UTC)
+    return None
+
+
+def reached_note(tree: RegistryTree, generation: int) -> Manifest | None:
+    """The manifest that says when a generation was reached; None if none does, or none is given."""
+    with suppress(RegistryError, InvalidManifestError, IntegrityError):
+        found = tree.client.manifest(tree.locate(REPOSITORY), reached_tag(generation))
+        return found if found.artifact_type == _REACHED else None
+    return None
+
+
+def write_reached(tree: RegistryTree, published: Published) -> None:
+    """Write down that the registry reaches `published` now, unless it did before.
+
+    A registry may refuse it: the release counts, and not its date.
+    """
+    if reached(tree, published) is not None:
+        return
+    notes = {
+        _CREATED: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        _STATEMENT: str(published.digest),
+    }
+    manifest = make_artifact(_REACHED, annotations=notes).manifest
+    tag = reached_tag(published.statement.generation)
+    with suppress(RegistryError):  # its blobs are those of the statement's configuration
+        tree.client.put_manifest(tree.locate(REPOSITORY), tag, manifest)
 
 
 def _layer(tree: RegistryTree, manifest: Manifest) -> bytes:

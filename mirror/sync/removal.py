@@ -71,7 +71,13 @@ class Removal:
     @property
     def tag_count(self) -> int:
         """How many tags will be gone."""
-        return len(self.tags) + sum(len(one.tags) for one in self.manifests)
+        return len(self.names)
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """The repository and name of each tag that will be gone."""
+        named = [(one.repository, tag) for one in self.manifests for tag in one.tags]
+        return [*((one.repository, one.tag) for one in self.tags), *named]
 
     @property
     def items(self) -> list[str]:
@@ -89,14 +95,7 @@ class Removal:
     def to_document(self) -> dict[str, object]:
         """As JSON values, for `--json`."""
         return {
-            "tags": [
-                *({"repository": t.repository, "tag": t.tag} for t in self.tags),
-                *(
-                    {"repository": m.repository, "tag": tag}
-                    for m in self.manifests
-                    for tag in m.tags
-                ),
-            ],
+            "tags": [{"repository": path, "tag": tag} for path, tag in self.names],
             "manifests": [
                 {"repository": m.repository, "digest": str(m.digest)} for m in self.manifests
             ],

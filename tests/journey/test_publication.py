@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -17,7 +19,9 @@ from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import MemoryStore, make_plan, transfer, union
 from mirror.sync.publication_state import (
+    generation_tag,
     generations,
+    reached_tag,
     read_state,
     read_statement,
     statement_digest,
@@ -110,7 +114,7 @@ def test_a_push_states_all_that_it_brought_and_the_index(
     }
     hex_tag = published.statement.inventory.digest().encoded
     tags = {"latest", "pending", "generation-1", hex_tag}
-    assert set(real.wire.tags(f"{ROOT}/{STATEMENTS}")) == tags
+    assert set(real.wire.tags(f"{ROOT}/{STATEMENTS}")) == {*tags, "reached-1"}
     for tag in tags:
         assert statement_digest(real.tree, tag) == published.digest
 
@@ -587,5 +591,105 @@ def test_history_lists_what_each_generation_changed(
     last = embedded.run("history", "--last", "1").succeeded().document
     assert (last["generations"], last["older"]) == ([third], 2)
     text = call_mirror("history", f"{embedded.address}/{ROOT}", "--insecure").succeeded().stdout
-    assert "3  (current; restores generation 1)" in text
+    assert re.search(r"\n  3  \S+ \S+ UTC  \(current; restores generation 1\)\n", text)
     assert "    Versions   platform v1.71.0; console v1.2.0" in text
+
+
+# -- when a generation was reached -----------------------------------------------------------------
+
+
+def test_history_and_status_tell_when_the_registry_reached_a_generation(
+    embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    began = datetime.now(UTC).replace(microsecond=0)
+    embedded.push(releases[0]).succeeded()
+    embedded.push(releases[1]).succeeded()
+    second, first = embedded.run("history").succeeded().document["generations"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", first["reached"])
+    times = [began, *(datetime.fromisoformat(one["reached"]) for one in (first, second))]
+    assert sorted([*times, datetime.now(UTC)])[:3] == times
+    (replica,) = embedded.run("status").succeeded().document["replicas"]
+    assert replica["reached"] == second["reached"]
+    shown = f"{times[2]:%Y-%m-%d %H:%M} UTC"
+    address = f"{embedded.address}/{ROOT}"
+    text = call_mirror("history", address, "--insecure").succeeded().stdout
+    assert f"\n  2  {shown}  (current)\n" in text
+    text = call_mirror("status", address, "--insecure").succeeded().stdout
+    assert f"{address}: complete (generation 2 of {shown})" in text
+
+
+def test_a_registry_keeps_the_date_of_the_first_time_and_knows_none_of_another_statement(
+    embedded: Place, embedded_registry: EmbeddedRegistry, releases: tuple[Release, ...]
+) -> None:
+    repository = f"{ROOT}/{STATEMENTS}"
+    embedded_registry.faults.add(Fault(Answer(403), "PUT", f"{STATEMENTS}/manifests/latest"))
+    embedded.push(releases[0]).failed(6, "403")  # just before its end
+    ours = embedded.client.manifest(repository, reached_tag(1))
+    embedded.push(releases[0]).succeeded()
+    assert embedded.client.manifest(repository, reached_tag(1)) == ours
+    embedded.push(releases[1]).succeeded()
+    # Somebody sets the date of another generation there, or anything at all.
+    for reference in (ours.digest, embedded.client.manifest(repository, "latest").digest):
+        other = embedded.client.manifest(repository, reference)
+        embedded.client.put_manifest(repository, reached_tag(2), other)
+        second, first = embedded.run("history").succeeded().document["generations"]
+        assert (second["reached"], bool(first["reached"])) == (None, True)
+    address = f"{embedded.address}/{ROOT}"
+    text = call_mirror("history", address, "--insecure").succeeded().stdout
+    assert "\n  2  (current)\n" in text
+
+
+def test_a_registry_that_refuses_the_date_gets_its_release(
+    embedded: Place, embedded_registry: EmbeddedRegistry, releases: tuple[Release, ...]
+) -> None:
+    refused = Fault(Answer(400), "PUT", f"{STATEMENTS}/manifests/reached-1", times=None)
+    embedded_registry.faults.add(refused)
+    embedded.push(releases[0]).succeeded()
+    (first,) = embedded.run("history").succeeded().document["generations"]
+    assert (first["current"], first["reached"]) == (True, None)
+
+
+def test_a_prune_leaves_no_date_of_a_generation_that_goes(
+    embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    for release in releases[:2]:
+        embedded.push(release).succeeded()
+    embedded.run("prune", "--keep", "2", "--yes").succeeded()
+    tags = embedded.tree.listed_tags(STATEMENTS)
+    assert {one for one in tags if "-" in one} == {
+        *(generation_tag(number) for number in generations(embedded.tree)),
+        *(reached_tag(number) for number in generations(embedded.tree)),
+    }
+    assert generation_tag(1) not in tags
+
+
+# -- what a prune says beforehand ------------------------------------------------------------------
+
+
+def test_a_dry_run_of_a_prune_says_which_versions_and_generations_go_and_that_one_is_current(
+    embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    for release in releases[:2]:
+        embedded.push(release).succeeded()
+    prune = ("prune", f"{embedded.address}/{ROOT}", "--insecure", "--keep", releases[1].bundle)
+    dry = call_mirror(*prune, "--dry-run").succeeded().stdout
+    assert "\n    versions: platform v1.69.1; console v1.0.0\n" in dry
+    assert (
+        "\n  no way back to generations 1, 2; a new one takes the place of the current 2\n" in dry
+    )
+    planned = call_mirror(*prune, "--dry-run", "--json").succeeded().document
+    done = call_mirror(*prune, "--yes", "--json").succeeded().document
+    assert done["generations"] == planned["generations"] == [1, 2]
+    assert (planned["generation"], done["generation"]) == (2, 3)
+    current, *older = embedded.run("history").succeeded().document["generations"]
+    assert (current["generation"], older) == (3, [])
+
+
+def test_a_number_to_keep_is_that_of_a_generation_and_no_count(
+    embedded: Place, releases: tuple[Release, ...]
+) -> None:
+    embedded.push(releases[0]).succeeded()
+    told = "it has no generation 3; those it has: 1 (--keep takes their numbers, not how many)"
+    embedded.run("prune", "--keep", "3", "--dry-run").failed(1, told)
+    page = call_mirror("prune", "--help").succeeded().stdout
+    assert "not how many to keep" in " ".join(page.split())

@@ -827,7 +827,7 @@ def test_without_prune_extras_are_told_and_with_it_they_go(two: list[Replica]) -
         assert (again.outcome, again.removed) == (Outcome.EQUAL, ())
         # The way back to generation 1 is gone, and is not promised any more.
         assert set(replica.storage.tags(f"{ROOT}/{REPOSITORY}")) == {
-            *("latest", "pending", "generation-2"),
+            *("latest", "pending", "generation-2", "reached-2"),
             smaller.inventory().digest().encoded,
         }
 
