@@ -1,6 +1,6 @@
 """Two registries on this machine to try commands against, as the tutorial does.
 
-    python -m examples.practice [PORT PORT]
+    ./run practice [PORT PORT]
 
 One stands for the vendor's and holds a small made-up release tree; the other, empty, stands for
 the one in the closed zone. Enter publishes the vendor's next release. Ctrl-C ends both registries,
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import ExitStack
 
 from examples.demo import fill
 from examples.release_tree import ModuleSpec, TreeSpec, spread
@@ -26,6 +27,7 @@ def _published(*versions: str, console: tuple[str, ...]) -> TreeSpec:
         channels=spread(versions),
         components=4,
         modules=(ModuleSpec("console", console, spread(console)),),
+        packages=(ModuleSpec("postgres", ("v1.0.0",), spread(("v1.0.0",))),),
     )
 
 
@@ -39,10 +41,15 @@ def main() -> None:
     first, second = map(int, sys.argv[1:]) if sys.argv[1:] else PORTS
     signal.signal(signal.SIGINT, lambda *_: sys.exit())
     offered = MemoryStorage()
-    with (
-        EmbeddedRegistry(offered, port=first) as vendor,
-        EmbeddedRegistry(MemoryStorage(), port=second) as closed,
-    ):
+    with ExitStack() as running:
+        try:
+            vendor = running.enter_context(EmbeddedRegistry(offered, port=first))
+            closed = running.enter_context(EmbeddedRegistry(MemoryStorage(), port=second))
+        except OSError as err:
+            sys.exit(
+                f"error: ports {first} and {second} of 127.0.0.1 cannot be used ({err.strerror}); "
+                "name two free ones: ./run practice 5100 5101"
+            )
         tree = fill(offered, NOW)
         print(f"the vendor's registry: {vendor.address}/{tree.root}")
         print(f"the closed zone's:     {closed.address}/system/deckhouse (empty)")

@@ -114,7 +114,7 @@ class _Main(Group):
     "--profile",
     envvar="MIRROR_PROFILE",
     show_envvar=True,
-    help="The profile in it whose settings hold for whatever the command line leaves out.",
+    help="The profile in it: its settings hold where the command line says nothing.",
 )
 @click.version_option(package_name="deckhouse-mirror", message="mirror %(version)s")
 def main(config: str | None, profile: str | None) -> None:

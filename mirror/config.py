@@ -71,7 +71,7 @@ class PullConfig(BaseModel):
     tls_skip_verify: bool = _about("Accept any certificate of the registry.", False)
     ca: Path | None = _about("PEM file of additional certificate authorities to trust.")
     cert: Path | None = _about("Certificate (PEM) to show to a registry that asks for one.")
-    cert_key: Path | None = _about("Private key (PEM) of cert, if that file does not have it.")
+    cert_key: Path | None = _about("Private key (PEM) of `cert`, if that file does not have it.")
     trust_host: Texts = _about(
         "Hosts to which the source may lead although they are in a private network, and which may "
         "get the login as its token server although they have no TLS.",

@@ -199,8 +199,8 @@ def parse_part_size(text: str) -> int:
     match = _SIZE.fullmatch(wish)
     if match is None:
         raise InputError(
-            f"{text[:100]!r} is no size of a part; write GB as a plain number (4, 0.7), a number "
-            f"with a unit (700MB, 4GiB, 1.5TB), a medium ({', '.join(PRESETS)}), "
+            f"{text[:100]!r} is not a size for a part; write GB as a plain number (4, 0.7), a "
+            f"number with a unit (700MB, 4GiB, 1.5TB), a medium ({', '.join(PRESETS)}), "
             "or 0 for archives in one piece"
         )
     with localcontext(prec=60):  # enough digits for every product to be exact

@@ -362,7 +362,8 @@ _trusted_key = click.option(
 )
 _allow_downgrade = flag(
     "--allow-downgrade",
-    text="Let something older take the place of something newer, which keys refuse otherwise.",
+    text="Let something older take the place of something newer; with keys, this is refused "
+    "otherwise.",
 )
 _sign_statement = click.option(
     "--sign-key",

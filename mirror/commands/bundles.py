@@ -116,7 +116,7 @@ def merge_command(
     access: AccessOptions,
     work: Work,
 ) -> None:
-    """Make a complete bundle in OUT out of BASE and the DELTAs made behind it, oldest first.
+    """Make a complete bundle in OUT out of BASE and the DELTAs that follow it, oldest first.
 
     This needs no registry. BASE and DELTAs may be addresses, which are read in place. OUT is, byte
     for byte, what a complete pull of the last selection would have made. BASE alone is rewritten:
@@ -205,8 +205,13 @@ class Serving:
         tree = f"{self.address}/{self.root}"
         shown = f"docker://{tree}{image if image.startswith(':') else f'/{image}'}"
         unverified = " --src-tls-verify=false" if plain else ""
+        trusted = f"/etc/docker/certs.d/{self.address}/ca.crt"
+        if not plain:
+            yield f"  trust:      copy {self.certificate} to {trusted} of whoever does not trust it"
+        if self.login:
+            yield f"  login:      skopeo login {self.address}"
         yield f"  one image:  skopeo copy{unverified} {shown} oci:FOLDER"
-        insecure = " --insecure" if plain else ""
+        insecure = " --insecure" if plain else f" --ca {self.certificate}"
         yield f"  all:        mirror sync --from {tree} --to REGISTRY{insecure}"
         host, _, path = (self.origin or "").partition("/")
         if path == self.root:
@@ -214,7 +219,7 @@ class Serving:
             yield f'                [host."{self.url}"]'
             yield '                capabilities = ["pull", "resolve"]'
             if self.certificate is not None:
-                yield '                ca = "/path/to/ca.crt"'
+                yield f'                ca = "{trusted}"'
 
 
 @click.command(
@@ -247,7 +252,9 @@ class Serving:
 @click.option("--tls-cert", type=FILE, help="Serve TLS with this certificate (PEM, with chain).")
 @click.option("--tls-key", type=FILE, help="The private key of --tls-cert (PEM).")
 @click.option(
-    "--users", type=FILE, help="Let in who is in this file only: lines that `htpasswd -B` writes."
+    "--users",
+    type=FILE,
+    help="Let in only the users of this file: lines that `htpasswd -B` writes.",
 )
 @login_options("registry", "Let in this user only.", ["-u", "login"], ["-p", "password"])
 @bundle_options

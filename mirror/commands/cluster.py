@@ -181,13 +181,13 @@ api_options: Decorator = grouped(
         "--kubeconfig",
         type=FILE,
         envvar="KUBECONFIG",
-        help="File with the cluster's API and the login there  [env: KUBECONFIG]",
+        help="File with the cluster's API and the login there.  [env: KUBECONFIG]",
     ),
     flag("--in-cluster", text="The cluster in which this runs, as the Pod's service account."),
 )
 force_option = flag(
     "--force-conflicts",
-    text="Take over fields that somebody else manages. Without it they are left, and told.",
+    text="Take over fields that somebody else manages. Otherwise they stay, with a warning.",
 )
 
 

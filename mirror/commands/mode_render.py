@@ -149,7 +149,7 @@ push_ingress_option: Decorator = click.option(
 )
 @cache_proxies_option
 @push_ingress_option
-@flag("--switched", text="In a transition (--from): components read by the new way already.")
+@flag("--switched", text="In a transition (--from): the components already read by the new way.")
 @click.option(
     "--rotate",
     "rotated",

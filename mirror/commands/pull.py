@@ -261,7 +261,7 @@ def _tool(config: PullConfig) -> bytes | None:
         data = file.read(MAX_COMPANION_BYTES + 1)
     if not data.startswith(b"\x7fELF") or len(data) > MAX_COMPANION_BYTES:
         raise InputError(
-            f"{path} is no program for Linux; name the one file that `./run build` makes: "
+            f"{path} is not a program for Linux; name the one file that `./run build` makes: "
             "mirror-VERSION-linux-ARCHITECTURE"
         )
     return data

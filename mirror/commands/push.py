@@ -222,7 +222,7 @@ def _arguments(
     """Folders and registry. With `optional` the registry may be missing: then one argument that
     is here, or without which there would be nothing to push, is the folder."""
     if not paths and not (optional and files):
-        raise click.UsageError("Missing argument '[BUNDLE_DIR] REGISTRY'.")
+        raise click.UsageError("Missing arguments: BUNDLE_DIR and REGISTRY.")
     if optional and len(paths) <= 1 and (not files or not paths or Path(paths[0]).exists()):
         return paths, None
     *folders, registry = paths

@@ -244,7 +244,7 @@ class KubeApi:
         except ValueError:
             document = None
         if not isinstance(document, dict):
-            raise UnreachableError(f"{where}: the answer is no object of the API", where=where)
+            raise UnreachableError(f"{where}: the answer is not an object of the API", where=where)
         return document
 
     def _send(

@@ -18,6 +18,7 @@ from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.operations.trees import walk_tree
 from mirror.release.discovery import discovery_images, has_index, index_of
+from mirror.release.select import with_components
 from mirror.run import Run, gather
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.observation import Depth, Failure, findings_of, items_of
@@ -305,7 +306,11 @@ def verify(
         CancelledError: `run` was stopped.
     """
     if against is None:
-        return verify_bundle(bundle, run=run, key=key, quick=quick)
+        report = verify_bundle(bundle, run=run, key=key, quick=quick)
+        if not report.findings:
+            return report
+        named = with_components(report.findings, bundle, bundle.carried())
+        return replace(report, findings=named)
     run = Run.of(run)
     tree = against.within(run)
     bundle.follow(run)
@@ -315,7 +320,7 @@ def verify(
     wanted = union([inventory, index_of(inventory, tags_of(tree.target(run).held(index)))])
     run.on_event(PhaseStarted("comparing with the registry"))
     found = observe(tree, wanted, Depth.DEEP if deep else Depth.AUDIT, run=run)
-    findings = findings_of(wanted, found)
+    findings = with_components(findings_of(wanted, found), bundle, bundle.carried())
     return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)
 
 

@@ -106,7 +106,7 @@ def merge(
     missing = missing_findings(wanted, wanted, _at_hand(wanted, readers), "the merged bundle")
     if missing:
         raise MissingBaseError(
-            f"{len(missing)} of the manifests and blobs that {last.name} speaks of are in none of "
+            f"{len(missing)} of the manifests and blobs that {last.name} needs are in none of "
             f"the bundles{_named(last, readers, inventories)}; name the base in front, and all "
             "deltas between it and the last one; nothing was written",
             [finding.located for finding in missing],

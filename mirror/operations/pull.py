@@ -97,12 +97,14 @@ class PullPlan:
 
     def references(self) -> Iterator[PlannedReference]:
         """Yield every image that gets a name in the bundle, in canonical order."""
+        listed = {one.tag: one.component for one in self.selection.images if one.component}
         for archive in self._seal.archives.values():
             for path, content in archive.inventory.repositories.items():
                 for tag, digest in sorted(content.tags.items()):
                     source = source_reference(archive.origins[path], tag, digest)
                     size = content.closure_size(digest)
-                    yield PlannedReference(archive.name, path, tag, digest, size, source)
+                    called = "" if path else listed.get(tag, "")
+                    yield PlannedReference(archive.name, path, tag, digest, size, source, called)
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -159,7 +161,10 @@ class PullPlan:
 
 @dataclass(frozen=True, slots=True)
 class PlannedReference:
-    """An image of a plan. `size` is the bytes of everything it needs, shared parts included."""
+    """An image of a plan. `size` is the bytes of everything it needs, shared parts included.
+
+    `component` is what the installer calls it (`module/image`); empty if it does not list it.
+    """
 
     archive: str
     repository: str
@@ -167,10 +172,12 @@ class PlannedReference:
     digest: Digest
     size: int
     source: str
+    component: str = ""
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values."""
-        return document(self, "archive", "repository", "tag", "digest", "bytes=size", "source")
+        named = ("archive", "repository", "tag", "component", "digest", "bytes=size", "source")
+        return document(self, *named)
 
 
 def plan_pull(

@@ -91,7 +91,10 @@ class Restorer:
         raise InputError(
             f"{path / SEAL} is {'missing' if own is None else 'damaged'}, and without it nothing "
             "tells what the bundle must hold",
-            advice=f"name a folder with this bundle's {SEAL}: --from FOLDER",
+            advice=f"name a folder with this bundle's {SEAL}: --from FOLDER"
+            if raw
+            else f"{SUMS} is lost too, which tells whose {SEAL} is the right one: copy both here "
+            "from a copy that you trust, then repair",
         )
 
     def _places(self) -> tuple[Location, ...]:

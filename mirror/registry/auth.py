@@ -251,7 +251,8 @@ class Authenticator:
             scheme, server, _ = check_address(realm)
         except ValueError as err:
             raise RegistryError(
-                f"{self._host} names a token server that is no web address: {realm[:200]!r}; "
+                f"{self._host} names a token server with an address that is not one of the web: "
+                f"{realm[:200]!r}; "
                 "check the registry's configuration",
                 where=where,
             ) from err

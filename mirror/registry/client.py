@@ -97,13 +97,13 @@ class RegistryClient:
         Some registries let everybody do this and ask for a login at a repository only.
 
         Raises:
-            UnreachableError: also where something answers that is no registry.
+            UnreachableError: also where something else than a registry answers.
         """
         url = self._transport.url("/v2/")
         try:
             self._transport.call("GET", url, accept=statuses.READ, limit=1 << 20)
         except RegistryNotFoundError as err:
-            text = f"{self.host} is no registry (HTTP 404 for /v2/); check host and port"
+            text = f"{self.host} is not a registry (HTTP 404 for /v2/); check host and port"
             raise reworded(err, text, UnreachableError) from err
 
     # -- manifests -----------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class RegistryClient:
         Raises:
             RegistryNotFoundError: there is no such manifest or repository.
             DigestMismatchError: these are other bytes.
-            InvalidManifestError: they are no manifest, or more than `MAX_MANIFEST_BYTES`.
+            InvalidManifestError: they are not a manifest, or more than `MAX_MANIFEST_BYTES`.
         """
         return manifests.get(self._transport, repository, reference)
 

@@ -228,8 +228,8 @@ def from_network(
             return stalled(where, host, options)
         case Fault.INNER:
             return RegistryError(
-                f"{where}: {named_by}, which is no private address, leads to {host} ({err}), which "
-                "is one in a private network; nothing was asked there. If that is right, allow it "
+                f"{where}: {named_by}, which is a public address, leads to {host} ({err}), in a "
+                "private network; nothing was asked there. If that is right, allow it "
                 f"with --trust-host {host}{origin}",
                 where=where,
             )

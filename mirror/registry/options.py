@@ -404,7 +404,7 @@ def _trust_text(context: ssl.SSLContext, pem: str) -> None:
         context.load_verify_locations(cadata=pem.encode("ascii", "ignore").decode())
     except (ssl.SSLError, ValueError) as err:  # ValueError: empty
         raise InputError(
-            "the certificate authority that was given as text is no certificate in PEM form "
+            "the certificate authority that was given as text is not a certificate in PEM form "
             "(-----BEGIN CERTIFICATE-----)"
         ) from err
 

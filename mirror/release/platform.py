@@ -398,7 +398,10 @@ def _components(source: ReleaseSource, tag: str) -> list[WantedImage]:
         )
     listed = listed or parse_components(found[IMAGES_DIGESTS], where, IMAGES_DIGESTS)
     return [
-        WantedImage.of("", name, f"component {component} of installer {where}")
+        replace(
+            WantedImage.of("", name, f"component {component} of installer {where}"),
+            component=component,
+        )
         for name, component in listed.items()
     ]
 

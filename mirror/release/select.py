@@ -5,16 +5,23 @@ Platform, installer, databases, modules, packages, plugins; `mirror.release.reso
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any
 
 from mirror.errors import DeniedError, MirrorError
-from mirror.layout import CHANNELS, INSTALL, INSTALLER, PLUGINS, SECURITY_DATABASES
+from mirror.layout import (
+    CHANNELS,
+    INSTALL,
+    INSTALLER,
+    PLUGINS,
+    SECURITY_DATABASES,
+    is_digest_tag,
+)
 from mirror.oci import Descriptor, Digest, verified
 from mirror.oci.layers import read_files
 from mirror.release.items import MODULE, PACKAGE, package_version_images, select_items
@@ -28,7 +35,7 @@ from mirror.release.platform import (
 from mirror.release.plugins import PluginChoice, plugins_for
 from mirror.release.selection import Selection, WantedImage
 from mirror.release.source import ReleaseSource
-from mirror.sync import Inventory, Source
+from mirror.sync import Finding, Inventory, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +178,27 @@ def component_names(content: Source, inventory: Inventory) -> dict[Digest, str]:
                 if image is not None:
                     names.setdefault(image, component)
     return names
+
+
+def with_components(
+    findings: Sequence[Finding], content: Source, inventory: Inventory
+) -> tuple[Finding, ...]:
+    """Return `findings` with what the installers in `inventory` call the images that they affect.
+
+    Nothing is read where no finding is about an image of the platform that goes by its digest.
+    """
+    if not any(one.repository == "" and any(map(is_digest_tag, one.tags)) for one in findings):
+        return tuple(findings)
+    names = {image.encoded: name for image, name in component_names(content, inventory).items()}
+
+    def called(one: Finding) -> tuple[str, ...]:
+        # An attachment's tag has the digest of its image between `sha256-` and `.`.
+        images = (tag.removeprefix("sha256-").partition(".")[0] for tag in one.tags)
+        return tuple(sorted({names[image] for image in images if image in names}))
+
+    return tuple(
+        one if one.repository else replace(one, components=called(one)) for one in findings
+    )
 
 
 def _listed(

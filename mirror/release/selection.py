@@ -355,6 +355,7 @@ class WantedImage:
         needed_by: what leads to it, for the error if the source does not have it.
         optional: leave it out if the source does not have it.
         notable: warn the user when it is left out.
+        component: what the installer calls it (`module/image`), if it lists it.
     """
 
     archive: str
@@ -364,6 +365,7 @@ class WantedImage:
     needed_by: str = field(compare=False)
     optional: bool = field(default=False, compare=False)
     notable: bool = field(default=False, compare=False)
+    component: str = field(default="", compare=False)
 
     @classmethod
     def of(

@@ -173,10 +173,14 @@ def _reference_lines(references: Sequence[PlannedReference]) -> list[str]:
 
 
 def _name_in_bundle(one: PlannedReference) -> str:
-    """The path and tag, or for an image that has no tag the path and digest; `/` is the root."""
+    """The path and tag; in place of a tag that says nothing, the component; `/` is the root.
+
+    The digest of an image without either is in the last column.
+    """
     path = one.repository or "/"
-    by_digest = one.tag == one.digest.encoded
-    return f"{path}@{one.digest}" if by_digest else f"{path}:{one.tag}"
+    if one.tag != one.digest.encoded:
+        return f"{path}:{one.tag}"
+    return f"{path} {one.component}".rstrip()
 
 
 def _origin_rows(tree: SourceTree) -> list[tuple[str, str]]:
@@ -317,7 +321,8 @@ def repair_summary(report: RepairReport, elapsed_s: float, *, request: Path | No
     done = [f"repaired: {size_text(report.written)} written"]
     done += (f"  {size_text(size)} from {giver}" for giver, size in report.given.items())
     done += (f"  {name} as a whole" for name in report.files)
-    lines = done if report.written or report.files else ["nothing was repaired"]
+    idle = "nothing could be repaired" if report.verified.findings else "nothing was damaged"
+    lines = done if report.written or report.files else [idle]
     if report.lacking.repositories:
         asked = f"{request} lists it: outside, mirror pull PATCH --only {request} --source …"
         lines.append(f"some content is nowhere; {asked if request else 'name more with --from'}")

@@ -153,10 +153,10 @@ def status_summary(report: StatusReport, elapsed_s: float) -> str:
 
 
 def _status_lines(one: ReplicaStatus) -> list[str]:
-    state = f"generation {one.generation}" if one.generation else _NO_PUSH
+    state = f"generation {one.generation}" if one.generation else "it states no inventory"
     if one.reached is not None:
         state += f" of {_moment(one.reached)}"
-    if one.lag:
+    if one.lag and one.generation:
         state += f", {one.lag} behind"
     if one.publishing:
         state += f", publication of generation {one.publishing} not finished"
@@ -168,6 +168,8 @@ def _status_lines(one: ReplicaStatus) -> list[str]:
             f"{counted(due.manifests, 'manifest')}, {said.blobs} of {counted(due.blobs, 'blob')}"
         ),
     ]
+    if not one.generation and not one.failures:
+        lines.append("    no push has completed at this path. Is it the right one?")
     lines += _listed("missing", one.missing)
     return lines + _listed("could not be asked", one.failures)
 
@@ -237,7 +239,7 @@ def _going(removal: Removal) -> list[str]:
 
 
 _MOST_NAMES = 12
-_NO_PUSH = "states no inventory: no push has completed at this path, is it right?"
+_NO_PUSH = "states no inventory: no push has completed at this path. Is it the right one?"
 _PLATFORM = "platform"
 
 

@@ -62,7 +62,7 @@ class BundleStorage:
         if missing:
             made = ", ".join(map(str, self._bundle.bases))
             raise MissingBaseError(
-                f"{len(missing)} of the manifests and blobs that {self._bundle.name} speaks of are "
+                f"{len(missing)} of the manifests and blobs that {self._bundle.name} needs are "
                 f"in none of the bundles: it is a delta, made against inventory {made}; name that "
                 "bundle with --base, and all deltas between",
                 [finding.located for finding in missing],

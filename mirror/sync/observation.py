@@ -236,7 +236,8 @@ class Finding:
     """Something damaged, missing or foreign.
 
     `place` is the archive or the registry; `tags` are those of `repository` that need the content
-    `digest`. `repository` is None where the trouble lies in no single one.
+    `digest`. `repository` is None where the trouble lies in no single one. `components` are what an
+    installer calls the images of tags that are digests (`module/image`), as far as that is known.
     """
 
     place: str
@@ -244,6 +245,7 @@ class Finding:
     repository: str | None = None
     tags: tuple[str, ...] = ()
     digest: Digest | None = None
+    components: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.place}: {self.located}"
@@ -257,7 +259,11 @@ class Finding:
             # Names that say something first.
             readable = sorted(self.tags, key=lambda tag: (is_digest_tag(tag), tag))
             shown = ", ".join(map(_shown, readable[:5])) if self.tags[1:] else self.tags[0]
-            where.append(f"tag{'s' if len(self.tags) > 1 else ''} {shown}{more}")
+            called = ", ".join(self.components[:5]) + (" …" if self.components[5:] else "")
+            where.append(
+                f"tag{'s' if len(self.tags) > 1 else ''} {shown}{more}"
+                + (f" ({called})" if called else "")
+            )
         return f"{', '.join(where)}: {self.problem}" if where else self.problem
 
     @property
@@ -267,7 +273,7 @@ class Finding:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        return document(self, "place", "repository", "tags", "digest", "problem")
+        return document(self, "place", "repository", "tags", "components", "digest", "problem")
 
 
 def _shown(tag: str) -> str:

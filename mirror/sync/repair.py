@@ -233,7 +233,7 @@ class Storage:
             raise InputError(f"--storage {self.root}: there is no such folder")
         if any(self.root.iterdir()) and not (self.root / _LAYOUT).is_dir():
             raise InputError(
-                f"--storage {self.root}: this is no registry's data root, it has no {_LAYOUT}; "
+                f"--storage {self.root}: this is not a registry's data folder: it lacks {_LAYOUT}; "
                 "name what the registry's configuration has as storage.filesystem.rootdirectory"
             )
 

@@ -94,7 +94,7 @@ class Statement:
         if self.restores is not None and not 0 <= self.restores < self.generation:
             raise ValueError(f"generation {self.generation} cannot restore {self.restores}")
         if REPOSITORY in self.inventory.repositories or REPOSITORY in self.former:
-            raise ValueError(f"it speaks of {REPOSITORY}, where statements lie")
+            raise ValueError(f"its inventory has {REPOSITORY}, where statements lie")
         gap = next(self.inventory.gaps(), None)
         if gap is not None:
             where = gap.repository or "the root repository"
@@ -149,7 +149,7 @@ class Statement:
                 text_of(document["tool"]),
             )
         except (*MALFORMED, RecursionError, DamagedBundleError) as err:
-            raise StatementError(f"it is no published inventory: {str(err)[:300]}") from err
+            raise StatementError(f"it is not a published inventory: {str(err)[:300]}") from err
 
     def artifact(self, keys: StatementKeys | None = None) -> Artifact:
         """The statement as registries keep it, signed if `keys` can sign.
@@ -252,11 +252,13 @@ def layer_of(manifest: Manifest) -> Descriptor:
     """
     if manifest.artifact_type != ARTIFACT_TYPE:
         raise StatementError(
-            f"it is no published inventory: its artifact type is {manifest.artifact_type!s:.100}, "
-            f"not {ARTIFACT_TYPE}"
+            f"it is not a published inventory: its artifact type is "
+            f"{manifest.artifact_type!s:.100}, not {ARTIFACT_TYPE}"
         )
     if [layer.media_type for layer in manifest.layers] != [LAYER_TYPE]:
-        raise StatementError(f"it is no published inventory: it has not one layer of {LAYER_TYPE}")
+        raise StatementError(
+            f"it is not a published inventory: it needs one layer, of {LAYER_TYPE}"
+        )
     (layer,) = manifest.layers
     if layer.size > MAX_STATEMENT_BYTES:
         raise StatementError(

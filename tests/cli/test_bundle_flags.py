@@ -54,7 +54,11 @@ def test_a_pull_cuts_archives_and_adds_sums_and_a_signature(parted: Path) -> Non
 
 @pytest.mark.parametrize(
     ("size", "told"),
-    [("4 apples", "no size of a part"), ("1000B", "no size of a part"), ("0.0001", "the least is")],
+    [
+        ("4 apples", "not a size for a part"),
+        ("1000B", "not a size for a part"),
+        ("0.0001", "the least is"),
+    ],
 )
 def test_a_size_that_is_none_is_told_with_what_is_one(
     source: Source, tmp_path: Path, size: str, told: str

@@ -27,7 +27,9 @@ def test_where_no_push_has_completed_the_path_is_doubted(
     embedded_registry: EmbeddedRegistry, command: str
 ) -> None:
     run = call_mirror(command, f"{embedded_registry.address}/nothing", "--insecure")
-    assert "states no inventory: no push has completed at this path, is it right?" in run.stdout
+    assert "states no inventory" in run.stdout
+    assert "no push has completed at this path. Is it the right one?" in run.stdout
+    assert "behind" not in run.stdout
 
 
 def test_a_number_out_of_range_is_told_by_its_flag_and_without_a_hint_at_files() -> None:

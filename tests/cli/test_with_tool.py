@@ -96,7 +96,7 @@ def test_what_is_no_program_is_refused_before_anything_is_fetched(
 ) -> None:
     (tmp_path / "script").write_bytes(content)
     _pull(source, tmp_path / "b", "--tool", tmp_path / "script").failed(
-        2, f"{tmp_path}/script is no program for Linux", "./run build"
+        2, f"{tmp_path}/script is not a program for Linux", "./run build"
     )
     _pull(source, tmp_path / "b", "--tool", tmp_path / "none").failed(1, "none", "No such file")
 

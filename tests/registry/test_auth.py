@@ -377,7 +377,7 @@ def test_a_realm_that_is_no_address_is_reported() -> None:
         raise AssertionError("nothing to fetch")
 
     auth = Authenticator("reg.example.com", secure=True, credentials=ALICE)
-    with pytest.raises(RegistryError, match="no web address"):
+    with pytest.raises(RegistryError, match="an address that is not one of the web"):
         auth.renewed(
             [Challenge("bearer", {"realm": "file:///etc/passwd"})], (), None, Carrier(fetch)
         )

@@ -95,7 +95,7 @@ def test_a_public_registry_leads_into_no_private_network(
     with pytest.raises(RegistryError) as caught:
         ask(client)
     told = str(caught.value)
-    assert f"{client.host}, which is no private address, leads to localhost (" in told
+    assert f"{client.host}, which is a public address, leads to localhost (" in told
     assert "nothing was asked there" in told
     assert "--trust-host localhost" in told
     assert "correct that there (`http.host`, realm)" in told

@@ -150,7 +150,7 @@ def test_what_answers_404_to_everything_is_no_registry(
     with pytest.raises(UnreachableError) as caught:
         make_client(server.host).ping()
     assert str(caught.value) == (
-        f"{server.host} is no registry (HTTP 404 for /v2/); check host and port"
+        f"{server.host} is not a registry (HTTP 404 for /v2/); check host and port"
     )
     assert (caught.value.exit_code, caught.value.status) == (5, 404)
 

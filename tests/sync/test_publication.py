@@ -115,7 +115,7 @@ def test_a_statement_that_says_nothing_is_refused_and_named(
     manifest = Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
     storage.put_manifest(repository, manifest, "latest")
     with pytest.raises(
-        StatementError, match=r"it is no published inventory.*push the bundle again"
+        StatementError, match=r"it is not a published inventory.*push the bundle again"
     ):
         read_statement(tree_of(client))
 

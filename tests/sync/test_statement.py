@@ -184,7 +184,7 @@ def changed(**values: Any) -> bytes:
     ],
 )
 def test_what_is_no_statement_is_refused(data: bytes) -> None:
-    with pytest.raises(StatementError, match="it is no published inventory"):
+    with pytest.raises(StatementError, match="it is not a published inventory"):
         Statement.from_json(data)
 
 
@@ -206,7 +206,7 @@ def test_a_statement_of_a_newer_schema_asks_for_a_newer_release() -> None:
     ("changes", "message"),
     [
         ({"artifactType": "application/vnd.other"}, "artifact type is application/vnd.other"),
-        ({"layers": []}, "not one layer"),
+        ({"layers": []}, "it needs one layer, of"),
         (
             {
                 "layers": [
