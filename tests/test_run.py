@@ -129,6 +129,7 @@ def test_no_wait_and_no_lifetime_asks_the_clock_on_the_wall() -> None:
         "controller/kube.py",  # a Lease tells people when it was renewed
         "registry/failures.py",  # a date in Retry-After, whose wait has an upper bound
         "reports/messages.py",  # when a message was told
+        "sync/publication_state.py",  # when a generation was reached, which people read
         "watch/daemon.py",  # a metric that is such a time
         "watch/fleet.py",  # the time of day in which something new is carried
     }
