@@ -14,14 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mirror.errors import DeniedError, MirrorError
-from mirror.layout import (
-    CHANNELS,
-    INSTALL,
-    INSTALLER,
-    PLUGINS,
-    SECURITY_DATABASES,
-    is_digest_tag,
-)
+from mirror.layout import CHANNELS, INSTALL, INSTALLER, PLUGINS, SECURITY_DATABASES, is_digest_tag
 from mirror.oci import Descriptor, Digest, verified
 from mirror.oci.layers import read_files
 from mirror.release.items import MODULE, PACKAGE, package_version_images, select_items
