@@ -307,10 +307,7 @@ def verify(
     """
     if against is None:
         report = verify_bundle(bundle, run=run, key=key, quick=quick)
-        if not report.findings:
-            return report
-        named = with_components(report.findings, bundle, bundle.carried())
-        return replace(report, findings=named)
+        return replace(report, findings=with_components(report.findings, bundle, bundle.carried))
     run = Run.of(run)
     tree = against.within(run)
     bundle.follow(run)
@@ -320,7 +317,7 @@ def verify(
     wanted = union([inventory, index_of(inventory, tags_of(tree.target(run).held(index)))])
     run.on_event(PhaseStarted("comparing with the registry"))
     found = observe(tree, wanted, Depth.DEEP if deep else Depth.AUDIT, run=run)
-    findings = with_components(findings_of(wanted, found), bundle, bundle.carried())
+    findings = with_components(findings_of(wanted, found), bundle, bundle.carried)
     return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)
 
 

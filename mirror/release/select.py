@@ -5,7 +5,7 @@ Platform, installer, databases, modules, packages, plugins; `mirror.release.reso
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -174,15 +174,15 @@ def component_names(content: Source, inventory: Inventory) -> dict[Digest, str]:
 
 
 def with_components(
-    findings: Sequence[Finding], content: Source, inventory: Inventory
+    findings: Sequence[Finding], content: Source, inventory: Callable[[], Inventory]
 ) -> tuple[Finding, ...]:
-    """Return `findings` with what the installers in `inventory` call the images that they affect.
+    """Return `findings` with what the installers in `inventory()` call the images that they affect.
 
     Nothing is read where no finding is about an image of the platform that goes by its digest.
     """
     if not any(one.repository == "" and any(map(is_digest_tag, one.tags)) for one in findings):
         return tuple(findings)
-    names = {image.encoded: name for image, name in component_names(content, inventory).items()}
+    names = {image.encoded: name for image, name in component_names(content, inventory()).items()}
 
     def called(one: Finding) -> tuple[str, ...]:
         # An attachment's tag has the digest of its image between `sha256-` and `.`.

@@ -57,7 +57,7 @@ def test_what_is_damaged_is_called_as_the_installer_calls_it_with_its_attachment
         Finding("platform.tar", "a blob is missing", "install", ("v1.70.0",)),
         Finding("inventory.json", "it is damaged"),
     )
-    found = with_components(findings, store, store.inventory())
+    found = with_components(findings, store, store.inventory)
     assert [one.components for one in found] == [("istio/agent",), ("istio/agent",), (), ()]
     shown = f"tags v1.70.0, {AGENT.encoded[:19]}… (istio/agent): a blob is damaged"
     assert str(found[0]).endswith(shown)
