@@ -144,9 +144,13 @@ from mirror.operations.compare import status as status
 from mirror.operations.compare import verify as verify
 from mirror.operations.extract import ExtractReport as ExtractReport
 from mirror.operations.extract import extract_image as extract_image
+from mirror.operations.images import Release as Release
+from mirror.operations.images import ReleaseList as ReleaseList
 from mirror.operations.images import copy_image as copy_image
 from mirror.operations.images import find_image as find_image
+from mirror.operations.images import list_releases as list_releases
 from mirror.operations.images import read_image as read_image
+from mirror.operations.images import read_release as read_release
 from mirror.operations.images import save_blob as save_blob
 from mirror.operations.merge import MergeReport as MergeReport
 from mirror.operations.merge import merge as merge
@@ -165,10 +169,6 @@ from mirror.operations.push_reports import MemberReport as MemberReport
 from mirror.operations.push_reports import PushPlan as PushPlan
 from mirror.operations.push_reports import PushReport as PushReport
 from mirror.operations.push_reports import QuorumReport as QuorumReport
-from mirror.operations.releases import Release as Release
-from mirror.operations.releases import ReleaseList as ReleaseList
-from mirror.operations.releases import list_releases as list_releases
-from mirror.operations.releases import read_release as read_release
 from mirror.operations.repair import RepairReport as RepairReport
 from mirror.operations.repair import repair as repair
 from mirror.operations.replicate import Outcome as Outcome

@@ -1,4 +1,4 @@
-"""Single images and blobs, as programs in a cluster need them day by day.
+"""Single images, blobs and releases, as programs in a cluster need them day by day.
 
 Each call takes a client, be it one of a registry or that of a cluster's mode, and names a
 repository and a tag or digest as the client does. Where several replicas can be asked and one gives
@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from semver import Version
 
 from mirror.durable import Folder, os_errors, sync_file, write_at
 from mirror.errors import (
     DigestMismatchError,
     NotFoundError,
+    RegistryNotFoundError,
     SizeMismatchError,
 )
+from mirror.layout import CHANNELS, RELEASE_CHANNEL, tags_of_versions
 from mirror.oci import Descriptor, Digest, Manifest, Platform, Repository
 from mirror.oci.layers import read_files
 from mirror.registry import RegistryReader, RegistryWriter
+from mirror.release.discovery import CHANGELOG_YAML, parse_changelog
+from mirror.release.source import VERSION_JSON, ReleaseInfo, parse_release
 from mirror.run import Run
 from mirror.sync import InventoryBuilder, ManifestNode, make_plan
 from mirror.sync.publication import Publication
@@ -38,10 +46,7 @@ LINUX = Platform("linux", "amd64")
 
 
 def find_image(
-    client: RegistryReader,
-    repository: str,
-    reference: str | Digest,
-    platform: Platform = LINUX,
+    client: RegistryReader, repository: str, reference: str | Digest, platform: Platform = LINUX
 ) -> Manifest:
     """The image for `platform` behind a tag or digest.
 
@@ -254,3 +259,78 @@ def name_of(client: RegistryReader, repository: str, reference: str | Digest) ->
     joint = "@" if isinstance(reference, Digest) else ":"
     known = repository.startswith(f"{client.host}/")
     return f"{repository if known else f'{client.host}/{repository}'}{joint}{reference}"
+
+
+# -- what a release tree publishes, as a controller asks for it ----
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release, as its image describes it.
+
+    Attributes:
+        digest: what the tag names.
+        changelog: `changelog.yaml`: module → its changes; empty without that file.
+    """
+
+    info: ReleaseInfo
+    digest: Digest
+    changelog: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "changelog", MappingProxyType(dict(self.changelog)))
+
+    @property
+    def version(self) -> Version:
+        """The version that its `version.json` names."""
+        return self.info.version
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseList:
+    """The versions that are published, the newest last, and where each release channel leads."""
+
+    versions: tuple[Version, ...]
+    channels: Mapping[str, Version]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", MappingProxyType(dict(self.channels)))
+
+
+def read_release(tree: RegistryTree, tag: str, repository: str = RELEASE_CHANNEL) -> Release:
+    """What a release channel or a version (`stable`, `v1.70.1`) leads to.
+
+    `repository` is the platform's `release-channel`, or `modules/<name>/release` and
+    `packages/<name>/version`.
+
+    Raises:
+        SourceContentError: the image has no `version.json`, or what it says cannot be read.
+        DigestMismatchError, SizeMismatchError: a layer is damaged wherever it can be had.
+        RegistryNotFoundError: this channel or version does not exist.
+        RegistryError: the registry does not answer.
+    """
+    place = tree.locate(repository)
+    digest = tree.client.manifest(place, tag).digest
+    found = read_image(tree.client, place, digest, (VERSION_JSON, CHANGELOG_YAML))
+    where = f"{tree.name}/{repository}:{tag}"
+    of_platform = repository == RELEASE_CHANNEL
+    info = parse_release(found.get(VERSION_JSON), where, version_only=not of_platform)
+    return Release(info, digest, parse_changelog(found.get(CHANGELOG_YAML, b""), where))
+
+
+def list_releases(tree: RegistryTree, repository: str = RELEASE_CHANNEL) -> ReleaseList:
+    """All versions of the platform, or of what `repository` belongs to, and all its channels.
+
+    Raises:
+        what `read_release` raises, for one of the channels.
+    """
+    tags = tree.client.tags(tree.locate(repository))
+    versions = tags_of_versions(tags)
+    channels = {}
+    for name in CHANNELS:
+        if name in tags:
+            try:
+                channels[name] = read_release(tree, name, repository).version
+            except RegistryNotFoundError:  # it went in the meantime
+                continue
+    return ReleaseList(tuple(versions), channels)

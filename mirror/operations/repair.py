@@ -18,11 +18,7 @@ from typing import Any
 from mirror.bundle.archive import TRAILER_SIZE, Archive
 from mirror.bundle.files import CHUNK, PartedWriter, WriteAt
 from mirror.bundle.folder import only_writer
-from mirror.bundle.format import (
-    SEAL,
-    ZSTD_SUFFIX,
-    parse_part_name,
-)
+from mirror.bundle.format import SEAL, ZSTD_SUFFIX, parse_part_name
 from mirror.bundle.location import Location, Readable
 from mirror.bundle.reader import BundleReader, find_archives, placed
 from mirror.bundle.verify import BundleReport, verify_bundle

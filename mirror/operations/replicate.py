@@ -11,12 +11,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from mirror.documents import document
-from mirror.errors import (
-    IncompleteError,
-    MirrorError,
-    RegistryError,
-    RegistryNotFoundError,
-)
+from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryNotFoundError
 from mirror.events import PhaseStarted
 from mirror.layout import (
     INDEX_REPOSITORIES,

@@ -12,11 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import quote
 
-from mirror.errors import (
-    MirrorError,
-    RegistryError,
-    SizeMismatchError,
-)
+from mirror.errors import MirrorError, RegistryError, SizeMismatchError
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository
 from mirror.registry import statuses

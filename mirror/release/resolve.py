@@ -284,9 +284,7 @@ def _attached(
 
 
 def _referrers(
-    source: ReleaseSource,
-    subjects: Sequence[_Added],
-    listed: Mapping[str, frozenset[str] | None],
+    source: ReleaseSource, subjects: Sequence[_Added], listed: Mapping[str, frozenset[str] | None]
 ) -> list[WantedImage]:
     """What the source's referrers API knows of the images, as indexes under the tag schema's tags.
 

@@ -38,7 +38,6 @@ class BlobReader(Protocol):
 
     @property
     def size(self) -> int: ...
-
     def read_at(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; empty only at the end."""
         ...
@@ -96,7 +95,6 @@ class Staging(Protocol):
         ...
 
     def write(self, data: bytes) -> None: ...
-
     def commit(self, repository: str, digest: Digest) -> None:
         """Make the bytes a blob of `repository`. The staging ends, even if this fails.
 

@@ -3,13 +3,7 @@
 from mirror.oci import ManifestNode
 from mirror.sync.content import MemoryStore, Source, Target
 from mirror.sync.failover import BlobContent, FailoverSource, Holder
-from mirror.sync.inventory import (
-    Gap,
-    Inventory,
-    InventoryBuilder,
-    RepositoryContent,
-    union,
-)
+from mirror.sync.inventory import Gap, Inventory, InventoryBuilder, RepositoryContent, union
 from mirror.sync.observation import Dependents, Finding
 from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, make_plan
 from mirror.sync.transfer import TransferReport, transfer

@@ -23,7 +23,7 @@ from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
 from mirror.run import PerItemErrors, Run
-from mirror.sync.content import Place
+from mirror.sync.content import Place, unlisted
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
 from mirror.sync.observation import (
     Depth,
@@ -35,7 +35,6 @@ from mirror.sync.observation import (
     speaks_of_damage,
 )
 from mirror.sync.plan import Plan
-from mirror.sync.referrers import unlisted
 
 
 def listed_tags(client: RegistryReader, repository: str) -> frozenset[str]:

@@ -18,14 +18,7 @@ from mirror.errors import (
     RegistryError,
     SizeMismatchError,
 )
-from mirror.events import (
-    BlobDone,
-    BytesMoved,
-    ManifestDone,
-    TagDone,
-    TransferStarted,
-    Warned,
-)
+from mirror.events import BlobDone, BytesMoved, ManifestDone, TagDone, TransferStarted, Warned
 from mirror.oci import Digest, Manifest, ManifestNode
 from mirror.oci.reference import referrers_tag
 from mirror.run import PerItemErrors, Run, for_each

@@ -19,13 +19,12 @@ from mirror.oci.manifest import OCI_INDEX, referrer_json
 from mirror.oci.reference import referrers_tag
 from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
 from mirror.run import Run, gather
-from mirror.sync.content import AS_USUAL, ContentRules
+from mirror.sync.content import AS_USUAL, ContentRules, referrers_list
 from mirror.sync.failover import BlobContent
 from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Depth
 from mirror.sync.observe import listed_tags, observe
 from mirror.sync.plan import CopyBlob, Plan, places_written
-from mirror.sync.referrers import referrers_list
 from mirror.sync.statement import UNSIGNED, StatementKeys
 
 
@@ -289,12 +288,7 @@ class RegistryTarget:
             with self._lock:
                 opened = self._opened.pop(repository, None)
         return self.client.upload(
-            repository,
-            step.digest,
-            step.size,
-            content.chunks,
-            opened=opened,
-            journal=self._journal,
+            repository, step.digest, step.size, content.chunks, opened=opened, journal=self._journal
         )
 
     def _mount_all(

@@ -4,7 +4,6 @@
 proxies are known to do.
 """
 
-from mirror.testing.catalogue import every_fault
 from mirror.testing.faults import (
     Action,
     Answer,
@@ -26,6 +25,7 @@ from mirror.testing.faults import (
     ShiftRange,
     Stall,
     WrongLength,
+    every_fault,
 )
 from mirror.testing.proxy import FaultyProxy
 from mirror.testing.registry import (

@@ -8,7 +8,7 @@ from mirror.oci import Digest, Manifest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import referrers_tag
 from mirror.serve import MemoryStorage
-from mirror.sync.referrers import referrers_list
+from mirror.sync.content import referrers_list
 from mirror.testing import EmbeddedRegistry
 from tests.support.places import client_of
 
