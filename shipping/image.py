@@ -48,7 +48,10 @@ def base(folder: Path) -> Path:
     packages, root = folder / "packages", folder / "base"
     packages.mkdir()
     subprocess.run(
-        ["apt-get", "download", "-qq", *_LIBRARIES], check=True, cwd=packages, stdout=sys.stderr
+        ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", *_LIBRARIES],
+        check=True,
+        cwd=packages,
+        stdout=sys.stderr,
     )
     unpacked = folder / "unpacked"
     for package in sorted(packages.glob("*.deb")):

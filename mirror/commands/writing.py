@@ -374,16 +374,18 @@ _HINTS = {
 
 
 @click.command("completion", epilog=options.example("mirror completion bash --install"))
-@click.argument("shell", type=click.Choice([*_PLACES]))
+@click.argument("shell", type=click.Choice([*_PLACES]), required=False)
 @click.option(
     "--install", is_flag=True, help="Write the script to where this user's shell looks for it."
 )
-def completion_command(*, shell: str, install: bool) -> None:
+def completion_command(*, shell: str | None, install: bool) -> None:
     """Print the script by which a shell completes commands, options and values of `mirror`.
 
     The shell then offers files, choices, release channels, and the modules and packages of the
     bundle that the command line names.
     """
+    if shell is None:
+        raise click.UsageError(f"Name the shell: {', '.join(_PLACES)}.")
     found = get_completion_class(shell)
     assert found is not None  # one of click's own
     script = found(click.Command("mirror"), {}, "mirror", "_MIRROR_COMPLETE").source().strip()

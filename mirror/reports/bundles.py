@@ -400,6 +400,12 @@ def _contents_rows(inventory: Inventory) -> list[tuple[str, str]]:
         paths = (path for path in inventory.repositories if path.startswith(below))
         names = {path.removeprefix(below).partition("/")[0] for path in paths}
         rows.append((title, str(len(names)) if names else ""))
+    if all(text in ("", "none") for _, text in rows):  # a single image, such as that of mirror
+        contents = inventory.repositories.items()
+        images = sorted(
+            f"{path or '/'}:{tag}" for path, content in contents for tag in content.tags
+        )
+        rows = [("Images", few(images, 5))]
     return [*rows, _total_row(inventory)]
 
 

@@ -151,6 +151,7 @@ class _Lines:
         self._stream, self._quiet, self._items = stream, quiet, items
         self._moved = _Moved()
         self._total = self._done = 0
+        self._steps, self._step, self._what = 0, 0, ""
         self._reported_at, self._wait_s = 0.0, self._FIRST_S
 
     def __call__(self, event: Event) -> None:
@@ -161,10 +162,20 @@ class _Lines:
                 pass
             case PhaseStarted(name, total):
                 self._say(name if total is None else f"{name}: {total}")
+                self._steps, self._step, self._what = total or 0, 0, ""
+                self._reported_at, self._wait_s = time.monotonic(), self._FIRST_S
+            case ManifestDone() | TagDone() | PhaseAdvanced() if bool(self._what) != isinstance(
+                event, PhaseAdvanced
+            ):  # a transfer inside a phase counts what it sets
+                self._step += event.count if isinstance(event, PhaseAdvanced) else 1
+                if self._due():
+                    of = f" of {self._steps}" if self._steps else ""
+                    self._say(f"{self._step}{of}{self._what}")
             case TransferStarted(blobs, size, manifests, tags, beside):
                 if not beside:
-                    self._total = self._done = 0
+                    self._total = self._done = self._steps = self._step = 0
                 self._total, self._reported_at = self._total + size, time.monotonic()
+                self._steps, self._what = self._steps + manifests + tags, " manifests and tags"
                 self._wait_s = self._FIRST_S
                 more = f", {counted(manifests, 'manifest')}, {counted(tags, 'tag')}"
                 self._say(
@@ -173,11 +184,17 @@ class _Lines:
                 )
             case BytesMoved() | BlobDone():
                 self._done += self._moved.advance(event)
-                if time.monotonic() - self._reported_at >= self._wait_s:
-                    self._reported_at = time.monotonic()
-                    self._wait_s = min(2 * self._wait_s, self._INTERVAL_S)
+                if self._due():
                     share = self._done / self._total if self._total else 1.0
                     self._say(f"{share:4.0%}  {size_text(self._done)} of {size_text(self._total)}")
+
+    def _due(self) -> bool:
+        """Whether it is time for a line; the next one comes after a longer while."""
+        if time.monotonic() - self._reported_at < self._wait_s:
+            return False
+        self._reported_at = time.monotonic()
+        self._wait_s = min(2 * self._wait_s, self._INTERVAL_S)
+        return True
 
     def _say(self, text: str) -> None:
         print(message(paragraph(text)), file=self._stream, flush=True)

@@ -212,7 +212,7 @@ class MemoryStore:
         with self._lock:
             there = digest in self._blobs.get(repository, ())
         if not there:
-            raise NotFoundError(f"{self.name}: no blob {digest} in {repository!r}")
+            raise NotFoundError(f"{self.name}: no blob {digest} in {repository or '/'}")
         data = self._data[digest]
         for start in range(offset, len(data), _CHUNK):
             yield data[start : start + _CHUNK]

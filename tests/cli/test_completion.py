@@ -93,3 +93,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     call_mirror("completion", "fish", "--install", env={"XDG_CONFIG_HOME": str(tmp_path)}).failed(
         1, "mirror.fish cannot be written", "print the script without --install"
     )
+
+
+def test_without_a_shell_the_three_are_named_on_one_line() -> None:
+    call_mirror("completion").failed(2, "Name the shell: bash, zsh, fish.")

@@ -14,8 +14,10 @@ from mirror.events import (
     BlobDone,
     BytesMoved,
     Event,
+    ManifestDone,
     PhaseAdvanced,
     PhaseStarted,
+    TagDone,
     TransferStarted,
     Warned,
     serialised,
@@ -72,6 +74,29 @@ def test_lines_say_how_far_it_is_soon_and_then_ever_less_often() -> None:
             on_event(BytesMoved(LAYER, 1))
     told = [line.split("%")[0].strip() for line in stream.getvalue().splitlines()[1:]]
     assert told == ["2", "6", "14", "24"]
+
+
+def test_lines_count_what_has_no_bytes_where_that_takes_long() -> None:
+    stream = io.StringIO()
+    with (
+        mock.patch.object(time, "monotonic", return_value=0.0) as now,
+        progress(stream) as on_event,
+    ):
+        on_event(PhaseStarted("reading generations", 40))
+        for second in range(1, 8):
+            now.return_value = float(second)
+            on_event(PhaseAdvanced())
+        on_event(TransferStarted(0, 0, 2, 3))
+        for second in range(8, 13):
+            now.return_value = float(second)
+            on_event(ManifestDone("", LAYER) if second < 10 else TagDone("", "v1", LAYER))
+    assert stream.getvalue().splitlines() == [
+        "reading generations: 40",
+        "2 of 40",
+        "6 of 40",
+        "0 blobs (0 B), 2 manifests, 3 tags",
+        "2 of 5 manifests and tags",
+    ]
 
 
 def test_one_bar_grows_with_every_transfer_that_joins_and_ends_full() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -37,6 +38,27 @@ def test_a_reader_in_a_closed_zone_fetches_nothing_from_outside(built: Path) -> 
         assert re.search(fetched, page.read_text("utf-8")) is None, page
     assert (built / "assets/iframe-worker.js").is_file()  # search, in pages opened from a disk
     assert (built / "search.js").is_file()
+
+
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [
+        ("rollback", "howto/monthly-update.html"),
+        ("rollback", "cli.html"),
+        ("--keep", "sync.html"),
+        ("откат", "ru/howto/monthly-update.html"),
+    ],
+)
+def test_the_index_of_the_search_without_a_network_has_the_words_of_every_page(
+    built: Path, word: str, page: str
+) -> None:
+    index = (built / "search.js").read_text("utf-8").removeprefix("var __index = ").rstrip(";\n")
+    found = {
+        one["location"].partition("#")[0]
+        for one in json.loads(index)["items"]
+        if word in f"{one['title']} {one['text']}".lower()
+    }
+    assert page in found
 
 
 def test_a_dead_link_is_told_with_its_place(tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def test_mirror_pushes_the_image_by_its_version(program: Path, tmp_path: Path) -
     tar = _image(program, tmp_path)
     with EmbeddedRegistry(MemoryStorage()) as registry:
         target = f"{registry.address}/tools/mirror"
-        call_mirror("push", "--file", tar, target, "--insecure").succeeded()
+        pushed = call_mirror("push", "--file", tar, target, "--insecure").succeeded().stdout
+        assert f"  Images     /:{VERSION}\n" in pushed
+        assert "Platform" not in pushed
         shown = call_mirror("inventory", target, "--insecure", "-o", tmp_path / "i.json")
         shown.succeeded()
         assert f'"{VERSION}"' in (tmp_path / "i.json").read_text()
