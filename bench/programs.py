@@ -35,6 +35,7 @@ PROGRAMS = {
     "crane-registry": Program("github.com/google/go-containerregistry", "v0.22.1", "cmd/registry"),
     "distribution": Program("github.com/distribution/distribution/v3", "v3.1.2", "cmd/registry"),
     "olareg": Program("github.com/olareg/olareg", "v0.1.2", "cmd/olareg"),
+    "versitygw": Program("github.com/versity/versitygw", "v1.8.0", "cmd/versitygw"),
     "helm": Program("helm.sh/helm/v3", "v3.19.5", "cmd/helm"),
     # It requires each part of Kubernetes by its own version, which `go build` of a package cannot.
     "kube-api": Program("k8s.io/kubernetes", "v1.34.4", "cmd/kube-apiserver", "kube-api"),

@@ -235,7 +235,7 @@ class Serving:
 )
 @click.option(
     "--storage",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False),
     help="Without BUNDLE_DIR: the folder of a registry that takes pushes.",
 )
 @click.option(
@@ -263,7 +263,7 @@ def serve_command(
     *,
     bundle_dir: Path | str | None,
     bases: Sequence[Path | str],
-    storage: Path | None,
+    storage: str | None,
     where: str,
     root: str | None,
     tls_cert: Path | None,
@@ -288,6 +288,11 @@ def serve_command(
         raise InputError("--tls-cert and --tls-key go together")
     if storage is not None and (bases or root):
         raise InputError("--base and --root are about a bundle; leave them out with --storage")
+    if storage is not None and "://" in storage:
+        raise InputError(
+            f"--storage {storage}: mirror serve keeps its images in a folder of this machine; name "
+            "one, or run a registry that has a driver for object storage, such as CNCF distribution"
+        )
     # The server is loaded here: the other commands of this module start without it.
     from mirror.serve import Anonymous, FolderStorage, ReadableStore, create_app
     from mirror.serve.bundle import BundleStorage
@@ -297,8 +302,8 @@ def serve_command(
     held: ReadableStore
     origin, read_only = None, storage is None
     if storage is not None:
-        with os_errors(storage, "use"):
-            held = FolderStorage(storage)
+        with os_errors(Path(storage), "use"):
+            held = FolderStorage(Path(storage))
     else:
         paths = [
             located(one, access.connection(), work)

@@ -181,6 +181,12 @@ def _storage(
         name, separator, folder = value.partition("=")
         if not (separator and name and folder):
             raise InputError(f"--storage {value}: write REGISTRY=DIR")
+        if "://" in folder:
+            raise InputError(
+                f"--storage {folder}: a repair removes damaged files from a folder of this "
+                "machine, and nothing from object storage; leave --storage out: the sync names the "
+                "damaged object, delete it there and sync again"
+            )
         folders[full_name(name, masters)] = Path(folder)
     if unknown := sorted(folders.keys() - set(names)):
         raise InputError(f"--storage {unknown[0]}=…: that registry is none of those to work on")

@@ -24,7 +24,7 @@ from mirror.oci import Digest
 from mirror.registry import RegistryReader
 from mirror.run import PerItemErrors, Run
 from mirror.sync.content import Place, unlisted
-from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
+from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.observation import (
     Depth,
     Finding,
@@ -138,7 +138,12 @@ class _Look:
     def ask_about(self, paths: Iterable[str]) -> None:
         """Ask what is there of the wanted tags, then manifests, then blobs."""
         asked = {path: self._wanted.repository(path) for path in paths}
-        there = self._tags(asked)
+        tags = [
+            Item(path, digest, tag)
+            for path, content in asked.items()
+            for tag, digest in content.tags.items()
+        ]
+        there = self._tags(one for one in tags if one.tag in self.listed[one.repository])
         loose = [
             Item(path, digest)
             for path, content in asked.items()
@@ -147,6 +152,18 @@ class _Look:
         ]
         there |= {(item.repository, item.digest) for item, answer in self._answers(loose) if answer}
         there -= unlisted(self._place, self._questions, asked, there)
+        if self._depth > Depth.PROBE:
+            # A list may lag behind, as over object storage: what it lacks is asked for, unless its
+            # manifest is absent, too. A push needs no such certainty: it puts the tag again.
+            self._tags(
+                one
+                for one in tags
+                if one.tag not in self.listed[one.repository]
+                and (
+                    (one.repository, one.digest) in there
+                    or one.digest not in asked[one.repository].manifests
+                )
+            )
         doubtful: list[Item] = []
         for path, content in asked.items():
             certain: set[Digest] = set()
@@ -162,16 +179,10 @@ class _Look:
                     doubtful.append(Item(path, digest, is_blob=True))
         self._blobs(doubtful)
 
-    def _tags(self, asked: Mapping[str, RepositoryContent]) -> set[tuple[str, Digest | None]]:
-        """Ask for the tags that are listed; return the manifests that they name."""
-        items = [
-            Item(path, digest, tag)
-            for path, content in asked.items()
-            for tag, digest in content.tags.items()
-            if tag in self.listed[path]
-        ]
+    def _tags(self, items: Iterable[Item]) -> set[tuple[str, Digest | None]]:
+        """Ask for tags; return the manifests that they name."""
         there: set[tuple[str, Digest | None]] = set()
-        for item, answer in self._answers(items):
+        for item, answer in self._answers(list(items)):
             if isinstance(answer, Digest) and item.tag is not None:
                 self._held.add_tag(item.repository, item.tag, answer)
                 if answer.algorithm == "sha256":  # by others a registry need not know the manifest

@@ -120,8 +120,9 @@ class Repairer:
             where = relative_path(digest)
             if self._storage is None:
                 how = (
-                    f"delete the file {where} below the registry's data root and sync again, or "
-                    "name that root with --storage, so that this is done for you"
+                    f"delete the file {where} below the registry's data root (in object storage, "
+                    "the object of that name) and sync again, or name that root with --storage, so "
+                    "that this is done for you"
                 )
             elif self._storage.path_of(digest).exists():
                 how = (

@@ -14,7 +14,16 @@ from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.tree import RegistryTarget
 from tests.support.inventories import put_image
 from tests.support.nginx import Nginx
-from tests.support.registries import CRANE, DISTRIBUTION, DOCKER_REGISTRY, EMBEDDED, OLAREG, Kind
+from tests.support.registries import (
+    CRANE,
+    DISTRIBUTION,
+    DOCKER_REGISTRY,
+    EMBEDDED,
+    OLAREG,
+    PASSING_ON,
+    REDIRECTING,
+    Kind,
+)
 from tests.support.walker import Walker
 
 MIB = 1 << 20
@@ -30,6 +39,8 @@ MIB = 1 << 20
             (EMBEDDED, pytest.mark.soak),
             (CRANE, pytest.mark.soak),
             (DISTRIBUTION, pytest.mark.soak),
+            (REDIRECTING, pytest.mark.soak),
+            (PASSING_ON, pytest.mark.soak),
         )
         for limit, size in (("1m", 5 * MIB), ("16m", 36 * MIB))
     ],

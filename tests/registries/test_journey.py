@@ -15,6 +15,7 @@ from tests.support.registries import (
     FRONTS,
     KINDS,
     OLAREG,
+    REDIRECTING,
     Kind,
 )
 from tests.support.tls import Authority
@@ -25,6 +26,7 @@ ALWAYS = {
     (DOCKER_REGISTRY, "nginx"),
     (OLAREG, "certificate"),
     (EMBEDDED, "tokens"),
+    (REDIRECTING, "bare"),
 }
 """What the ordinary run of the tests travels; `./run registries` travels all."""
 CELLS = [
@@ -58,6 +60,13 @@ def test_nothing_that_the_registries_served_was_wrong(
     record_property("commands", journey.commands)
     record_property("hashed", journey.hashed)
     record_property("seconds", f"{journey.seconds:.1f}")
+
+
+def test_blobs_come_from_where_the_registry_says(journey: Journey) -> None:
+    """Every one of them from object storage, by a presigned address; else from the registry."""
+    redirects = sum(walk.redirects for walk in journey.walks.values())
+    blobs = sum(walk.blobs for walk in journey.walks.values())
+    assert redirects == (blobs if journey.kind is REDIRECTING else 0)
 
 
 def test_a_second_push_finds_everything_there(journey: Journey) -> None:

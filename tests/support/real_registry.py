@@ -80,12 +80,13 @@ class RealRegistry(ServerProcess):
             config["proxy"] = {"remoteurl": proxy}
         config.update(extra or {})
         self.config_path.write_text(json.dumps(config, indent=2))  # JSON is YAML
+        own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         super().__init__(
             [program, "serve", self.config_path],
             host=host,
             port=port,
             log=folder / "registry.log",
-            env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},
+            env={**own, "OTEL_TRACES_EXPORTER": "none"},
         )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -164,6 +165,39 @@ def _files(tls: TlsFiles) -> dict[str, str]:
 
 
 @contextlib.contextmanager
+def object_storage(folder: Path) -> Iterator[str]:
+    """An S3-compatible server over a folder; answers its address."""
+    (folder / "data/registry").mkdir(parents=True)
+    (folder / "beside").mkdir()
+    port = free_port()
+    argv = [str(require_program("versitygw")), "--access", LOGIN[0], "--secret", LOGIN[1]]
+    argv += ["--region", "test-1", "--port", f"127.0.0.1:{port}", "--quiet"]
+    argv += ["posix", "--sidecar", str(folder / "beside"), str(folder / "data")]
+    env = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    with ServerProcess(argv, port=port, log=folder / "log", env=env) as storage:
+        yield storage.address
+
+
+def in_bucket(address: str, *, redirects: bool = True) -> dict[str, object]:
+    """The settings of a CNCF distribution that keeps its content there, and lets clients read it
+    there by `redirects`."""
+    driver = {"bucket": "registry", "region": "test-1", "secure": False}
+    driver |= {"accesskey": LOGIN[0], "secretkey": LOGIN[1], "regionendpoint": f"http://{address}"}
+    return {"s3": driver, "delete": {"enabled": True}, "redirect": {"disable": not redirects}}
+
+
+def _over_objects(*, redirects: bool) -> Start:
+    @contextlib.contextmanager
+    def start(folder: Path) -> Iterator[str]:
+        with object_storage(folder / "objects") as address:
+            extra = {"storage": in_bucket(address, redirects=redirects)}
+            with RealRegistry(folder, extra=extra) as registry:
+                yield registry.address
+
+    return start
+
+
+@contextlib.contextmanager
 def _crane(folder: Path) -> Iterator[str]:
     folder.mkdir(parents=True)
     program, port = require_program("crane-registry"), free_port()
@@ -200,6 +234,20 @@ DOCKER_REGISTRY = Kind(
     _distribution_with_tokens(_debian),
     deletes_tags=False,
 )
+REDIRECTING = Kind(
+    "docker-registry on S3",
+    "2.8 of Debian",
+    _over_objects(redirects=True),
+    f"a bucket of versitygw {PROGRAMS['versitygw'].version}; blobs by presigned addresses",
+    deletes_tags=False,
+)
+PASSING_ON = Kind(
+    "docker-registry on S3, `redirect.disable`",
+    "2.8 of Debian",
+    _over_objects(redirects=False),
+    "the same; blobs by way of the registry",
+    deletes_tags=False,
+)
 DISTRIBUTION = Kind(
     "distribution",
     PROGRAMS["distribution"].version,
@@ -219,7 +267,7 @@ OLAREG = Kind(
     _olareg,
     "folder storage, `--api-delete`, no collection of garbage",
 )
-KINDS = (EMBEDDED, DOCKER_REGISTRY, DISTRIBUTION, CRANE, OLAREG)
+KINDS = (EMBEDDED, DOCKER_REGISTRY, DISTRIBUTION, REDIRECTING, PASSING_ON, CRANE, OLAREG)
 
 
 # -- what is in front of them ----------------------------------------------------------------------

@@ -36,6 +36,8 @@ class Walk:
     manifests: int = 0
     blobs: int = 0
     bytes: int = 0
+    redirects: int = 0
+    """How many blobs the registry sent us elsewhere for."""
     wrong: list[str] = field(default_factory=list)
     """What is missing, or is not what its name or its descriptor promises."""
 
@@ -122,7 +124,10 @@ class Walker:
             return
         seen.add(digest)
         walk.blobs += 1
-        status, _, body = self._get(repository, f"/v2/{repository}/blobs/{digest}")
+        status, headers, body = self._get(repository, f"/v2/{repository}/blobs/{digest}")
+        if status == 307:
+            walk.redirects += 1
+            status, body = self._elsewhere(headers["location"])
         walk.bytes += len(body)
         algorithm, _, encoded = digest.partition(":")
         if status != 200:
@@ -146,6 +151,17 @@ class Walker:
         with self._connection.getresponse() as answer:
             headers = {name.lower(): value for name, value in answer.getheaders()}
             return answer.status, headers, answer.read()
+
+    def _elsewhere(self, url: str) -> tuple[int, bytes]:
+        """What an address holds that the registry names; it gets no login."""
+        parts = urllib.parse.urlsplit(url)
+        connection = self._connect(parts)
+        try:
+            connection.request("GET", f"{parts.path}?{parts.query}")
+            with connection.getresponse() as answer:
+                return answer.status, answer.read()
+        finally:
+            connection.close()
 
     def _authorization(self, repository: str) -> dict[str, str]:
         if repository in self._tokens:
