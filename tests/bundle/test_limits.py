@@ -19,7 +19,9 @@ from mirror.bundle.seal import check_limits
 from mirror.bundle.verify import verify_bundle
 from mirror.errors import BundleLimitError, DamagedBundleError
 from mirror.oci import Descriptor, Digest, Manifest
+from mirror.serve import FolderStorage
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode, MemoryStore
+from mirror.testing import EmbeddedRegistry
 from tests.support.bundles import archives_of, pack, pack_store, seal_of
 from tests.support.inventories import put_image, sample_store, stores
 from tests.support.measured import measured
@@ -250,11 +252,20 @@ MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
 
 
 @pytest.mark.soak
-def test_a_bundle_of_100_000_images_is_made_and_read_in_bounded_memory(tmp_path: Path) -> None:
-    many = Many(COUNT, 30)
-    pack(many, many.inventory, tmp_path)
+@pytest.mark.timeout(7200)
+def test_a_bundle_of_100_000_images_is_made_read_and_pushed_in_bounded_memory(
+    tmp_path: Path,
+) -> None:
+    many, folder = Many(COUNT, 30), tmp_path / "bundle"
+    pack(many, many.inventory, folder)
     del many
-    runs, peak = measured(("verify", tmp_path), ("verify", "--quick", tmp_path))
+    runs, peak = measured(("verify", "--quick", folder), ("verify", folder))
     print(f"verify of {COUNT:,} images: {peak / 1e6:.0f} MB")
     assert [run.code for run in runs] == [0, 0], runs
+    assert peak < 800_000_000
+    with EmbeddedRegistry(FolderStorage(tmp_path / "registry")) as target:
+        push = ("push", "--insecure", folder, f"{target.address}/dkp/ee")
+        runs, peak = measured(push, timeout_s=6000)
+    print(f"push of {COUNT:,} images: {peak / 1e6:.0f} MB")
+    assert [run.code for run in runs] == [0], runs
     assert peak < 1_500_000_000
