@@ -423,7 +423,7 @@ class StallWatch:
                 self._spend(len(chunk))
             yield chunk
 
-    def sent(self, chunks: Iterable[bytes]) -> Iterator[memoryview]:
+    def sent(self, chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
         """Hand out `chunks` in pieces; raise the error once their receiver has stalled.
 
         A piece counts when the next is asked for. Pieces shrink when the line is slow, so that

@@ -58,16 +58,24 @@ class Answer:
 
 
 class Wire:
-    """What all views of one client share: connections, addresses and the login. Thread-safe."""
+    """What all views of one client share: connections, addresses and the login. Thread-safe.
+
+    Unless it `follows`, an answer that leads elsewhere or wants a login is handed out.
+    """
 
     def __init__(
-        self, host: str, *, options: ConnectionOptions, credentials: Credentials | None
+        self,
+        host: str,
+        *,
+        options: ConnectionOptions,
+        credentials: Credentials | None,
+        follows: bool = True,
     ) -> None:
         if Repository.parse(f"{host}/x").host != host:
             raise InvalidReferenceError(
                 f"{host!r} is not a registry host; write host[:port], without scheme and path"
             )
-        self.host, self.options = host, options
+        self.host, self.options, self.follows = host, options, follows
         self.base = f"{options.scheme}://{_ALIASES.get(host, host)}"
         self.home = Home(host, self.base)
         self.closing = Cancellation()
@@ -342,6 +350,8 @@ class Transport:
         return _Sending(method, fields, body, patience)
 
     def _exchange(self, sending: _Sending, url: str, scopes: Scopes) -> Response:
+        if not self._wire.follows:
+            return self._send(sending, url, self._home, None)
         authorization = self._auth.header(scopes, self) if self._auth.way is not None else None
         response = self._follow(sending, url, self._home, authorization)
         if response.status != 401 or not self.at_home(response.url):

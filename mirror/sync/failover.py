@@ -140,7 +140,8 @@ class FailoverSource:
         self._name, self._on_event = name, on_event
         self._lock = threading.Lock()
         self._records: dict[Digest, _Record] = {}  # under the lock, like the next two
-        self._givers: dict[Digest, frozenset[int]] = {}  # whose bytes are out and not yet judged
+        # Whose bytes are out and not yet judged. Threads may read one blob for several places.
+        self._givers: dict[tuple[int, Digest], frozenset[int]] = {}
         self._down: frozenset[int] = frozenset()
 
     @property
@@ -162,7 +163,8 @@ class FailoverSource:
     ) -> Generator[bytes, None, None]:
         def open_at(copy: _Copy, position: int) -> Generator[bytes, None, None]:
             with self._lock:
-                self._givers[digest] = self._givers.get(digest, frozenset()) | {copy.place}
+                key = threading.get_ident(), digest
+                self._givers[key] = self._givers.get(key, frozenset()) | {copy.place}
             return copy.source.blob(copy.repository, digest, size, position)
 
         return continued(
@@ -185,7 +187,7 @@ class FailoverSource:
         """
         with self._lock:
             record = self._records.setdefault(digest, _Record())
-            givers = self._givers.pop(digest, frozenset())
+            givers = self._givers.pop((threading.get_ident(), digest), frozenset())
             # If several gave parts, nobody knows who was wrong: one of them gives all next time.
             blamed = givers - record.errors.keys() if len(givers) == 1 or record.mixed else ()
             record.mixed = not blamed

@@ -1,0 +1,449 @@
+"""The client of an S3-compatible bucket: the requests that bundles need (Amazon S3 API Reference).
+
+They go over the same wire as those to registries, so that waiting, retries and cancellation are the
+same, and are never redirected. `awscrt`, an extra, finds credentials and signs (AWS Signature
+Version 4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+from xml.etree import ElementTree
+
+from mirror.errors import (
+    DeniedError,
+    InputError,
+    MirrorError,
+    RegistryError,
+    RegistryNotFoundError,
+    UnreachableError,
+    printable,
+)
+from mirror.registry.addresses import PORTS, Origin
+from mirror.registry.downloads import FileState, file_range
+from mirror.registry.failures import TransientFailure, retry_after_s
+from mirror.registry.http1 import Body, Headers
+from mirror.registry.options import ConnectionOptions, patience
+from mirror.registry.refusals import TRANSIENT_STATUSES
+from mirror.registry.transport import Answer, Transport, Wire
+from mirror.run import Run
+
+PLAN = "x-amz-meta-mirror-plan"
+"""The header of an archive's object that says of which plan it is."""
+_MOST_ANSWER = 8 << 20
+_ANY = range(100, 600)
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_NOTHING = hashlib.sha256(b"").hexdigest()
+_PASSING = frozenset({"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"})
+_REGION = "the bucket is in another region: set AWS_REGION"
+_LOGIN = (
+    "check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE) and what "
+    "they may do in this bucket"
+)
+_ADVICE = {
+    "RequestTimeTooSkewed": "the clock of this machine is wrong, or that of the server: set it",
+    "ExpiredToken": "the credentials have expired: renew them and run the same again, what has "
+    "arrived stays",
+    "NoSuchUpload": "somebody else has completed or given up this upload: let one pull at a time "
+    "work there, and run it again",
+    "NoSuchBucket": "create the bucket first, or check its name and AWS_ENDPOINT_URL_S3",
+    "PermanentRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
+}
+
+
+class Part(NamedTuple):
+    """A part of an upload that has arrived: `size` in bytes, and the server's mark for it."""
+
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class BucketAddress:
+    """A bucket and what the names in it begin with, `s3://bucket/prefix`."""
+
+    bucket: str
+    prefix: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> BucketAddress:
+        """Read one.
+
+        Raises:
+            InputError: it is no such address, or has a login in it.
+        """
+        bucket, _, prefix = text.removeprefix("s3://").partition("/")
+        parts = prefix.strip("/").split("/") if prefix.strip("/") else []
+        odd = any(part in ("", ".", "..") or not part.isprintable() for part in parts)
+        if not text.startswith("s3://") or not _BUCKET.fullmatch(bucket) or odd:
+            raise InputError(
+                f"{printable(text.rpartition('@')[2])} is not a place in a bucket; write "
+                "s3://bucket/prefix, and give credentials and endpoint by the variables of AWS "
+                "(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3)"
+            )
+        return cls(bucket, "/".join(parts))
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def key(self, name: str) -> str:
+        """What an object of this name is called in the bucket."""
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+
+class _Signer:
+    """Signs requests to one region (AWS Signature Version 4). Thread-safe."""
+
+    def __init__(self, region: str, host: str) -> None:
+        try:
+            from awscrt import auth, http
+        except ImportError as err:
+            raise InputError(
+                "bundles in buckets need the package awscrt; install it: `pip install 'mirror[s3]'`"
+            ) from err
+        self._auth, self._http = auth, http
+        self._region, self._host = region, host
+
+    @cached_property
+    def _credentials(self) -> Any:
+        return self._auth.AwsCredentialsProvider.new_default_chain()
+
+    def signed(
+        self, method: str, url: str, headers: Mapping[str, str], digest: str = _NOTHING
+    ) -> dict[str, str]:
+        """`headers` with those that sign them; `digest` is the SHA-256 of the body, in hex.
+
+        Raises:
+            DeniedError: there are no credentials, or they cannot be had.
+        """
+        kinds = self._auth
+        target = url.partition("://")[2].partition("/")[2]
+        fields = self._http.HttpHeaders([("Host", self._host), *headers.items()])
+        request = self._http.HttpRequest(method, f"/{target}", fields)
+        config = kinds.AwsSigningConfig(
+            algorithm=kinds.AwsSigningAlgorithm.V4,
+            signature_type=kinds.AwsSignatureType.HTTP_REQUEST_HEADERS,
+            credentials_provider=self._credentials,
+            region=self._region,
+            service="s3",
+            use_double_uri_encode=False,
+            should_normalize_uri_path=False,
+            signed_body_value=digest,
+            signed_body_header_type=kinds.AwsSignedBodyHeaderType.X_AMZ_CONTENT_SHA_256,
+        )
+        try:
+            # The chain asks its providers one after the other, each with a time-out of its own.
+            answered = kinds.aws_sign_request(request, config).result()
+        except Exception as err:
+            code = getattr(err, "name", type(err).__name__)
+            raise DeniedError(
+                f"no credentials for the bucket were found ({code}); set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+                where="AWS credentials",
+            ) from err
+        return {name: text for name, text in answered.headers if name != "Host"}
+
+
+class Bucket:
+    """A bundle's place in a bucket: `location.Objects`, and what writing needs. Thread-safe.
+
+    `environment` gives endpoint (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL), region (AWS_REGION,
+    AWS_DEFAULT_REGION) and authorities (AWS_CA_BUNDLE). A server other than Amazon's gets the
+    bucket in the path. Methods raise what those of `Objects` do, besides what they name themselves.
+    """
+
+    def __init__(
+        self,
+        address: BucketAddress,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        options: ConnectionOptions | None = None,
+    ) -> None:
+        self.address, self.where = address, str(address)
+        named = [environment.get(name) for name in ("AWS_REGION", "AWS_DEFAULT_REGION")]
+        region = next(filter(None, named), "us-east-1")
+        endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+        self._root = f"/{address.bucket}"
+        if not endpoint:
+            endpoint = f"https://s3.{region}.amazonaws.com"
+            if "." not in address.bucket:  # else no certificate would match
+                endpoint, self._root = f"https://{address.bucket}.{endpoint[8:]}", ""
+        origin = _origin(endpoint)
+        host = f"[{origin.host}]" if ":" in origin.host else origin.host
+        if origin.port != PORTS[origin.scheme]:
+            host += f":{origin.port}"
+        self._signer = _Signer(region, host)
+        self._base = f"{origin.scheme}://{host}"
+        options = options or ConnectionOptions(retries=patience())
+        authorities = environment.get("AWS_CA_BUNDLE")
+        options = replace(
+            options,
+            plain_http=origin.scheme == "http",
+            ca_file=options.ca_file or (Path(authorities) if authorities else None),
+            certificate=None,
+        )
+        self._wire = Wire(host, options=options, credentials=None, follows=False)
+
+    def __str__(self) -> str:
+        return self.where
+
+    def close(self) -> None:
+        """End all connections."""
+        self._wire.close()
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def states(self, run: Run) -> dict[str, FileState]:
+        """Every object directly below the prefix, by name (ListObjectsV2)."""
+        found: dict[str, FileState] = {}
+        prefix = self.address.key("")
+        query = {"list-type": "2", "prefix": prefix, "delimiter": "/", "encoding-type": "url"}
+        for page in self._pages(query, {"continuation-token": "NextContinuationToken"}, run):
+            for one in page.iterfind("{*}Contents"):
+                name = unquote(_text(one, "Key"))[len(prefix) :]
+                if name:
+                    found[name] = FileState(int(_text(one, "Size")), _text(one, "ETag"))
+        return found
+
+    def chunks(
+        self, name: str, state: FileState, offset: int, size: int, run: Run
+    ) -> Generator[bytes, None, None]:
+        """Read a range of an object in pieces as they arrive; it must be in this `state`.
+
+        Raises:
+            ConflictError: it is not any more.
+        """
+        transport, url = Transport(self._wire, run), self._url(name)
+        try:
+            yield from file_range(transport, url, offset, size, state, self._signer.signed)
+        except RegistryError as err:
+            if err.status in (400, 403):
+                raise _refused(err.status, "", "", f"GET {self.where}/{name}") from err
+            raise
+
+    def read(self, name: str, state: FileState, run: Run) -> bytes:
+        """All of a small object; raises as `chunks`."""
+        return b"".join(self.chunks(name, state, 0, state.size, run))
+
+    def plan_of(self, name: str, run: Run) -> tuple[int, str] | None:
+        """The size of an object, and of which plan it says that it is; None if it is not there."""
+        answer = self._call("HEAD", name, run, accept=(200, 404))
+        there = answer.status == 200
+        return (answer.headers.length or 0, answer.headers.get(PLAN, "")) if there else None
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def put(self, name: str, data: bytes, run: Run, *, only_new: bool = False) -> bool:
+        """Write a small object at once; with `only_new`, return False if it is there already."""
+        headers = {"If-None-Match": "*"} if only_new else {}
+        accept = (200, 409, 412, 501) if only_new else (200,)
+        answer = self._call("PUT", name, run, accept=accept, headers=headers, data=data)
+        if answer.status == 501:  # a server that knows no conditions
+            return self.plan_of(name, run) is None and self.put(name, data, run)
+        return answer.status == 200
+
+    def remove(self, name: str, run: Run) -> None:
+        """Remove an object, if it is there."""
+        self._call("DELETE", name, run, accept=(200, 204, 404))
+
+    def uploads(self, run: Run) -> list[tuple[str, str]]:
+        """The name and the id of each unfinished upload below the prefix (ListMultipartUploads)."""
+        prefix = self.address.key("")
+        found: list[tuple[str, str]] = []
+        query = {"uploads": "", "prefix": prefix, "encoding-type": "url"}
+        markers = {"key-marker": "NextKeyMarker", "upload-id-marker": "NextUploadIdMarker"}
+        for page in self._pages(query, markers, run):
+            for one in page.iterfind("{*}Upload"):
+                name = unquote(_text(one, "Key"))[len(prefix) :]
+                if name and "/" not in name:
+                    found.append((name, _text(one, "UploadId")))
+        return found
+
+    def begin(self, name: str, plan: str, run: Run) -> str:
+        """Begin an upload of an object that says of which plan it is; return the upload's id."""
+        answer = self._call("POST", name, run, query={"uploads": ""}, headers={PLAN: plan})
+        return _text(self._tree(answer, "POST", name), "UploadId")
+
+    def parts(self, name: str, upload: str, run: Run) -> dict[int, Part]:
+        """The parts of an upload that have arrived, by number (ListParts).
+
+        Raises:
+            RegistryNotFoundError: the upload is over.
+        """
+        found: dict[int, Part] = {}
+        markers = {"part-number-marker": "NextPartNumberMarker"}
+        for page in self._pages({"uploadId": upload}, markers, run, name):
+            for one in page.iterfind("{*}Part"):
+                part = Part(int(_text(one, "Size")), _text(one, "ETag"))
+                found[int(_text(one, "PartNumber"))] = part
+        return found
+
+    def put_part(
+        self, name: str, upload: str, number: int, data: bytes | memoryview, run: Run
+    ) -> Part:
+        """Write a part, in place of one of this number; the server checks its digest.
+
+        Raises:
+            RegistryNotFoundError: the upload is over.
+        """
+        query = {"partNumber": str(number), "uploadId": upload}
+        answer = self._call("PUT", name, run, query=query, data=data)
+        return Part(len(data), answer.headers.get("etag", ""))
+
+    def complete(
+        self, name: str, upload: str, parts: Mapping[int, Part], plan: str, run: Run
+    ) -> None:
+        """Make the object of its parts. If an answer was lost, the object tells."""
+        listed = "".join(
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(part.etag)}</ETag></Part>"
+            for number, part in sorted(parts.items())
+        )
+        data = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
+        try:
+            self._call("POST", name, run, query={"uploadId": upload}, data=data, slow=True)
+        except RegistryNotFoundError:
+            size = sum(part.size for part in parts.values())
+            if self.plan_of(name, run) != (size, plan):
+                raise
+
+    def abort(self, name: str, upload: str, run: Run) -> None:
+        """Give an upload up; its parts go."""
+        self._call("DELETE", name, run, query={"uploadId": upload}, accept=(200, 204, 404))
+
+    # -- one request ---------------------------------------------------------------------------
+
+    def _url(self, name: str | None, query: Mapping[str, str] | None = None) -> str:
+        """The address of an object, or of the bucket; a query in the order that is signed."""
+        path = "/" if name is None else "/" + quote(self.address.key(name), safe="/~")
+        asked = "&".join(f"{k}={quote(v, safe='~')}" for k, v in sorted((query or {}).items()))
+        return f"{self._base}{self._root}{path}" + (f"?{asked}" if asked else "")
+
+    def _call(
+        self,
+        method: str,
+        name: str | None,
+        run: Run,
+        *,
+        query: Mapping[str, str] | None = None,
+        accept: Iterable[int] = (200,),
+        headers: Mapping[str, str] | None = None,
+        data: bytes | memoryview = b"",
+        slow: bool = False,
+    ) -> Answer:
+        """Send a request, signed anew for each attempt, and return the whole answer."""
+        transport, url = Transport(self._wire, run), self._url(name, query)
+        where = f"{method} {self.where}/{name or ''}".rstrip("/")
+        digest = hashlib.sha256(data).hexdigest() if data else _NOTHING
+        body = None
+        if data or method in ("PUT", "POST"):
+            body = Body(len(data), lambda: transport.watch(where).sent((data,)))
+        wait_s = transport.options.answer_timeout_s if slow else None
+
+        def attempt() -> Answer:
+            signed = self._signer.signed(method, url, headers or {}, digest)
+            with transport.open(
+                method, url, headers=signed, body=body, answer_timeout_s=wait_s
+            ) as response:
+                answer = transport.whole(response, accept=_ANY, limit=_MOST_ANSWER, where=where)
+            failed = method == "POST" and answer.status == 200 and b"<Error>" in answer.body
+            if answer.status not in accept or failed:
+                raise _refusal(answer.status, answer.headers, answer.body, where)
+            return answer
+
+        return transport.patiently(where, attempt)
+
+    def _pages(
+        self,
+        query: Mapping[str, str],
+        markers: Mapping[str, str],
+        run: Run,
+        name: str | None = None,
+    ) -> Iterator[ElementTree.Element]:
+        """Every page of a listing; `markers` say which field of a page leads to the next."""
+        asked = dict(query)
+        while True:
+            page = self._tree(self._call("GET", name, run, query=asked), "GET", name)
+            yield page
+            if _text(page, "IsTruncated", "false") != "true":
+                return
+            asked = {**query, **{key: _text(page, field) for key, field in markers.items()}}
+
+    def _tree(self, answer: Answer, method: str, name: str | None) -> ElementTree.Element:
+        try:
+            return ElementTree.fromstring(answer.body)  # noqa: S314 bounded, and expat is too
+        except ElementTree.ParseError as err:
+            where = f"{method} {self.where}/{name or ''}".rstrip("/")
+            raise RegistryError(
+                f"{where}: the answer is not that of an S3 server; check AWS_ENDPOINT_URL_S3",
+                where=where,
+                status=answer.status,
+            ) from err
+
+
+def _origin(endpoint: str) -> Origin:
+    """Where an endpoint is, `https://host[:port]`.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        parts = urlsplit(endpoint)
+        more = parts.username or parts.query or parts.path.strip("/")
+        if parts.scheme in PORTS and parts.hostname and not more:
+            return Origin.of(f"{parts.scheme}://{parts.netloc.lower()}")
+    except ValueError:
+        pass
+    raise InputError(
+        "AWS_ENDPOINT_URL_S3 is not the address of a server; write https://host[:port], without a "
+        "path or a login"
+    )
+
+
+def _text(tree: ElementTree.Element, name: str, default: str | None = None) -> str:
+    found = tree.findtext(f"{{*}}{name}", default)
+    if found is None:
+        raise RegistryError(f"an answer of the S3 server lacks {name}", where=name)
+    return found
+
+
+def _refusal(
+    status: int, headers: Headers, body: bytes, where: str
+) -> TransientFailure | MirrorError:
+    """What an answer means that is not what was asked for (S3 API Reference, "Error responses")."""
+    code = reason = ""
+    try:
+        tree = ElementTree.fromstring(body)  # noqa: S314 as above
+        code = printable(tree.findtext("{*}Code", ""))[:60]
+        reason = printable(tree.findtext("{*}Message", ""))[:200]
+    except ElementTree.ParseError:
+        pass  # an answer to HEAD has no body, and a proxy's is a page
+    if code in _PASSING or status in TRANSIENT_STATUSES:
+        error = _refused(status, code, reason, where)
+        asked = retry_after_s(headers.get("retry-after"))
+        return TransientFailure(error, f"the S3 server answers HTTP {status} {code}", asked)
+    return _refused(status, code, reason, where)
+
+
+def _refused(status: int, code: str, reason: str, where: str) -> RegistryError:
+    said = ", ".join(filter(None, (f"HTTP {status}", code, reason)))
+    kind, verb, advice = RegistryError, "refuses", _ADVICE.get(code)
+    if code in _PASSING or status in TRANSIENT_STATUSES:
+        kind, verb, advice = UnreachableError, "has trouble", "wait, or look at the server's log"
+    elif status in (401, 403) or code in ("ExpiredToken", "InvalidAccessKeyId"):
+        kind, advice = DeniedError, advice or _LOGIN
+    elif status in (301, 307):
+        advice = _REGION
+    elif status == 404:
+        kind = RegistryNotFoundError
+    text = f"{where}: the S3 server {verb} ({said})" + (f"; {advice}" if advice else "")
+    return kind(text, where=where, status=status, codes=(code,), reason=reason)
