@@ -2,6 +2,9 @@
 
 from mirror.bundle.archive import Compressed as Compressed
 from mirror.bundle.archive import Omissions as Omissions
+from mirror.bundle.bucket import Bucket as Bucket
+from mirror.bundle.bucket import BucketAddress as BucketAddress
+from mirror.bundle.bucket import Part as Part
 from mirror.bundle.folder import Packing as Packing
 from mirror.bundle.location import Objects as Objects
 from mirror.bundle.location import Readable as Readable

@@ -91,6 +91,8 @@ class WriteAt:
     With `keep`, what an earlier run left in it stays.
     """
 
+    reports = False
+
     def __init__(self, folder: Folder, name: str, *, keep: bool = False) -> None:
         self.path = folder / name
         with os_errors(self.path, "create"):
@@ -369,6 +371,8 @@ class PartedWriter:
         ValueError: `part_size` is not positive.
         FileSystemError, NoSpaceError: a part cannot be created.
     """
+
+    reports = False
 
     def __init__(
         self, folder: Folder, name: str, size: int, part_size: int, *, keep: bool = False

@@ -34,7 +34,7 @@ from mirror.bundle.format import (
     size_text,
 )
 from mirror.bundle.seal import Seal, seal_in
-from mirror.bundle.staging import JOURNAL, Staging, read_journal
+from mirror.bundle.staging import JOURNAL, Staging, folder_staging, read_journal
 from mirror.durable import Folder, os_errors
 from mirror.errors import DamagedBundleError, InputError, NoSpaceError
 from mirror.layout import RELEASES_FILE, TOOL_FILE, is_archive_name
@@ -43,7 +43,7 @@ from mirror.oci import Digest
 EARLIER = "earlier" + PARTIAL_SUFFIX
 """The folder of an interrupted pull of another plan, while its content is still of use."""
 
-_OWN_FILES = (RELEASES_FILE, SUMS, SIGNATURE)
+OWN_FILES = (RELEASES_FILE, SUMS, SIGNATURE)
 """What the format has beside archives and seal. Only these names are removed with a bundle: a seal
 may list any name, and it may come from anywhere."""
 
@@ -149,37 +149,44 @@ def check_content(folder: Folder, *, force: bool) -> None:
     """
     names = listed(folder)
     known = seal_in(folder, SEAL if SEAL in names else PARTIAL_SEAL)
-    others = [
-        name
-        for name in names
-        if not is_leftover(name)
-        and name != ".tmp"
-        and not (known is not None and belongs(name, known))
-    ]
-    if others and not force:
-        raise not_empty(folder, others[0])
-    for name in others:
-        if not _of_a_bundle(name) and (
-            name.removesuffix(ZSTD_SUFFIX).endswith(".tar") or parse_part_name(name)
-        ):
-            raise InputError(
-                f"{folder.path} has {name}, which is not a bundle's archive, but a push would take "
-                "it for one; move it elsewhere"
-            )
+    check_names(str(folder.path), [name for name in names if name != ".tmp"], known, force=force)
     for name in names:
         # It would get in the way only after everything was fetched.
         if name != EARLIER and folder.has_folder(name):
             final = name.removesuffix(PARTIAL_SUFFIX)
-            if name == JOURNAL or final in (SEAL, *_OWN_FILES) or _of_a_bundle(final):
+            if name == JOURNAL or final in (SEAL, *OWN_FILES) or is_of_a_bundle(final):
                 raise InputError(
                     f"{folder / name} is a folder, and a file of the bundle has this name; "
                     "move it elsewhere"
                 )
 
 
-def not_empty(folder: Folder, name: str) -> InputError:
+def check_names(where: str, names: Iterable[str], known: Seal | None, *, force: bool) -> None:
+    """Refuse files that are there and neither leftovers nor of the `known` bundle.
+
+    Raises:
+        InputError: as `check_folder`.
+    """
+    others = [
+        name
+        for name in names
+        if not is_leftover(name) and not (known is not None and belongs(name, known))
+    ]
+    if others and not force:
+        raise not_empty(where, others[0])
+    for name in others:
+        if not is_of_a_bundle(name) and (
+            name.removesuffix(ZSTD_SUFFIX).endswith(".tar") or parse_part_name(name)
+        ):
+            raise InputError(
+                f"{where} has {name}, which is not a bundle's archive, but a push would take "
+                "it for one; move it elsewhere"
+            )
+
+
+def not_empty(where: str, name: str) -> InputError:
     return InputError(
-        f"{folder.path} is not empty (it has {name}); name an empty folder, or add --force "
+        f"{where} is not empty (it has {name}); name an empty folder, or add --force "
         "to replace the bundle that is there"
     )
 
@@ -249,7 +256,7 @@ def is_leftover(name: str) -> bool:
     final = name.removesuffix(PARTIAL_SUFFIX)
     if {name, final} & {JOURNAL, EARLIER, PARTIAL_SEAL}:  # or what was to take its place
         return True
-    return final != name and (final in (*_OWN_FILES, TOOL_FILE) or _of_a_bundle(final))
+    return final != name and (final in (*OWN_FILES, TOOL_FILE) or is_of_a_bundle(final))
 
 
 def clear_leftovers(folder: Folder) -> None:
@@ -323,7 +330,7 @@ def earlier_staging(folder: Folder) -> Iterator[Staging | None]:
             yield None
         else:
             part_size = read_journal(aside)[0] or 0
-            with closing(Staging(aside, old, part_size, keep=True)) as staging:
+            with closing(folder_staging(aside, old, part_size, keep=True)) as staging:
                 yield staging
 
 
@@ -351,12 +358,12 @@ def take_the_place(
         folder.sync()
         if _brought_tool(folder):
             folder.unlink(TOOL_FILE)
-        for name in _OWN_FILES:
+        for name in OWN_FILES:
             folder.unlink(name)
         for name in archives:
             folder.rename(name, name.removesuffix(PARTIAL_SUFFIX))
         for name in folder.names():
-            if _of_a_bundle(name) and name not in names and not folder.has_folder(name):
+            if is_of_a_bundle(name) and name not in names and not folder.has_folder(name):
                 folder.unlink(name)
         for name, data in files.items():
             # Brings all names in the folder onto the disk, those of the archives too.
@@ -411,32 +418,7 @@ def complete_bundle(
     return stored_as(packing, seal, sizes) if len(sizes) == len(stated) else None
 
 
-def sign_anew(folder: Folder, sealed: bytes, packing: Packing) -> str:
-    """Sign the complete bundle in `folder` as the packing says; what was done, in words.
-
-    Who signed it before may be another. The seal stays, and stays true: whenever this is cut short,
-    the bundle is complete, and the next pull signs it.
-
-    Raises:
-        FileSystemError, NoSpaceError: the system refuses.
-    """
-    nothing = "nothing was written"
-    if packing.sign is None:
-        return nothing
-    signature = packing.sign(sealed)
-    with os_errors(folder / SIGNATURE, "replace"):
-        stated = sums.parse_whole(folder.read(SUMS, MAX_SUMS_BYTES))
-        stands = folder.read(SIGNATURE, len(signature)) == signature
-        if stands and stated[SIGNATURE] == Digest.of(signature):
-            return nothing
-        beside = {SIGNATURE: signature}
-        beside[SUMS] = sums.render_sealed({**stated, SIGNATURE: Digest.of(signature)})
-        for name, data in beside.items():
-            folder.write(name, data, staged=name + PARTIAL_SUFFIX)
-    return "only its signature was written anew"
-
-
-def _of_a_bundle(name: str) -> bool:
+def is_of_a_bundle(name: str) -> bool:
     """Whether the format has files of this name: archives, their parts, and sums beside them."""
     return is_archive_name(_archive_of(name))
 

@@ -34,7 +34,7 @@ MakeHash = Callable[[], Hash]
 SHA256: Mapping[str, MakeHash] = MappingProxyType({"sha256": hashlib.sha256})
 
 
-class _Ranges:
+class Ranges:
     """Which bytes are written, as disjoint ranges; neighbours become one. Not thread-safe."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Follower:
         self._digests: list[Mapping[str, str]] = []
         self._error: BaseException | None = None
         self._changed = threading.Condition()
-        self._ranges = _Ranges()  # under the condition, like all below
+        self._ranges = Ranges()  # under the condition, like all below
         self._awaited: tuple[int, int] | None = None  # what the thread sleeps for: from, up to
         self._finishing = False
         self._stopped = False

@@ -16,7 +16,9 @@ import os
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 from mirror.bundle.archive import Archive, Entry
 from mirror.bundle.files import PartedWriter, WriteAt
@@ -26,6 +28,7 @@ from mirror.bundle.seal import Seal
 from mirror.durable import Folder, os_errors
 from mirror.errors import IntegrityError, InvalidDigestError
 from mirror.oci import Digest, Verifier
+from mirror.sync import CopyBlob, Plan
 
 JOURNAL = "pull.journal" + PARTIAL_SUFFIX
 _MOST_LINES = 5000
@@ -36,7 +39,73 @@ _MOST_BYTES = 32 << 20
 _FIRST = re.compile(r"parts (?P<size>[0-9]{1,18})")
 _COUNT = re.compile(r"[0-9]{1,18}")
 
-ArchiveFile = WriteAt | PartedWriter
+
+class ArchiveFile(Protocol):
+    """An archive under way, written at offsets by any number of threads; each byte once.
+
+    `reports`: it tells its follower itself what is there.
+    """
+
+    reports: bool
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """The files that it consists of."""
+        ...
+
+    def write(self, offset: int, *pieces: bytes) -> None:
+        """Put `pieces`, one behind the other, at `offset`."""
+        ...
+
+    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        """Read back what was written, in pieces of at most a few MiB."""
+        ...
+
+    def sync(self) -> int:
+        """Make what was written outlive a power cut; return how many bytes that is."""
+        ...
+
+    def close(self) -> None: ...
+
+
+Follow = Callable[[Archive, ArchiveFile, list[Entry]], Follower]
+"""Makes the follower of an archive; it gets the entries of which something is claimed."""
+
+
+class Claims(Protocol):
+    """What an interrupted run says of the content that it brought. Thread-safe."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything is there that the next run may use."""
+        ...
+
+    def claims(self, file: ArchiveFile, entry: Entry) -> bool:
+        """Whether something of an entry is said to be there, so that it is to be looked at."""
+        ...
+
+    def holds(self, file: ArchiveFile, entry: Entry) -> bool:
+        """Whether all of an entry is said to be there."""
+        ...
+
+    def count(self, digest: Digest) -> int:
+        """How many bytes of a blob are in place, from its beginning on."""
+        ...
+
+    def note(self, digest: Digest, count: int) -> None:
+        """Note that the first `count` bytes of a blob are written, wherever it belongs."""
+        ...
+
+    def forget(self, digests: Iterable[Digest]) -> None:
+        """These are not there, whatever was said before."""
+        ...
+
+    def came_short(self, places: Iterable[Place]) -> bool:
+        """Content of these places is wrong, or not all there; whether it takes another run to bring
+        it."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Journal:
@@ -62,6 +131,19 @@ class Journal:
         """Digest → bytes in place, of every blob that was begun."""
         with self._lock:
             return dict(self._progress)
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._progress)
+
+    def claims(self, _file: ArchiveFile, entry: Entry) -> bool:
+        return entry.digest in self._progress
+
+    def holds(self, _file: ArchiveFile, entry: Entry) -> bool:
+        return self._progress.get(entry.digest) == entry.size
+
+    def came_short(self, _places: Iterable[Place]) -> bool:
+        return False  # the same bytes are written again, at the same place
 
     def count(self, digest: Digest) -> int:
         return self._progress.get(digest, 0)
@@ -169,12 +251,6 @@ class Place:
     def read(self, size: int) -> Generator[bytes, None, None]:
         return self.file.chunks(self.entry.data_offset, size)
 
-    def has_room_for(self, count: int) -> bool:
-        """Whether the file is long enough to hold the first `count` bytes of the content."""
-        entry = self.entry
-        end = entry.end if count >= entry.size else entry.data_offset + count
-        return self.file.reaches(entry.offset, end)
-
     def is_whole(self) -> bool:
         verifier = Verifier(self.entry.digest, self.entry.size, self.entry.path)
         try:
@@ -187,44 +263,32 @@ class Place:
 
 
 class Staging:
-    """The partial archives in a folder, and what the journal beside them says is in them.
+    """Archives under way, and what is said to be in them. It closes what it is made of.
 
     `places` are those of content that is carried; `own` those of files whose content the archive
     itself brings. `follow` makes the follower of each archive, if it is to have one; it gets the
-    entries that the journal claims something about.
+    entries of which something is claimed.
     """
 
     def __init__(
         self,
-        folder: Folder,
+        journal: Claims,
+        files: Mapping[str, ArchiveFile],
         seal: Seal,
-        part_size: int,
-        *,
-        keep: bool,
-        follow: Callable[[Archive, ArchiveFile, list[Entry]], Follower] | None = None,
+        follow: Follow | None = None,
     ) -> None:
-        self.journal = Journal(folder, part_size)
-        self.files: dict[str, ArchiveFile] = {}
+        self.journal, self.files = journal, files
         self.places: dict[tuple[str, Digest], list[Place]] = {}
         self.own: list[Place] = []
         try:
             for name, archive in sorted(seal.archives.items()):
-                staged = name + PARTIAL_SUFFIX
-                self.files[name] = (
-                    PartedWriter(folder, staged, archive.size, part_size, keep=keep)
-                    if part_size
-                    else WriteAt(folder, staged, keep=keep)
-                )
-            self._drop_claims_beyond_the_files(seal)
-            claims = self.journal.progress
-            for name, archive in sorted(seal.archives.items()):
-                file = self.files[name]
+                file = files[name]
                 follower = None
                 if follow is not None:
-                    claimed = [entry for entry in archive.entries if entry.digest in claims]
+                    claimed = [entry for entry in archive.entries if journal.claims(file, entry)]
                     follower = follow(archive, file, claimed)
                 for entry in archive.entries:
-                    place = Place(name, file, entry, follower)
+                    place = Place(name, file, entry, None if file.reports else follower)
                     if entry.content is None:
                         key = (entry.repository, entry.digest)
                         self.places.setdefault(key, []).append(place)
@@ -234,29 +298,68 @@ class Staging:
             self.close()
             raise
 
-    def _drop_claims_beyond_the_files(self, seal: Seal) -> None:
-        """Forget what cannot be there: a file was taken away, or copied in part, since."""
-        claims = self.journal.progress
-        impossible = {
-            entry.digest
-            for name, archive in seal.archives.items()
-            for entry in archive.entries
-            if entry.digest in claims
-            and not Place(name, self.files[name], entry).has_room_for(claims[entry.digest])
-        }
-        if impossible:
-            self.journal.forget(impossible)
-
     def finished(self) -> dict[Digest, Place]:
         """Return the blobs that are all there, each with one of its places."""
-        progress = self.journal.progress
         return {
-            digest: places[0]
-            for (_, digest), places in self.places.items()
-            if progress.get(digest) == places[0].entry.size
+            digest: places[0] for (_, digest), places in self.places.items() if self.has(places[0])
         }
+
+    def has(self, place: Place) -> bool:
+        """Whether an interrupted run has brought all of the content of a place."""
+        return self.journal.holds(place.file, place.entry)
+
+    def in_archive_order(self, plan: Plan) -> Plan:
+        """The same plan, its blobs in the order in which they lie in the archives."""
+
+        def first(step: CopyBlob) -> tuple[str, int]:
+            places = [place for path in step.into for place in self.places[path, step.digest]]
+            return min((place.archive, place.entry.offset) for place in places)
+
+        return replace(plan, blobs=tuple(sorted(plan.blobs, key=first)))
 
     def close(self) -> None:
         self.journal.close()
         for file in self.files.values():
             file.close()
+
+
+def folder_staging(
+    folder: Folder, seal: Seal, part_size: int, *, keep: bool, follow: Follow | None = None
+) -> Staging:
+    """The partial archives in a folder, and the journal beside them.
+
+    Raises:
+        FileSystemError, NoSpaceError: they cannot be created.
+    """
+    journal = Journal(folder, part_size)
+    files: dict[str, WriteAt | PartedWriter] = {}
+    try:
+        for name, archive in sorted(seal.archives.items()):
+            staged = name + PARTIAL_SUFFIX
+            files[name] = (
+                PartedWriter(folder, staged, archive.size, part_size, keep=keep)
+                if part_size
+                else WriteAt(folder, staged, keep=keep)
+            )
+        # What cannot be there: a file was taken away, or copied in part, since.
+        claims = journal.progress
+        impossible = {
+            entry.digest
+            for name, archive in seal.archives.items()
+            for entry in archive.entries
+            if entry.digest in claims and not _has_room(files[name], entry, claims[entry.digest])
+        }
+        if impossible:
+            journal.forget(impossible)
+    except BaseException:
+        journal.close()
+        for file in files.values():
+            file.close()
+        raise
+    return Staging(journal, files, seal, follow)
+
+
+def _has_room(file: WriteAt | PartedWriter, entry: Entry, count: int) -> bool:
+    """Whether the file is long enough to hold the first `count` bytes of an entry."""
+    end = entry.end if count >= entry.size else entry.data_offset + count
+    return file.reaches(entry.offset, end)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,34 +15,16 @@ from typing import TYPE_CHECKING
 
 from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
-from mirror.bundle.folder import (
-    AS_USUAL,
-    Packing,
-    allocated,
-    check_content,
-    check_space,
-    clear_leftovers,
-    complete_bundle,
-    earlier_staging,
-    is_leftover,
-    listed,
-    not_empty,
-    only_writer,
-    possible_names,
-    sign_anew,
-    sort_leftovers,
-    take_the_place,
-    write_partial_seal,
-)
+from mirror.bundle.folder import AS_USUAL, Packing, possible_names
 from mirror.bundle.follow import Follower, MakeHash, Recheck
-from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, compressed_bound, part_sizes
+from mirror.bundle.format import PARTIAL_SUFFIX, compressed_bound, part_sizes
+from mirror.bundle.place import BundlePlace, FolderPlace
 from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.staging import ArchiveFile, Place, Staging
 from mirror.bundle.sums import CompanionFiles
-from mirror.durable import Folder, make_folder, os_errors
 from mirror.errors import ChangedLeftoversError, IntegrityError, MirrorError, SizeMismatchError
 from mirror.oci import Digest, Manifest
-from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder
+from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder, Plan
 
 if TYPE_CHECKING:
     from mirror.bundle.compress import Compressor
@@ -69,7 +51,7 @@ class BundleWriter:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | BundlePlace,
         seal: Seal,
         files: Mapping[str, bytes] | None = None,
         packing: Packing = AS_USUAL,
@@ -78,8 +60,8 @@ class BundleWriter:
     ) -> None:
         if packing.gost_digest:
             gost.require()
-        self._path, self._seal, self._packing, self._force = folder, seal, packing, force
-        self._folder: Folder
+        self._place = FolderPlace(folder) if isinstance(folder, Path) else folder
+        self._seal, self._packing, self._force = seal, packing, force
         self._companions = CompanionFiles(files or {}, packing.sign, packing.gost_digest)
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
         self._followers: dict[str, Follower] = {}
@@ -98,7 +80,7 @@ class BundleWriter:
 
     @property
     def name(self) -> str:
-        return f"bundle {self._path}"
+        return f"bundle {self._place.where}"
 
     @property
     def size(self) -> int:
@@ -131,45 +113,28 @@ class BundleWriter:
             FileSystemError: the folder cannot be written.
         """
         sealed = check_limits(self._seal, compressed=self._packing.compress)
-        with os_errors(self._path, "create"):
-            make_folder(self._path)
         with ExitStack() as undo:
-            self._folder = undo.enter_context(only_writer(self._path))
-            check_content(self._folder, force=self._force)
-            if not self._is_there(sealed):
+            undo.enter_context(self._place.held())
+            there = self._place.complete(self._seal, sealed, self._packing, force=self._force)
+            if there is None:
                 self._begin_archives(undo, sealed)
+            else:
+                self._done, (self._stored, what) = True, there
+                self.notices.append(f"{self._place.where} holds this bundle already; {what}")
             self._held = undo.pop_all()
         return self
-
-    def _is_there(self, sealed: bytes) -> bool:
-        """Whether the folder holds this very bundle, so that nothing is left to be done."""
-        names = listed(self._folder)
-        # Behind the last step the partial seal has become the seal, and leftovers are cleared up.
-        if not self._force or (PARTIAL_SEAL not in names and any(map(is_leftover, names))):
-            self._stored = complete_bundle(self._folder, self._seal, sealed, self._packing)
-        if self._stored is not None:
-            self._done, what = True, sign_anew(self._folder, sealed, self._packing)
-            self.notices.append(f"{self._path} holds this bundle already; {what}")
-        elif not self._force and SEAL in names:
-            raise not_empty(self._folder, SEAL)
-        return self._done
 
     def _begin_archives(self, undo: ExitStack, sealed: bytes) -> None:
         packing = self._packing
         part_size = 0 if packing.compress else packing.part_size  # frames are cut, not the tar
-        keep = packing.resume and sort_leftovers(self._folder, self._seal, part_size)
-        if not packing.resume:
-            clear_leftovers(self._folder)
         # What lies beside is written last, which would be a late moment to find the disk full.
         names = (name for archive in self._archives for name in possible_names(packing, archive))
         needed = self.size + len(sealed) + self._companions.size(names)
         if packing.compress:
             # Nobody knows before how much smaller they become.
             needed += sum(compressed_bound(archive.size) for archive in self._archives)
-        check_space(self._folder, needed - (allocated(self._folder) if keep else 0))
+        keep = self._place.begin(self._seal, sealed, packing, needed)
         undo.callback(self._close)
-        if not keep:
-            write_partial_seal(self._folder, sealed)
         hashes: dict[str, MakeHash] = {"sha256": hashlib.sha256}
         if packing.gost_digest:
             hashes["gost"] = gost.GostHash
@@ -188,7 +153,8 @@ class BundleWriter:
             recheck = self._rechecks[archive.name] = Recheck(claimed)
             made = hashes
             if compress is not None:
-                compressor = compress(self._folder, archive.name)
+                assert isinstance(self._place, FolderPlace)  # others refuse to compress
+                compressor = compress(self._place.folder, archive.name)
                 undo.callback(compressor.close)
                 self._compressors[archive.name] = compressor
                 made = {"zstd": lambda: compressor}
@@ -202,24 +168,24 @@ class BundleWriter:
             self._followers[archive.name] = follower
             return undo.enter_context(follower)
 
-        self._now = Staging(self._folder, self._seal, part_size, keep=keep, follow=follow)
-        self._earlier = undo.enter_context(earlier_staging(self._folder))
+        self._now = self._place.staging(self._seal, part_size, keep=keep, follow=follow)
+        self._earlier = undo.enter_context(self._place.earlier())
         if self._earlier is not None:
             self._reusable = self._earlier.finished()
 
     def __exit__(self, *_error: object) -> None:
-        begun = self._now is not None and bool(self._now.journal.progress or self._reusable)
+        begun = self._now is not None and bool(self._now.journal.begun or self._reusable)
         with self._held:
             self._close()
             # Once archives take their names, what is left over is what says that not all have.
             if self._done:
                 try:
-                    clear_leftovers(self._folder)
+                    self._place.clear()
                 except MirrorError as err:
                     # The bundle has its seal. The next run finds it complete, and clears up.
                     self.notices.append(f"the bundle is complete, but {err}")
             elif not (self._naming or (self._packing.resume and begun)):
-                clear_leftovers(self._folder)
+                self._place.clear()
 
     def _close(self) -> None:
         for staging in (self._now, self._earlier):
@@ -235,31 +201,25 @@ class BundleWriter:
     # -- Target --------------------------------------------------------------------------------
 
     def held(self, wanted: Inventory) -> Inventory:
-        """Return the blobs of `wanted` that an interrupted pull has brought to their places."""
-        finished = self._state.finished()
-        builder = InventoryBuilder()
+        """Return what of `wanted` an interrupted pull has brought to its places."""
+        state, builder = self._state, InventoryBuilder()
         for path, content in wanted.repositories.items():
-            for digest, size in content.blobs.items():
-                places = self._state.places.get((path, digest))
-                if places is not None and digest in finished:
-                    builder.add_blob(path, digest, size)
-                    for place in places:
-                        place.is_final()
-                    self._record(places)
+            for digest in (*content.manifests, *content.blobs):
+                places = state.places.get((path, digest), ())
+                if not places or not all(map(state.has, places)):
+                    continue
+                if digest in content.manifests:
+                    builder.add_manifest(path, content.manifests[digest], closed=False)
+                if digest in content.blobs:
+                    builder.add_blob(path, digest, content.blobs[digest])
+                for place in places:
+                    place.is_final()
+                self._record(places)
         return builder.build()
 
-    def in_archive_order(self, blobs: Sequence[CopyBlob]) -> tuple[CopyBlob, ...]:
-        """Return `blobs` in the order in which they lie in the archives.
-
-        Writes then move through the disk from front to back, which is fast on spinning disks, and
-        spares file systems without holes (FAT) from writing zeros that are overwritten.
-        """
-
-        def first(step: CopyBlob) -> tuple[str, int]:
-            places = self._of(step.into, step.digest)
-            return min((place.archive, place.entry.offset) for place in places)
-
-        return tuple(sorted(blobs, key=first))
+    def stages(self, plan: Plan) -> Iterator[Plan]:
+        """Yield `plan` in the order in which it is best carried out, as one plan or several."""
+        return self._place.stages(plan, self._state)
 
     def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
         places = self._fitting(self._of(step.into, step.digest), f"blob {step.digest}", step.size)
@@ -336,6 +296,11 @@ class BundleWriter:
                 size += len(chunk)
                 if size >= _WRITE_BYTES:
                     write()
+        except BaseException:
+            if self._state.journal.came_short(places):
+                with self._lock:
+                    self._replaced.add(step.digest)  # if another source has it
+            raise
         finally:
             # Whatever ends this, the next run goes on behind what came.
             if size or not step.size:
@@ -403,10 +368,13 @@ class BundleWriter:
                         where=self.name,
                         advice="nothing is sealed",
                     )
+        self._check_replaced()
+        self._place.give_way()
         for archive in () if self._packing.compress else self._archives:
             size = files[archive.name].sync()
             if size != archive.size:
                 raise SizeMismatchError(where=archive.name, expected=archive.size, actual=size)
+            self._followers[archive.name].done(0, size)  # where nothing could be read before
         digests: dict[str, Mapping[str, str]] = {}
         for archive in self._archives:
             of_windows = self._followers[archive.name].finish()
@@ -424,7 +392,7 @@ class BundleWriter:
         companions = self._companions.render(self._seal.to_json(), named)
         self._close()
         self._naming = True
-        take_the_place(self._folder, digests, companions, named)
+        self._place.take(digests, companions, named)
         self._done = True
 
     def _check_leftovers(self) -> None:
@@ -441,6 +409,9 @@ class BundleWriter:
                 where=self.name,
                 advice="run the same command again, which fetches these anew",
             )
+
+    def _check_replaced(self) -> None:
+        """Raise ChangedLeftoversError if bytes that were not the last ones may have been hashed."""
         if self._replaced:
             raise ChangedLeftoversError(
                 f"{len(self._replaced)} of the blobs came damaged and were replaced by sound ones",

@@ -26,6 +26,7 @@ from mirror.reports.progress import FORMS, progress
 from mirror.run import DEFAULT_JOBS, Run
 
 if TYPE_CHECKING:
+    from mirror.bundle.bucket import Bucket
     from mirror.bundle.location import Location
     from mirror.registry import ConnectionOptions
 
@@ -57,9 +58,20 @@ def located(bundle: Path | str, connection: ConnectionOptions, work: Work) -> Lo
     """A bundle's folder here, or at an address, where it is read in place."""
     if isinstance(bundle, Path):
         return bundle
+    if bundle.startswith("s3://"):
+        from mirror.bundle.location import RemotePath
+
+        return work.enter_context(RemotePath(bucket_at(bundle, connection), work.run))
     from mirror.bundle.static_server import remote_folder
 
     return work.enter_context(remote_folder(bundle, options=connection, run=work.run))
+
+
+def bucket_at(address: str, connection: ConnectionOptions) -> Bucket:
+    """A bundle's place in a bucket, `s3://bucket/prefix`."""
+    from mirror.bundle.bucket import Bucket, BucketAddress
+
+    return Bucket(BucketAddress.parse(address), options=connection)
 
 
 def bundle_at(text: str, connection: ConnectionOptions, work: Work) -> Location | None:
@@ -226,9 +238,9 @@ class Work(ExitStack):
             show("\n".join(printable(line) for text in lines for line in text.split("\n")))
 
 
-def confirm_replacing(work: Work, folder: Path, yes: bool) -> None:
+def confirm_replacing(work: Work, folder: Path | Bucket, yes: bool) -> None:
     """Ask before the bundle in `folder` goes, if one is there."""
-    if work.asks(yes) and any(folder.glob("*.tar*")):
+    if work.asks(yes) and (not isinstance(folder, Path) or any(folder.glob("*.tar*"))):
         work.confirm(f"Replace the bundle in {folder}? It stays until the new one is complete.")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
 from mirror.bundle import gost
-from mirror.bundle.folder import Packing, check_folder, check_space
+from mirror.bundle.folder import Packing, check_space
 from mirror.bundle.format import MAX_COMPANION_BYTES
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options, writing
@@ -28,12 +28,15 @@ from mirror.commands.options import FILE, Work, flag
 from mirror.commands.version import executable
 from mirror.config import PullConfig
 from mirror.durable import os_errors
-from mirror.errors import InputError, InvalidReferenceError, NoSpaceError
+from mirror.errors import InputError, InvalidReferenceError, NoSpaceError, printable
 from mirror.events import Warned
-from mirror.operations.pull import plan_patch, plan_pull
+from mirror.operations.pull import place_of, plan_patch, plan_pull
 from mirror.operations.trees import registry_inventory
 from mirror.release.source import SourceTree
 from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summary
+
+if TYPE_CHECKING:
+    from mirror.bundle.bucket import Bucket
 
 
 def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -> options.Decorator:
@@ -98,7 +101,7 @@ def _opposite(name: str) -> str:
         "mirror pull bundle --source registry.deckhouse.ru/deckhouse/ee --license -"
     ),
 )
-@click.argument("bundle_dir", type=click.Path(path_type=Path))
+@click.argument("bundle_dir", type=options.BUNDLE)
 @click.option(
     "--config",
     "config_file",
@@ -136,7 +139,7 @@ def _opposite(name: str) -> str:
 @options.as_json
 def pull_command(
     *,
-    bundle_dir: Path,
+    bundle_dir: Path | str,
     config_file: Path | None,
     dry_run: bool,
     base: str | None,
@@ -154,7 +157,7 @@ def pull_command(
     work: Work,
     **settings: Any,
 ) -> None:
-    """Pack a release tree into a bundle in BUNDLE_DIR.
+    """Pack a release tree into a bundle in BUNDLE_DIR, or in a bucket: s3://BUCKET/PREFIX.
 
     By default: the platform's releases between the rock-solid and the alpha channel with all their
     components, the standalone installer, security databases, and all modules and packages at the
@@ -218,9 +221,10 @@ def pull_command(
     client = work.enter_context(source.open(work.on_event)).client
     for warning in warnings:
         work.on_event(Warned(warning))
-    check_folder(bundle_dir, force=force)
+    place = _place(bundle_dir, access, work)
+    place_of(place, run).check(force=force)
     if force and not dry_run:
-        options.confirm_replacing(work, bundle_dir, yes)
+        options.confirm_replacing(work, place, yes)
     if base_tree is not None:
         with base_tree.open(work.on_event) as at_base:
             held = registry_inventory(at_base, run=run).inventory
@@ -239,10 +243,10 @@ def pull_command(
             run=run,
         )
     if dry_run:
-        _tell_space(work, bundle_dir, sum(planned.archives.values()))
+        _tell_space(work, place, sum(planned.archives.values()))
         work.show(planned, plan_summary)
     else:
-        report = planned.carry_out(bundle_dir, force=force, packing=packing, run=run)
+        report = planned.carry_out(place, force=force, packing=packing, run=run)
         work.show(report, verbose_pull_summary if verbose_summary else pull_summary)
 
 
@@ -267,8 +271,24 @@ def _tool(config: PullConfig) -> bytes | None:
     return data
 
 
-def _tell_space(work: Work, folder: Path, needed: int) -> None:
+def _place(bundle: Path | str, access: AccessOptions, work: Work) -> Path | Bucket:
+    """Where the bundle is made."""
+    if isinstance(bundle, Path):
+        return bundle
+    if not bundle.startswith("s3://"):
+        raise InputError(
+            f"a bundle cannot be made at {printable(bundle.rpartition('@')[2])}; name a folder, or "
+            "a place in a bucket: s3://bucket/prefix"
+        )
+    bucket = options.bucket_at(bundle, access.connection())
+    work.callback(bucket.close)
+    return bucket
+
+
+def _tell_space(work: Work, folder: Path | Bucket, needed: int) -> None:
     """Warn if the pull would not find the room that it needs."""
+    if not isinstance(folder, Path):
+        return
     try:
         check_space(folder, needed)
     except NoSpaceError as err:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from mirror.bundle.archive import Compressed, Coverage, Omissions, against
-from mirror.bundle.folder import AS_USUAL, Packing, check_folder, check_tool
+from mirror.bundle.bucket import Bucket
+from mirror.bundle.folder import AS_USUAL, Packing, check_tool
 from mirror.bundle.format import source_reference
+from mirror.bundle.place import BundlePlace, FolderPlace
 from mirror.bundle.seal import Seal, check_limits, lay_out_all
 from mirror.bundle.writer import BundleWriter
 from mirror.documents import document
@@ -33,7 +35,7 @@ class PullReport:
     that came over the wire, each once however many archives hold it. `compressed` is what archives
     take on the disk, if they are. `tool` is the size of the program that the bundle brings."""
 
-    folder: Path
+    folder: Path | Bucket
     tree: SourceTree
     selection: SelectedContent
     inventory: Inventory
@@ -124,7 +126,7 @@ class PullPlan:
 
     def carry_out(
         self,
-        folder: Path,
+        folder: Path | Bucket,
         *,
         force: bool = False,
         packing: Packing = AS_USUAL,
@@ -132,8 +134,8 @@ class PullPlan:
     ) -> PullReport:
         """Fetch everything into a new bundle in `folder`; see `pull`."""
         run = Run.of(run)
-        check_folder(folder, force=force)
-        if TOOL_FILE in self._files:
+        place_of(folder, run).check(force=force)
+        if TOOL_FILE in self._files and isinstance(folder, Path):
             check_tool(folder, self._files[TOOL_FILE])
         inventory = self.inventory
         packed = pack(
@@ -265,7 +267,7 @@ def pull(
     client: RegistryReader,
     tree: SourceTree,
     wanted: Selection,
-    folder: Path,
+    folder: Path | Bucket,
     *,
     base: Inventory | None = None,
     dedupe: bool = False,
@@ -273,7 +275,7 @@ def pull(
     packing: Packing = AS_USUAL,
     run: Run | None = None,
 ) -> PullReport:
-    """Pack what `wanted` selects at the source into a new bundle in `folder`.
+    """Pack what `wanted` selects at the source into a new bundle in `folder`, or in a bucket.
 
     A pull that was stopped, in whatever way, is completed by the next one into the same folder:
     what it fetched is not fetched again. `packing` says how the bundle is written: parts, digests,
@@ -291,9 +293,18 @@ def pull(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
-    check_folder(folder, force=force)
+    place_of(folder, run).check(force=force)
     planned = plan_pull(client, tree, wanted, base=base, dedupe=dedupe, run=run)
     return planned.carry_out(folder, force=force, packing=packing, run=run)
+
+
+def place_of(folder: Path | Bucket, run: Run) -> BundlePlace:
+    """Where a bundle is made."""
+    if isinstance(folder, Path):
+        return FolderPlace(folder)
+    from mirror.bundle.bucket_place import BucketPlace  # few need it
+
+    return BucketPlace(folder, run)
 
 
 # -- packing ---------------------------------------------------------------------------------------
@@ -313,7 +324,7 @@ def pack(
     seal: Seal,
     files: Mapping[str, bytes],
     source: Source,
-    folder: Path,
+    folder: Path | Bucket,
     packing: Packing,
     *,
     force: bool = False,
@@ -340,21 +351,23 @@ def _pack(
     seal: Seal,
     files: Mapping[str, bytes],
     source: Source,
-    folder: Path,
+    folder: Path | Bucket,
     packing: Packing,
     force: bool,
     taken: list[int],
     run: Run,
 ) -> Packed:
     carried = seal.carried
-    with BundleWriter(folder, seal, files, packing, force=force) as writer:
+    with BundleWriter(place_of(folder, run), seal, files, packing, force=force) as writer:
         if not writer.is_complete:
             plan = make_plan(carried, writer.held(carried))
-            plan = replace(plan, blobs=writer.in_archive_order(plan.blobs))
             there = carried.blob_sizes()
             missing = {step.digest for step in plan.blobs}
             earlier = sum(size for digest, size in there.items() if digest not in missing)
-            taken.append(transfer(plan, source, writer, earlier=earlier, run=run).sent)
+            taken += (
+                transfer(stage, source, writer, earlier=earlier, run=run).sent
+                for stage in writer.stages(plan)
+            )
             writer.finish()
     for notice in writer.notices:
         run.on_event(Warned(notice))

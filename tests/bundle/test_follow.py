@@ -81,7 +81,7 @@ def test_any_order_of_ranges_gives_the_digests_of_each_part(
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=30))
 def test_ranges_are_merged_as_sets_of_bytes_are(spans: list[tuple[int, int]]) -> None:
-    ranges, there = follow._Ranges(), [False] * 100
+    ranges, there = follow.Ranges(), [False] * 100
     for start, size in spans:
         ranges.add(start, start + size)
         there[start : start + size] = [True] * size

@@ -178,15 +178,15 @@ def test_neighbours_come_in_one_answer(served: Served) -> None:
     assert len(served.requests()) <= len(files) + 2 < entries
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(6))
 def test_damage_is_found_at_the_same_place_with_the_same_words(
     served: Served, damaged: Path, seed: int
 ) -> None:
     chance = random.Random(seed)
     files = sorted(damaged.glob("*.tar*"))
-    file = max(files, key=lambda one: one.stat().st_size) if seed == 0 else chance.choice(files)
+    file = max(files, key=lambda one: one.stat().st_size) if seed < 2 else chance.choice(files)
     data = bytearray(file.read_bytes())
-    if seed == 3:
+    if seed == 5:
         del data[-chance.randrange(1, len(data)) :]
     else:
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
@@ -268,11 +268,11 @@ def test_a_store_serves_blobs_from_where_they_lie(served: Served, form: str) -> 
 
 @pytest.mark.parametrize(
     "action",
-    [CutResponse(after=70_000), Refuse()],
+    [CutResponse(after=70_000), CutResponse(after=1, reset=True), Refuse(), Answer(503)],
     ids=lambda action: type(action).__name__,
 )
 def test_what_breaks_is_continued_at_the_byte_reached(
-    served: Served, form: str, action: CutResponse | Refuse
+    served: Served, form: str, action: CutResponse | Refuse | Answer
 ) -> None:
     served.proxy.faults.add(Fault(action, "GET", r"\.tar"), Fault(action, "GET", r"\.tar", nth=4))
     assert served.verify(form) == in_folder(served.root / form)

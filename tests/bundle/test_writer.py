@@ -131,8 +131,9 @@ def test_a_blob_of_several_layouts_is_fetched_once_and_written_to_each(tmp_path:
 
 def test_blobs_are_asked_for_in_the_order_in_which_they_lie(tmp_path: Path) -> None:
     with BundleWriter(tmp_path, SEAL) as writer:
-        blobs = make_plan(WANTED, Inventory()).blobs
-        ordered = writer.in_archive_order(blobs)
+        plan = make_plan(WANTED, Inventory())
+        (staged,) = writer.stages(plan)
+        blobs, ordered = plan.blobs, staged.blobs
         assert sorted(ordered, key=lambda step: step.digest) == sorted(
             blobs, key=lambda step: step.digest
         )

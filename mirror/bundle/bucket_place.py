@@ -1,0 +1,228 @@
+"""A bucket as the place in which a bundle is made (`mirror.bundle.multipart` has the archives)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+
+from mirror.bundle import sums
+from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
+from mirror.bundle.bucket import Bucket
+from mirror.bundle.folder import (
+    OWN_FILES,
+    Packing,
+    check_names,
+    is_leftover,
+    is_of_a_bundle,
+    not_empty,
+    stored_as,
+)
+from mirror.bundle.follow import Follower
+from mirror.bundle.format import PARTIAL_SEAL, SEAL, SUMS
+from mirror.bundle.multipart import PART, BucketArchive, Room
+from mirror.bundle.place import sign_anew
+from mirror.bundle.seal import Seal, parse_seal
+from mirror.bundle.staging import JOURNAL, ArchiveFile, Follow, Place, Staging
+from mirror.errors import ConflictError, DamagedBundleError, InputError
+from mirror.layout import TOOL_FILE
+from mirror.oci import Digest
+from mirror.registry.downloads import FileState
+from mirror.run import Run
+from mirror.sync import Plan
+
+
+class _Arrived:
+    """What has arrived of archives, as their uploads say: `Claims`."""
+
+    def __init__(self, files: Mapping[str, BucketArchive]) -> None:
+        self._files = files
+
+    @property
+    def begun(self) -> bool:
+        return any(file.begun for file in self._files.values())
+
+    def claims(self, file: ArchiveFile, _entry: Entry) -> bool:
+        assert isinstance(file, BucketArchive)
+        return file.reads_back
+
+    def holds(self, file: ArchiveFile, entry: Entry) -> bool:
+        assert isinstance(file, BucketArchive)
+        return file.holds(entry)
+
+    def count(self, _digest: Digest) -> int:
+        return 0
+
+    def note(self, digest: Digest, count: int) -> None:
+        """Do nothing: parts say it."""
+
+    def forget(self, digests: Iterable[Digest]) -> None:
+        wrong = frozenset(digests)
+        for file in self._files.values():
+            file.forget(wrong)
+
+    def came_short(self, places: Iterable[Place]) -> bool:
+        for place in places:
+            assert isinstance(place.file, BucketArchive)
+            place.file.came_short(place.entry)
+        return True
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class BucketPlace:
+    """A place in a bucket in which a bundle is made. `run` is the work that its waiting belongs to.
+
+    What is being made there is said by two small objects, as in a folder: the partial seal, and how
+    archives are cut. Memory for parts is `PART` bytes for each of the run's jobs, and one part more
+    for each archive under way.
+    """
+
+    def __init__(self, bucket: Bucket, run: Run) -> None:
+        self._bucket, self._run = bucket, run
+        self._sealed, self._plan = b"", ""
+        self._files: dict[str, BucketArchive] = {}
+        self._former: frozenset[str] = frozenset()
+
+    @property
+    def where(self) -> str:
+        return self._bucket.where
+
+    def check(self, *, force: bool) -> None:
+        self._look(force=force)
+
+    def _look(self, *, force: bool) -> dict[str, FileState]:
+        states = self._bucket.states(self._run)
+        name = SEAL if SEAL in states else PARTIAL_SEAL
+        known = None
+        if name in states:
+            try:
+                known = parse_seal(self._read(name, states), name)
+            except DamagedBundleError:
+                known = None  # so nothing there is known
+        check_names(self.where, states, known, force=force)
+        return states
+
+    def _read(self, name: str, states: Mapping[str, FileState]) -> bytes:
+        state = states.get(name)
+        return b"" if state is None else self._bucket.read(name, state, self._run)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nothing keeps another from making the same bundle there: both make the same objects."""
+        yield
+
+    def complete(
+        self, seal: Seal, sealed: bytes, packing: Packing, *, force: bool
+    ) -> tuple[dict[str, int], str] | None:
+        states = self._look(force=force)
+        if SEAL not in states:
+            return None
+        if not force and self._read(SEAL, states) == sealed:
+            try:
+                stated = sums.parse_whole(self._read(SUMS, states))
+            except DamagedBundleError:
+                stated = {}
+            sizes = {name: states[name].size for name in stated if name in states}
+            stored = stored_as(packing, seal, sizes) if len(sizes) == len(stated) else None
+            if stored is not None:
+                done = sign_anew(
+                    lambda name: self._read(name, states),
+                    lambda name, data: self._bucket.put(name, data, self._run),
+                    sealed,
+                    packing,
+                )
+                return stored, done
+        if not force:
+            raise not_empty(self.where, SEAL)
+        return None
+
+    def begin(self, _seal: Seal, sealed: bytes, packing: Packing, _needed: int) -> bool:
+        if packing.compress:
+            raise InputError(
+                f"archives cannot be compressed on their way into a bucket; leave out --compress, "
+                f"or pull into a folder and copy that to {self.where}"
+            )
+        marks = {
+            JOURNAL: f"parts {packing.part_size} of {PART}\n".encode(),
+            PARTIAL_SEAL: sealed,
+        }
+        self._sealed = sealed
+        self._plan = Digest.of(marks[JOURNAL] + sealed).encoded
+        states = self._bucket.states(self._run)
+        if packing.resume and all(self._read(name, states) == data for name, data in marks.items()):
+            return True
+        self.clear()
+        for name, data in marks.items():
+            self._bucket.put(name, data, self._run)
+        return False
+
+    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> Staging:
+        room = Room(self._run.jobs * PART, self._run)
+        bucket, run = self._bucket, self._run
+        states = bucket.states(run) if keep else {}
+        uploads = dict(bucket.uploads(run)) if keep else {}
+        self._files = files = {}
+        for name, archive in sorted(seal.archives.items()):
+            files[name] = BucketArchive(bucket, archive, part_size, self._plan, room, run)
+            files[name].resume(states, uploads)
+
+        def followed(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
+            files[archive.name].follower = follower = follow(archive, file, claimed)
+            return follower
+
+        staging = Staging(_Arrived(files), files, seal, followed)
+        # What lies between blobs comes first, so that a part is whole when its blobs are.
+        for place in staging.own:
+            place.write(0, place.entry.content or b"")
+        for archive in seal.archives.values():
+            files[archive.name].write(archive.trailer_offset, bytes(TRAILER_SIZE))
+        return staging
+
+    def earlier(self) -> AbstractContextManager[Staging | None]:
+        """Nothing: what another plan has uploaded cannot be read."""
+        return nullcontext()
+
+    def stages(self, plan: Plan, staging: Staging) -> Iterator[Plan]:
+        """Manifests, then blobs in the order of the archives, each once for every place it has."""
+        yield replace(plan, blobs=(), tags=())
+        for file in self._files.values():
+            file.is_early = False
+        blobs = (replace(step, into=(path,)) for step in plan.blobs for path in step.into)
+        yield staging.in_archive_order(replace(plan, blobs=tuple(blobs), manifests=()))
+
+    def give_way(self) -> None:
+        states = self._bucket.states(self._run)
+        if SEAL in states:
+            self._bucket.remove(SEAL, self._run)
+        try:
+            self._former = frozenset(sums.parse_whole(self._read(SUMS, states)))
+        except DamagedBundleError:
+            self._former = frozenset()
+
+    def take(
+        self, _archives: Iterable[str], files: Mapping[str, bytes], names: Collection[str]
+    ) -> None:
+        own = {*OWN_FILES, *({TOOL_FILE} & self._former)}
+        for name in self._bucket.states(self._run):
+            if name not in names and name not in files and (is_of_a_bundle(name) or name in own):
+                self._bucket.remove(name, self._run)
+        for name, data in files.items():
+            self._bucket.put(name, data, self._run)
+        if self._bucket.put(SEAL, self._sealed, self._run, only_new=True):
+            return
+        if self._read(SEAL, self._bucket.states(self._run)) != self._sealed:
+            raise ConflictError(
+                "another bundle was sealed here meanwhile",
+                where=self.where,
+                advice="let one pull at a time work there, and run it again with --force",
+            )
+
+    def clear(self) -> None:
+        states = self._bucket.states(self._run)
+        for name in sorted(filter(is_leftover, states), key=lambda name: name != PARTIAL_SEAL):
+            self._bucket.remove(name, self._run)
+        for name, upload in self._bucket.uploads(self._run):
+            if is_of_a_bundle(name):
+                self._bucket.abort(name, upload, self._run)

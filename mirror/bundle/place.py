@@ -1,0 +1,216 @@
+"""Where a bundle is made: what its writer needs of a place, and a folder as one.
+
+A bucket is the other one (`mirror.bundle.multipart`). Both get the same bytes under the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from mirror.bundle import sums
+from mirror.bundle.folder import (
+    Packing,
+    allocated,
+    check_content,
+    check_folder,
+    check_space,
+    clear_leftovers,
+    complete_bundle,
+    earlier_staging,
+    is_leftover,
+    listed,
+    not_empty,
+    only_writer,
+    sort_leftovers,
+    take_the_place,
+    write_partial_seal,
+)
+from mirror.bundle.format import MAX_SUMS_BYTES, PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, SIGNATURE, SUMS
+from mirror.bundle.seal import Seal
+from mirror.bundle.staging import Follow, Staging, folder_staging
+from mirror.durable import Folder, make_folder, os_errors
+from mirror.oci import Digest
+from mirror.sync import Plan
+
+
+class BundlePlace(Protocol):
+    """A place in which one bundle is made. Used by one writer at a time; `where` is its name.
+
+    Everything but `check` is called while it is `held`.
+    """
+
+    @property
+    def where(self) -> str:
+        """What it is called, for messages."""
+        ...
+
+    def check(self, *, force: bool) -> None:
+        """Check that a new bundle may go there; nothing is changed.
+
+        Raises:
+            InputError: something else is there, and `force` is not given, or it is in the way.
+        """
+        ...
+
+    def held(self) -> AbstractContextManager[None]:
+        """Be the one who makes a bundle there, during the block.
+
+        Raises:
+            InputError: somebody does so already.
+        """
+        ...
+
+    def complete(
+        self, seal: Seal, sealed: bytes, packing: Packing, *, force: bool
+    ) -> tuple[dict[str, int], str] | None:
+        """Archive → bytes, and what was done, if this very bundle is there; else None.
+
+        Raises:
+            InputError: another bundle is there, and `force` is not given.
+        """
+        ...
+
+    def begin(self, seal: Seal, sealed: bytes, packing: Packing, needed: int, /) -> bool:
+        """Say durably what is being made; whether an interrupted run had begun the same.
+
+        `needed` is the bytes that all files take.
+
+        Raises:
+            NoSpaceError: there is no room for them.
+            InputError: a bundle that is packed like this cannot be made there.
+        """
+        ...
+
+    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> Staging:
+        """The archives under way; with `keep`, those of the interrupted run."""
+        ...
+
+    def earlier(self) -> AbstractContextManager[Staging | None]:
+        """What a run with another plan has left that is of use; None if there is nothing."""
+        ...
+
+    def stages(self, plan: Plan, staging: Staging) -> Iterator[Plan]:
+        """`plan` in the order in which it is best carried out, as one plan or several."""
+        ...
+
+    def give_way(self) -> None:
+        """Take a former bundle's word back: archives are about to get their names."""
+        ...
+
+    def take(
+        self, archives: Iterable[str], files: Mapping[str, bytes], names: Collection[str], /
+    ) -> None:
+        """Make a bundle of the files of `archives`, with `files` beside them, the seal last.
+
+        `names` are the final names of the archives' files. An earlier bundle is gone then.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Remove what an interrupted run would go on with."""
+        ...
+
+
+class FolderPlace:
+    """A folder in which a bundle is made (`mirror.bundle.folder`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder: Folder
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def check(self, *, force: bool) -> None:
+        check_folder(self.path, force=force)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with os_errors(self.path, "create"):
+            make_folder(self.path)
+        with only_writer(self.path) as self.folder:
+            yield
+
+    def complete(
+        self, seal: Seal, sealed: bytes, packing: Packing, *, force: bool
+    ) -> tuple[dict[str, int], str] | None:
+        check_content(self.folder, force=force)
+        names = listed(self.folder)
+        # Behind the last step the partial seal has become the seal, and leftovers are cleared up.
+        if not force or (PARTIAL_SEAL not in names and any(map(is_leftover, names))):
+            stored = complete_bundle(self.folder, seal, sealed, packing)
+            if stored is not None:
+                with os_errors(self.folder / SIGNATURE, "replace"):
+                    return stored, sign_anew(self._read, self._write, sealed, packing)
+        if not force and SEAL in names:
+            raise not_empty(self.where, SEAL)
+        return None
+
+    def _read(self, name: str) -> bytes:
+        return self.folder.read(name, MAX_SUMS_BYTES)
+
+    def _write(self, name: str, data: bytes) -> None:
+        self.folder.write(name, data, staged=name + PARTIAL_SUFFIX)
+
+    def begin(self, seal: Seal, sealed: bytes, packing: Packing, needed: int) -> bool:
+        part_size = 0 if packing.compress else packing.part_size  # frames are cut, not the tar
+        keep = packing.resume and sort_leftovers(self.folder, seal, part_size)
+        if not packing.resume:
+            clear_leftovers(self.folder)
+        check_space(self.folder, needed - (allocated(self.folder) if keep else 0))
+        if not keep:
+            write_partial_seal(self.folder, sealed)
+        return keep
+
+    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> Staging:
+        return folder_staging(self.folder, seal, part_size, keep=keep, follow=follow)
+
+    def earlier(self) -> AbstractContextManager[Staging | None]:
+        return earlier_staging(self.folder)
+
+    def stages(self, plan: Plan, staging: Staging) -> Iterator[Plan]:
+        """One, with blobs in the order in which they lie in the archives.
+
+        Writes then move through the disk from front to back, which is fast on spinning disks, and
+        spares file systems without holes (FAT) from writing zeros that are overwritten.
+        """
+        yield staging.in_archive_order(plan)
+
+    def give_way(self) -> None:
+        """Do nothing: archives have other names until `take`."""
+
+    def take(
+        self, archives: Iterable[str], files: Mapping[str, bytes], names: Collection[str]
+    ) -> None:
+        take_the_place(self.folder, archives, files, names)
+
+    def clear(self) -> None:
+        clear_leftovers(self.folder)
+
+
+def sign_anew(
+    read: Callable[[str], bytes],
+    write: Callable[[str, bytes], object],
+    sealed: bytes,
+    packing: Packing,
+) -> str:
+    """Sign a complete bundle as the packing says; what was done, in words.
+
+    `read` and `write` do so with files of the bundle. Who signed it before may be another. The seal
+    stays, and stays true: whenever this is cut short, the bundle is complete, and the next pull
+    signs it.
+    """
+    nothing = "nothing was written"
+    if packing.sign is None:
+        return nothing
+    signature = packing.sign(sealed)
+    stated = sums.parse_whole(read(SUMS))
+    if read(SIGNATURE) == signature and stated[SIGNATURE] == Digest.of(signature):
+        return nothing
+    write(SIGNATURE, signature)
+    write(SUMS, sums.render_sealed({**stated, SIGNATURE: Digest.of(signature)}))
+    return "only its signature was written anew"

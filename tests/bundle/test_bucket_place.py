@@ -1,0 +1,347 @@
+"""A bundle that is made in a bucket: the same bytes, whatever happens on the way."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirror.bundle.bucket import Bucket
+from mirror.bundle.bucket_place import BucketPlace
+from mirror.bundle.folder import AS_USUAL, Packing
+from mirror.bundle.multipart import PART, cut
+from mirror.bundle.seal import Seal
+from mirror.errors import DeniedError, IncompleteError, InputError, MirrorError
+from mirror.events import Event, Warned
+from mirror.oci import Digest, Manifest
+from mirror.operations.pull import pack
+from mirror.run import Run
+from mirror.sync import MemoryStore, Source
+from mirror.sync.failover import FailoverSource
+from mirror.testing import FaultyProxy
+from mirror.testing.faults import Answer, CutUpload, Fault, Faults, LoseAnswer, Refuse
+from tests.support.bundles import archives_of
+from tests.support.inventories import put_image
+from tests.support.object_storage import LOGIN, ObjectStorage
+
+MIB = 1 << 20
+_random = random.Random(1)
+LARGE = _random.randbytes(12 * MIB)
+
+
+def sample() -> MemoryStore:
+    """A blob of several parts, one that shares a part with small ones, and an archive of little."""
+    store = MemoryStore()
+    shared = _random.randbytes(3000)
+    put_image(store, "", "v1", layers=[LARGE, shared, _random.randbytes(3 * MIB)])
+    put_image(store, "", "v2", layers=[_random.randbytes(size) for size in (1, 70_000, 2 * MIB)])
+    put_image(store, "modules/console", "v1", layers=[shared, _random.randbytes(1000)])
+    return store
+
+
+FILES = {"releases.json": b"{}"}
+
+
+def sealed(store: MemoryStore) -> Seal:
+    return Seal.over(archives_of(store.inventory()), {}, "mirror 0.test", FILES)
+
+
+STORE = sample()
+SEAL = sealed(STORE)
+SEALED = SEAL.to_json()
+
+
+class Counted:
+    """A source that counts the bytes it gives, and may fail behind some of them."""
+
+    name = "source"
+
+    def __init__(self, store: Source = STORE, *, most: int | None = None) -> None:
+        self._store, self._most, self.given = store, most, 0
+        self._lock = threading.Lock()
+
+    def manifest(self, repository: str, digest: Digest) -> Manifest:
+        return self._store.manifest(repository, digest)
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        for chunk in self._store.blob(repository, digest, size, offset):
+            for start in range(0, len(chunk), MIB):
+                piece = chunk[start : start + MIB]
+                with self._lock:
+                    self.given += len(piece)
+                    if self._most is not None and self.given > self._most:
+                        raise StopError
+                yield piece
+
+
+class StopError(Exception):
+    """The process ends here, as far as the code under test can tell."""
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
+    with (
+        ObjectStorage(tmp_path_factory.mktemp("storage")) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a folder holds."""
+    folder = tmp_path_factory.mktemp("plain")
+    pack(SEAL, FILES, STORE, folder, AS_USUAL)
+    return content(folder)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def fill(
+    bucket: Bucket,
+    source: Source = STORE,
+    *,
+    seal: Seal = SEAL,
+    packing: Packing = AS_USUAL,
+    force: bool = False,
+    jobs: int = 3,
+) -> int:
+    """Make the bundle; return how many bytes came from the source."""
+    with closing(bucket):
+        return pack(seal, FILES, source, bucket, packing, force=force, run=Run(jobs=jobs)).taken
+
+
+# -- the same bytes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part_size", [0, 7 * MIB + 17])
+def test_a_bucket_holds_what_a_folder_holds(
+    part_size: int, storage: ObjectStorage, tmp_path: Path
+) -> None:
+    prefix, packing = f"same/{part_size}", Packing(part_size=part_size, sign=lambda _seal: b"mine")
+    pack(SEAL, FILES, STORE, tmp_path, packing)
+    fill(storage.bucket(prefix), packing=packing)
+    assert storage.content(prefix) == content(tmp_path)
+    assert storage.pending(prefix) == []
+
+
+def test_what_is_there_already_is_not_made_again(
+    storage: ObjectStorage, plain: dict[str, bytes]
+) -> None:
+    fill(storage.bucket("again"), packing=Packing(sign=lambda _seal: b"first"))
+    for signature, what in (
+        (b"first", "nothing was written"),
+        (b"second", "only its signature was written anew"),
+    ):
+        events: list[Event] = []
+        run, packing = Run(on_event=events.append), Packing(sign={SEALED: signature}.__getitem__)
+        with closing(storage.bucket("again")) as bucket:
+            assert pack(SEAL, FILES, STORE, bucket, packing, run=run).taken == 0
+        assert Warned(f"s3://bundles/again holds this bundle already; {what}") in events
+        assert storage.content("again")["inventory.json.sig"] == signature
+    assert storage.content("again")["platform.tar"] == plain["platform.tar"]
+
+
+@given(
+    sizes=st.lists(st.integers(512, 40 * MIB), min_size=1, max_size=30),
+    window=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_parts_are_neither_too_small_nor_too_large(
+    sizes: list[int], window: tuple[float, float]
+) -> None:
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    start, stop = sorted(int(share * ends[-1]) for share in window)
+    stop = max(stop, start + 1)
+    parts = cut(ends, start, stop)
+    lengths = [end - begin for begin, end in zip([start, *parts], parts, strict=False)]
+    assert parts[-1] == stop
+    assert max(lengths) <= PART
+    assert min(lengths[:-1], default=PART) >= PART // 2
+    # Only an entry is cut that is too large, or was when what had to go with it came before.
+    for end in set(parts[:-1]) - set(ends):
+        assert next(n for n, last in zip(sizes, ends, strict=True) if last > end) > PART // 2
+
+
+def test_a_large_archive_has_no_more_parts_than_servers_take() -> None:
+    size = 300 << 30
+    parts = cut(range(0, size, 7 * MIB), 0, size)
+    assert len(parts) <= 10_000
+
+
+# -- interruptions ---------------------------------------------------------------------------------
+
+
+def test_stopped_anywhere_it_goes_on_with_what_has_arrived(
+    storage: ObjectStorage, plain: dict[str, bytes]
+) -> None:
+    for most in (0, 10 * MIB, 16 * MIB):
+        with suppress(StopError):
+            fill(storage.bucket("stopped"), Counted(most=most), jobs=1)
+    source = Counted()
+    fill(storage.bucket("stopped"), source)
+    assert storage.content("stopped") == plain
+    assert storage.pending("stopped") == []
+    assert source.given < 6 * MIB  # of 17: the large blob had arrived
+
+
+def test_it_may_fail_at_any_request_and_ends_with_the_same_bytes(
+    storage: ObjectStorage, plain: dict[str, bytes]
+) -> None:
+    denied = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+    faults, told = Faults(), list[str]()
+    with FaultyProxy(f"http://{storage.address}", faults=faults) as proxy:
+        for number in range(1, 200):
+            faults.clear()
+            faults.add(Fault(Answer(403, body=denied), nth=number))
+            before = faults.struck
+            try:
+                fill(storage.bucket("any", address=proxy.address), jobs=2)
+            except MirrorError as err:
+                told.append(str(err))
+            if faults.struck == before:
+                break
+    assert len(told) > 15
+    assert all("HTTP 403" in text and LOGIN[1] not in text for text in told)
+    assert storage.content("any") == plain
+    assert storage.pending("any") == []
+
+
+def test_what_passes_is_waited_for(storage: ObjectStorage, plain: dict[str, bytes]) -> None:
+    internal = b"<Error><Code>InternalError</Code></Error>"
+    passing = [
+        Fault(Answer(503, body=b"<Error><Code>SlowDown</Code></Error>"), times=3, nth=4),
+        Fault(Answer(500, body=internal), "PUT", "partNumber", nth=2),
+        Fault(CutUpload(3 * MIB), "PUT", "partNumber=1"),
+        Fault(Refuse(), "PUT", "partNumber=2"),
+        Fault(LoseAnswer(), "POST", r"platform\.tar\?uploadId"),
+        Fault(LoseAnswer(), "PUT", r"inventory\.json\?"),
+        Fault(Answer(200, body=internal), "POST", r"console\.tar\?uploadId="),
+    ]
+    faults = Faults(*passing)
+    with FaultyProxy(f"http://{storage.address}", faults=faults) as proxy:
+        fill(storage.bucket("passes", address=proxy.address))
+    assert faults.struck == 2 + len(passing)
+    assert storage.content("passes") == plain
+    assert storage.pending("passes") == []
+
+
+def test_expired_credentials_end_a_pull_and_the_next_goes_on(
+    storage: ObjectStorage, plain: dict[str, bytes]
+) -> None:
+    expired = b"<Error><Code>ExpiredToken</Code><Message>The token expired</Message></Error>"
+    faults = Faults(Fault(Answer(400, body=expired), "PUT", "partNumber=3", times=None))
+    again = pytest.raises(IncompleteError, match="renew them and run the same again")
+    with FaultyProxy(f"http://{storage.address}", faults=faults) as proxy, again:
+        fill(storage.bucket("expired", address=proxy.address), jobs=1)
+    source = Counted()
+    fill(storage.bucket("expired"), source)
+    assert source.given < 6 * MIB
+    assert storage.content("expired") == plain
+
+
+# -- wrong bytes -----------------------------------------------------------------------------------
+
+
+class Wrong(Counted):
+    """A source with one byte of one blob changed."""
+
+    name = "wrong source"
+
+    def __init__(self, digest: Digest, at: int) -> None:
+        super().__init__()
+        self._wrong, self._at = digest, at
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        for piece in super().blob(repository, digest, size, offset):
+            if digest == self._wrong and offset <= self._at < offset + len(piece):
+                place = self._at - offset
+                piece = piece[:place] + bytes([piece[place] ^ 1]) + piece[place + 1 :]
+            offset += len(piece)
+            yield piece
+
+
+@pytest.mark.parametrize("size", [12 * MIB, 3000])
+def test_a_blob_that_came_wrong_is_never_part_of_an_object(
+    size: int, storage: ObjectStorage, plain: dict[str, bytes]
+) -> None:
+    prefix = f"wrong/{size}"
+    digest = next(d for d, n in STORE.inventory().blob_sizes().items() if n == size)
+    with pytest.raises(IncompleteError, match=str(digest)):
+        fill(storage.bucket(prefix), Wrong(digest, 10))
+    assert not [name for name in storage.names(prefix) if name.endswith(".tar")]
+    fill(storage.bucket(prefix), FailoverSource([Wrong(digest, size - 1), STORE]))
+    assert storage.content(prefix) == plain
+
+
+# -- what is there before --------------------------------------------------------------------------
+
+
+def other() -> tuple[MemoryStore, Seal]:
+    store = MemoryStore()
+    put_image(store, "modules/other", "v1", layers=[b"something else" * 1000])
+    return store, sealed(store)
+
+
+def test_another_bundle_is_replaced_with_force_alone(
+    storage: ObjectStorage, plain: dict[str, bytes]
+) -> None:
+    store, seal = other()
+    fill(storage.bucket("force"), store, seal=seal)
+    before = storage.content("force")
+    with pytest.raises(InputError, match=r"s3://bundles/force is not empty .* add --force"):
+        fill(storage.bucket("force"))
+    assert storage.content("force") == before
+    fill(storage.bucket("force"), force=True)
+    assert storage.content("force") == plain
+
+
+def test_what_another_plan_has_uploaded_is_given_up(
+    storage: ObjectStorage, plain: dict[str, bytes]
+) -> None:
+    with pytest.raises(StopError):
+        fill(storage.bucket("plans"), Counted(most=14 * MIB), jobs=1)
+    assert storage.pending("plans")
+    store, seal = other()
+    fill(storage.bucket("plans"), store, seal=seal)
+    assert storage.pending("plans") == []
+    assert "platform.tar" not in storage.names("plans")
+
+
+def test_objects_of_others_are_not_touched(storage: ObjectStorage) -> None:
+    with closing(storage.bucket("others")) as bucket:
+        bucket.put("notes.txt", b"mine", Run())
+        with pytest.raises(InputError, match=r"not empty \(it has notes\.txt\)"):
+            BucketPlace(bucket, Run()).check(force=False)
+    store, seal = other()
+    fill(storage.bucket("others"), store, seal=seal, force=True)
+    assert storage.content("others")["notes.txt"] == b"mine"
+
+
+def test_archives_are_not_compressed_on_the_way(storage: ObjectStorage) -> None:
+    with pytest.raises(InputError, match="leave out --compress"):
+        fill(storage.bucket("zstd"), packing=Packing(compress=True))
+    assert storage.names("zstd") == []
+
+
+def test_a_login_that_is_refused_says_what_to_check(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "no-such-secret")
+    caplog.set_level("DEBUG")
+    with pytest.raises(DeniedError, match="AWS_ACCESS_KEY_ID") as caught:
+        fill(storage.bucket("denied"))
+    assert "no-such-secret" not in str(caught.value) + caplog.text

@@ -1,0 +1,86 @@
+"""Bundles in a bucket, as the command line makes and reads them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mirror.testing import EmbeddedRegistry
+from tests.support.object_storage import LOGIN, ObjectStorage
+from tests.support.program import call_mirror
+from tests.support.release_source import Source
+
+ADDRESS = "s3://bundles/of/today"
+
+
+@pytest.fixture(scope="module")
+def storage(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
+    """A server with a bundle at `ADDRESS`."""
+    with ObjectStorage(tmp_path_factory.mktemp("storage")) as server:
+        pull = ("pull", ADDRESS, "--source", source.root, "--insecure")
+        done = call_mirror(*pull, env=server.environment()).succeeded()
+        assert f"Bundle {ADDRESS} is complete" in done.stdout
+        assert LOGIN[1] not in done.stdout + done.stderr
+        yield server
+
+
+def test_a_pull_makes_the_bundle_that_a_folder_would_hold(
+    storage: ObjectStorage, bundle: Path
+) -> None:
+    assert storage.content("of/today") == {
+        path.name: path.read_bytes() for path in bundle.iterdir()
+    }
+
+
+def test_who_reads_bundles_reads_that_one(
+    storage: ObjectStorage, bundle: Path, embedded_registry: EmbeddedRegistry
+) -> None:
+    env, target = storage.environment(), f"{embedded_registry.address}/dkp"
+    call_mirror("verify", ADDRESS, env=env).succeeded()
+    call_mirror("inspect", ADDRESS, env=env).succeeded()
+    call_mirror("diff", ADDRESS, bundle, env=env).succeeded()
+    call_mirror("push", ADDRESS, target, "--insecure", env=env).succeeded()
+    call_mirror("verify", bundle, "--against", target, "--insecure").succeeded()
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("s3://key:secret@bundles/x", "is not a place in a bucket; write s3://bucket/prefix"),
+        ("s3://Bundles/x", "is not a place in a bucket"),
+        ("s3://bundles/x/../y", "is not a place in a bucket"),
+        ("https://files.example.com/x", "a bundle cannot be made at https://files.example.com/x"),
+    ],
+)
+def test_a_place_where_no_bundle_can_be_made_is_told(
+    source: Source, address: str, told: str
+) -> None:
+    pull = ("pull", address, "--source", source.root, "--insecure")
+    assert "secret@" not in call_mirror(*pull).failed(2, told).stderr
+
+
+def test_an_endpoint_that_is_none_is_told(storage: ObjectStorage) -> None:
+    env = {**storage.environment(), "AWS_ENDPOINT_URL_S3": "https://key:secret@s3.example.com"}
+    told = call_mirror("verify", ADDRESS, env=env).failed(2, "AWS_ENDPOINT_URL_S3 is not").stderr
+    assert "secret@" not in told
+
+
+def test_without_credentials_it_says_which_to_set(storage: ObjectStorage) -> None:
+    env = {**storage.environment(), "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    call_mirror("verify", ADDRESS, env=env).failed(6, "set AWS_ACCESS_KEY_ID")
+
+
+def test_without_the_extra_it_says_how_to_get_it(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "awscrt", None)
+    told = "pip install 'mirror[s3]'"
+    call_mirror("verify", ADDRESS, env=storage.environment()).failed(2, told)
+
+
+def test_a_bucket_that_is_not_there_is_told(storage: ObjectStorage) -> None:
+    other = ("verify", "s3://other-bucket/x")
+    call_mirror(*other, env=storage.environment()).failed(1, "NoSuchBucket", "create the bucket")
