@@ -78,6 +78,16 @@ class CycleResult:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A leader that was named and a replica, and what each of them states."""
+
+    leader: RegistryTree
+    tree: RegistryTree
+    news: Digest | None
+    own: Digest | None
+
+
 class Replicator:
     """Looks after replicas, one thread each; `leader` is a name in `trees`, or `auto`.
 
@@ -106,20 +116,25 @@ class Replicator:
         """Bring `replica` up to date."""
         tree, run = self._trees[replica], run.with_jobs(self._jobs)
         unasked: tuple[Failure, ...] = ()
-        step, news, own = Step(), None, None
+        step, pair = Step(), None
         if level is not CheckLevel.STATEMENT:
             for memory in self._memories.values():
                 memory.forget()
         if self._leader != AUTO:
             leader = self._trees[self._leader]
             news, own = self._tip(leader.within(run)), self._tip(tree.within(run))
+            pair = _Pair(leader, tree, news, own)
             if level is CheckLevel.STATEMENT:
-                equal = self._stated_equal(leader, tree, news, own, run)
+                with self._lock:
+                    known = self._stated
+                equal = None
+                if known is not None and known.digest == news == own:
+                    equal = self._settled(known, tree, leader.name, run)
                 if equal := equal or self._walked_equal(leader, tree, run):
                     return equal
-            step = self._staged(leader, tree, news, own, run)
+            step = self._staged(pair, run)
             if step.waiting:
-                return self._waiting(leader, tree, own, level, step.waiting, run)
+                return self._waiting(pair, level, step, run)
         else:
             if level is CheckLevel.STATEMENT and (equal := self._all_equal(tree, run)):
                 return equal
@@ -143,14 +158,14 @@ class Replicator:
                 deep=level is CheckLevel.DEEP,
                 prune=self._prune and level is not CheckLevel.STATEMENT,
                 audit_leader=self._prune,
-                expected=news if step.source else None,
+                expected=pair.news if pair and step.source else None,
                 also=[leader] if step.source else (),
                 deadline_s=step.closes_s,
                 run=run,
             )
             (result,) = report.replicas
-            if step.closes_s and result.failures and (closed := self._staging.closed()):
-                return self._waiting(leader, tree, own, level, closed, run, sent=result.sent)
+            if pair and step.closes_s and result.failures and (late := self._staging.closed(step)):
+                return self._waiting(pair, level, late, run, result.sent)
         return self._result(level, step.source or leader, tree, result, unasked, run)
 
     # -- asking and comparing ----------------------------------------------------------------
@@ -196,30 +211,10 @@ class Replicator:
                 unasked += (Failure(one.name, "its statement", error),)
             if answer != known.digest and (error is None or one is tree):
                 return None
-        return self._settled(known, tree, tree.name, run, unasked)
-
-    def _stated_equal(
-        self,
-        leader: RegistryTree,
-        tree: RegistryTree,
-        news: Digest | None,
-        own: Digest | None,
-        run: Run,
-    ) -> CycleResult | None:
-        """The result if both state what was read last; else None."""
-        with self._lock:
-            known = self._stated
-        if known is None or not known.digest == news == own:
-            return None
-        return self._settled(known, tree, leader.name, run)
+        return self._settled(known, tree, tree.name, run, *unasked)
 
     def _settled(
-        self,
-        known: Published,
-        tree: RegistryTree,
-        leader: str,
-        run: Run,
-        unasked: tuple[Failure, ...] = (),
+        self, known: Published, tree: RegistryTree, leader: str, run: Run, *unasked: Failure
     ) -> CycleResult | None:
         """The result for `tree`, which states what is `known`, unless it announced anything else.
 
@@ -249,48 +244,33 @@ class Replicator:
             self._tips[place] = found
         return found.digest if found else None
 
-    def _staged(
-        self,
-        leader: RegistryTree,
-        tree: RegistryTree,
-        news: Digest | None,
-        own: Digest | None,
-        run: Run,
-    ) -> Step:
-        """Whether `tree` takes now what `leader` states, and from where."""
-        if news is None:
+    def _staged(self, pair: _Pair, run: Run) -> Step:
+        """Whether the replica takes now what the leader states, and from where."""
+        if pair.news is None:
             return Step()
-        if news == own:  # a closer look at the same: there is nothing to wait for
-            return Step(source=self._staging.source(news, self._tip, run))
+        if pair.news == pair.own:  # a closer look at the same: there is nothing to wait for
+            return Step(source=self._staging.source(pair.news, self._tip, run))
 
         def generation() -> int | None:
-            return Leader.ask(leader.within(run), run=run).generation
+            return Leader.ask(pair.leader.within(run), run=run).generation
 
-        return self._staging.due(tree.name, news, generation, self._tip, run)
+        return self._staging.due(pair.tree.name, pair.news, generation, self._tip, run)
 
     def _waiting(
-        self,
-        leader: RegistryTree,
-        tree: RegistryTree,
-        own: Digest | None,
-        level: CheckLevel,
-        reason: str,
-        run: Run,
-        *,
-        sent: int = 0,
+        self, pair: _Pair, level: CheckLevel, step: Step, run: Run, sent: int = 0
     ) -> CycleResult:
-        """The result for `tree` while it waits; it is compared with what it states itself."""
-        audit = ReplicaResult(tree.name, Outcome.EQUAL)
-        if own is not None:
-            audit = self._audited(tree, level, run)
+        """The result for a replica that waits; it is compared with what it states itself."""
+        audit = ReplicaResult(pair.tree.name, Outcome.EQUAL)
+        if pair.own is not None:
+            audit = self._audited(pair.tree, level, run)
         return CycleResult(
             level,
             complete=False,
             errors=texts(audit.failures),
-            waiting=reason,
-            leader=leader.name,
+            waiting=step.waiting,
+            leader=pair.leader.name,
             generation=audit.generation,
-            leader_generation=self._staging.generation(tree.name),
+            leader_generation=step.generation,
             sent=sent,
         )
 

@@ -294,12 +294,13 @@ class Step:
     """What a member does about a statement that it does not have.
 
     It waits, for what `waiting` says, or takes it: from `source`, where None is the leader, within
-    `closes_s` seconds where its window ends.
+    `closes_s` seconds where its window ends. `generation` is the leader's.
     """
 
     waiting: str = ""
     source: RegistryTree | None = None
     closes_s: float | None = None
+    generation: int | None = None
 
 
 class Staging:
@@ -350,20 +351,14 @@ class Staging:
         )
         with self._lock:
             self._rollouts[replica] = rollout
-        return Step(waiting, source, closes_s)
+        return Step(waiting, source, closes_s, rollout.generation)
 
-    def generation(self, replica: str) -> int | None:
-        """The generation of what `replica` waits for, or of what it took last."""
-        with self._lock:
-            rollout = self._rollouts.get(replica)
-        return rollout.generation if rollout else None
-
-    def closed(self) -> str:
-        """What is waited for when a window has ended; nothing while it is open."""
+    def closed(self, step: Step) -> Step | None:
+        """The step in place of one whose window has ended; None while it is open."""
         window = self._plan.window
         if window is None or window.left_s(self._now()):
-            return ""
-        return f"the window {window} is closed; what arrived is kept"
+            return None
+        return replace(step, waiting=f"the window {window} is closed; what arrived is kept")
 
     def _look(self, fleet: Fleet, rollout: Rollout, run: Run) -> dict[str, Seen]:
         """Ask the rings before ours one after the other, as far as they are complete."""

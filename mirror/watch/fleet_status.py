@@ -144,16 +144,9 @@ def fleet_status(fleet: Fleet, *, run: Run | None = None) -> FleetStatus:
         members = []
         for ring in fleet.rings:
             for name in fleet.members_of(ring.name):
-                one, page = seen[name], pages.get(name, _Page())
-                standing = Standing(
-                    name,
-                    ring.name,
-                    complete=rollout.is_held_by(one),
-                    generation=one.generation,
-                    rate=page.rate,
-                    waiting=page.waiting,
-                    errors=page.errors,
-                    error=one.error,
+                one, complete = seen[name], rollout.is_held_by(seen[name])
+                standing = pages.get(name, _Page()).told_of(
+                    Standing(name, ring.name, complete, one.generation, error=one.error)
                 )
                 if one.error is None:
                     lag = (stated.generation or 0) - (one.generation or 0)
@@ -191,31 +184,22 @@ class _Look(BaseModel):
     errors: tuple[str, ...] = ()
 
 
-class _Progress(BaseModel):
-    bytes: int
-    seconds: float
-
-
 class _Page(BaseModel):
     """What `/readyz` of a daemon says, as far as it concerns us."""
 
     replicas: Mapping[str, _Look | None] = {}
-    progress: Mapping[str, _Progress] = {}
+    progress: Mapping[str, Mapping[str, float]] = {}
 
-    @property
-    def rate(self) -> float | None:
-        """Bytes a second to all its replicas; None where none has got any."""
-        return sum(one.bytes / one.seconds for one in self.progress.values() if one.seconds) or None
-
-    @property
-    def waiting(self) -> str:
-        """What its replicas wait for."""
-        return "; ".join(one.waiting for one in self.replicas.values() if one and one.waiting)
-
-    @property
-    def errors(self) -> tuple[str, ...]:
-        """What failed in their last looks."""
-        return tuple(text for one in self.replicas.values() if one for text in one.errors)
+    def told_of(self, one: Standing) -> Standing:
+        """`one` with what the page says of its replicas."""
+        looks = [look for look in self.replicas.values() if look]
+        moved = (part for part in self.progress.values() if part.get("seconds"))
+        return replace(
+            one,
+            rate=sum(part["bytes"] / part["seconds"] for part in moved) or None,
+            waiting="; ".join(filter(None, (look.waiting for look in looks))),
+            errors=tuple(text for look in looks for text in look.errors),
+        )
 
 
 def _told(member: Member, run: Run) -> _Page:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -17,6 +18,7 @@ from mirror.run import Run
 from mirror.sync import MemoryStore
 from mirror.testing import Delay, EmbeddedRegistry, Fault
 from mirror.watch.cycle import CycleResult, Replicator
+from mirror.watch.daemon import running
 from mirror.watch.fleet import (
     Fleet,
     Rollout,
@@ -28,6 +30,7 @@ from mirror.watch.fleet import (
 )
 from mirror.watch.settings import CheckLevel, WatchSettings, Window
 from tests.support.inventories import put_image, sample_store
+from tests.support.patience import wait_until
 from tests.support.replicas import Replica, replicas
 
 STORE = sample_store()
@@ -410,3 +413,57 @@ def test_upstreams_are_no_replicas_of_a_daemon_that_names_none() -> None:
         }
     )
     assert settings.followers == ("one", "two")
+
+
+# -- the daemon ------------------------------------------------------------------------------------
+
+
+def test_a_daemon_follows_its_fleet_file_and_says_at_readyz_what_it_waits_for(
+    tmp_path: Path,
+) -> None:
+    with edges(2) as found:
+        canary, rest = found.edges
+        places = {"insecure": True}
+        fleet = {
+            "defaults": places,
+            "hub": {"address": found.hub.name},
+            "rings": [{"name": "canary"}, {"name": "rest"}],
+            "members": {
+                "c": {"address": canary.name, "ring": "canary"},
+                "r": {"address": rest.name, "ring": "rest"},
+            },
+        }
+        (tmp_path / "fleet.yaml").write_text(yaml.safe_dump(fleet))
+        settings = WatchSettings.model_validate(
+            {
+                "leader": "hub",
+                "this": "r",
+                "interval": 0.1,
+                "listen": "127.0.0.1:0",
+                "fleet": str(tmp_path / "fleet.yaml"),
+                "ring": "rest",
+                "upstreams": ["near"],
+                "registries": {
+                    "hub": {"address": found.hub.name, **places},
+                    "near": {"address": canary.name, **places},
+                    "r": {"address": rest.name, **places},
+                },
+            }
+        )
+        with running(settings) as (_, url):
+
+            def told(key: str) -> Any:
+                answer = httpx.get(f"{url}/readyz")
+                one = answer.json()["replicas"]["r"] or {}
+                assert (answer.status_code == 200) == bool(one.get("complete"))
+                return one.get(key)
+
+            wait_until(lambda: told("waiting"))
+            assert told("waiting") == "ring canary does not hold generation 1: c states nothing"
+            assert 'mirror_replica_waiting{replica="r"} 1.0' in httpx.get(f"{url}/metrics").text
+            canary.fill(STORE, 1)
+            wait_until(lambda: told("complete"))
+            page = httpx.get(f"{url}/readyz").json()
+            assert page["progress"].keys() == {"r"}
+        assert rest.held() == found.hub.held()
+        assert found.hub.registry.requests.count("GET", "/blobs/") == 0
