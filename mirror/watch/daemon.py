@@ -100,7 +100,7 @@ class Daemon:
 
     def _follow(self, replica: str) -> None:
         failures = 0
-        before: tuple[bool, str] | None = None
+        before: tuple[bool, bool] | None = None
         audited: float | None = None
         read: float | None = None
         woken = self._woken[replica]
@@ -125,7 +125,7 @@ class Daemon:
             else:
                 failures += 1
             # A line every ten seconds that says nothing new would bury the one that does.
-            state = result.complete, result.waiting
+            state = result.complete, bool(result.waiting)  # its text counts the seconds down
             news = state != before or result.sent or level is not CheckLevel.STATEMENT
             before = state
             _log.log(

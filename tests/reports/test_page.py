@@ -15,8 +15,9 @@ from mirror.bundle.archive import Omissions
 from mirror.bundle.inspect import BundleInsight, insight
 from mirror.oci import Descriptor, Digest
 from mirror.oci import manifest as types
-from mirror.reports.page import html, title
+from mirror.reports.page import fleet_html, html, title
 from mirror.sync import Finding, Inventory, InventoryBuilder, ManifestNode
+from mirror.watch.fleet_status import FleetStatus, Standing
 from tests.support.browser import Browser, browsing
 
 HOSTILE = "</script><img src=x onerror=\"document.title='pwned'\">'&<b>"
@@ -344,6 +345,23 @@ def test_in_a_browser_tables_are_sorted_and_short(browser: Browser, tmp_path: Pa
     assert sizes == sorted(sizes, reverse=True)
     assert sum("hidden" not in row.attributes for row in rows) == 25
     assert "Show all 68" in page.words()
+
+
+def test_in_a_browser_the_page_of_a_fleet_has_the_late_first_and_no_map(
+    browser: Browser, tmp_path: Path
+) -> None:
+    members = tuple(
+        Standing(f"e{n}", "rest", complete=n != 7, generation=2, behind=n) for n in range(30)
+    )
+    status = FleetStatus("hub", Digest.of(b"statement"), 2, (*members, Standing(HOSTILE, "rest")))
+    page = show(browser, fleet_html(status), tmp_path)
+    assert page.all("html")[0].attributes.get("data-ready") == "yes"
+    (table,) = page.all("table")
+    rows = table.all("tbody")[0].all("tr")
+    assert [row.all("td")[2].text for row in rows[:3]] == ["late", "late", "complete"]
+    assert page.all("img") == []
+    (sizes,) = (one for one in page.all("section") if one.attributes.get("id") == "sizes")
+    assert "hidden" in sizes.attributes
 
 
 def test_in_a_browser_hostile_names_stay_text(browser: Browser, tmp_path: Path) -> None:

@@ -159,6 +159,25 @@ def test_stopping_cancels_what_is_under_way_and_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
+def test_a_replica_that_waits_is_looked_at_at_its_pace_and_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cycles = Cycles()
+
+    def wait(_: Run) -> CycleResult:
+        left = f"{100 - cycles.count('edge')} s from now"
+        return CycleResult(CheckLevel.STATEMENT, complete=False, waiting=left)
+
+    cycles.behaviour["edge"] = wait
+    pace = Schedule(interval=0.01, jitter=0, audit_every=None)
+    with caplog.at_level("INFO"), Running(cycles, "edge", schedule=pace) as daemon:
+        wait_until(lambda: cycles.count("edge") > 5)  # a failure would rest for a second
+        assert not daemon.state.ready()
+    assert [one.getMessage() for one in caplog.records] == [
+        "edge: not complete (99 s from now) after statement, 0 bytes sent"
+    ]
+
+
 def test_a_bug_in_a_cycle_shows_in_the_daemons_health(caplog: pytest.LogCaptureFixture) -> None:
     cycles = Cycles()
 
