@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.documents import document
-from mirror.errors import MirrorError, NotFoundError, UnreachableError
+from mirror.errors import MirrorError, NotFoundError, StatementError, UnreachableError
 from mirror.oci import Descriptor, Digest
 from mirror.operations.leader import Leader, adopt, choose_leader, may_move
 from mirror.operations.replicate import Outcome, ReplicaResult, SyncOptions
@@ -164,6 +164,9 @@ class Replicator:
                 run=run,
             )
             (result,) = report.replicas
+            wrong = any(isinstance(one.error, StatementError) for one in result.failures)
+            if pair and pair.news and step.source and wrong:
+                self._staging.contradicted(step.source, pair.news)
             if pair and step.closes_s and result.failures and (late := self._staging.closed(step)):
                 return self._waiting(pair, level, late, run, result.sent)
         return self._result(level, step.source or leader, tree, result, unasked, run)

@@ -322,15 +322,24 @@ class Staging:
         self._clock, self._now = clock, now
         self._lock = threading.Lock()
         self._rollouts: dict[str, Rollout] = {}  # under the lock: by replica
+        self._contradicted: dict[str, Digest] = {}  # under the lock: by upstream
 
     def source(self, news: Digest, tip: Tip, run: Run) -> RegistryTree | None:
         """The first upstream that states `news`; one that does not answer is passed over."""
         for one in self._upstreams:
+            with self._lock:
+                if self._contradicted.get(one.name) == news:
+                    continue
             with suppress(MirrorError):
                 if tip(one.within(run)) == news:
                     return one
             run.check()
         return None
+
+    def contradicted(self, upstream: RegistryTree, news: Digest) -> None:
+        """Follow `upstream` no more in `news`: its own tags say something else."""
+        with self._lock:
+            self._contradicted[upstream.name] = news
 
     def due(
         self, replica: str, news: Digest, generation: Callable[[], int | None], tip: Tip, run: Run

@@ -31,7 +31,7 @@ from mirror.watch.fleet import (
 from mirror.watch.settings import CheckLevel, WatchSettings, Window
 from tests.support.inventories import put_image, sample_store
 from tests.support.patience import wait_until
-from tests.support.replicas import Replica, replicas
+from tests.support.replicas import ROOT, Replica, replicas
 
 STORE = sample_store()
 OLD, NEWS, LATER = (Digest.of(one) for one in (b"old", b"news", b"later"))
@@ -365,6 +365,25 @@ def test_an_upstream_that_states_anything_else_is_not_followed() -> None:
         assert found.look(1).waiting
         found.now_s = 600.0
         assert found.look(1).leader == found.hub.name
+
+
+def test_an_upstream_whose_tags_contradict_its_statement_is_left_and_the_hub_gives_it() -> None:
+    with edges(2) as found:
+        found.join(0)
+        found.join(1, upstreams=(0,), upstream_wait_s=600.0)
+        assert found.look(0).complete
+        near = found.edges[0]
+        manifests = near.held().repository("").manifests
+        tag, digest = next(iter(STORE.inventory().repository("").tags.items()))
+        other = next(one for one in manifests if one != digest)
+        near.tree.client.put_manifest(ROOT, tag, near.tree.client.manifest(ROOT, other))
+        look = found.look(1)
+        assert not look.complete
+        assert "its statement contradicts its tags" in look.errors[0]
+        assert "no upstream states it yet" in found.look(1).waiting
+        found.now_s = 600.0
+        look = found.look(1)
+        assert (look.complete, look.leader) == (True, found.hub.name)
 
 
 # -- settings --------------------------------------------------------------------------------------
