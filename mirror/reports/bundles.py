@@ -21,6 +21,7 @@ from mirror.layout import (
     tags_of_versions,
 )
 from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
+from mirror.reports.messages import fitted
 from mirror.sync.observation import NOTHING_THERE, listed
 from mirror.sync.observe import Verification
 
@@ -164,11 +165,11 @@ def _reference_lines(references: Sequence[PlannedReference]) -> list[str]:
     lines = [total, "Sizes count shared parts each time; --wide and --json have whole digests"]
     for archive in archives:
         lines += ["", f"  {archive}"]
-        lines += (
-            f"    {_name_in_bundle(one):<{_NAME_WIDTH}}  {size_text(one.size):>10}  {one.digest}"
-            for one in references
-            if one.archive == archive
-        )
+        for one in references:
+            if one.archive == archive:
+                name = _name_in_bundle(one)
+                pad = " " * (_NAME_WIDTH - len(fitted(name, None)))  # as it is shown
+                lines.append(f"    {name}{pad}  {size_text(one.size):>10}  {one.digest}")
     return lines
 
 

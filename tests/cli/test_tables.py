@@ -83,6 +83,16 @@ def test_images_without_a_tag_have_the_name_that_the_installer_lists(bundle: Pat
     assert all(re.match(r"  / sha256:[0-9a-f]{12} \w+/\w+ ", line) for line in by_digest)
 
 
+def test_sizes_of_planned_images_stand_below_one_another_whatever_their_names(
+    two: list[str],
+) -> None:
+    shown = call_mirror(*commands(*two)["pull"]).succeeded().stdout
+    rows = [line for line in shown.splitlines() if re.search(r" [KMG]?i?B  sha256:\w{12}$", line)]
+    assert any(re.match(r"    \S*:sha256-[0-9a-f]{12}\.att ", row) for row in rows)
+    assert any(re.match(r"    / \w+/\w+ ", row) for row in rows)
+    assert {row.index("  sha256:") for row in rows if len(row.split()[0]) <= 42} == {58}
+
+
 def test_a_push_names_tags_that_people_gave_and_counts_the_others(two: list[str]) -> None:
     shown = call_mirror(*commands(*two)["push"]).succeeded().stdout
     assert re.search(r"tables/other: .*, tags v1\S+ .*and \d+ by digest$", shown, re.MULTILINE)
