@@ -18,7 +18,6 @@ from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.operations.trees import walk_tree
 from mirror.release.discovery import discovery_images, has_index, index_of
-from mirror.release.select import with_components
 from mirror.run import Run, gather
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.observation import Depth, Failure, findings_of, items_of
@@ -70,8 +69,7 @@ class ReplicaStatus:
     """How one registry stands.
 
     `declared` is what it states, `verified` what of that is there; `lag`, how many generations it
-    is behind the highest. `publishing` is the generation of an unfinished publication. `reached` is
-    when this registry got to `generation`, if it keeps that.
+    is behind the highest, `publishing` an unfinished one, `reached` when it got to `generation`.
     """
 
     name: str
@@ -147,12 +145,8 @@ def status(
     """
     run = Run.of(run)
     run.on_event(PhaseStarted(f"asking {counted(len(trees), 'registry')} what they hold"))
-    depth = Depth.AUDIT if thorough else Depth.LISTED
-    found = gather(
-        trees,
-        lambda tree: _status(tree.within(run), depth, run),
-        run=run.with_jobs(max(1, len(trees))),
-    )
+    depth, wide = Depth.AUDIT if thorough else Depth.LISTED, run.with_jobs(max(1, len(trees)))
+    found = gather(trees, lambda tree: _status(tree.within(run), depth, run), run=wide)
     highest = max((one.generation or 0 for one in found), default=0)
     return StatusReport(tuple(replace(one, lag=highest - (one.generation or 0)) for one in found))
 
@@ -307,7 +301,7 @@ def verify(
     """
     if against is None:
         report = verify_bundle(bundle, run=run, key=key, quick=quick)
-        return replace(report, findings=with_components(report.findings, bundle, bundle.carried))
+        return replace(report, findings=_named(report.findings, bundle))
     run = Run.of(run)
     tree = against.within(run)
     bundle.follow(run)
@@ -317,8 +311,16 @@ def verify(
     wanted = union([inventory, index_of(inventory, tags_of(tree.target(run).held(index)))])
     run.on_event(PhaseStarted("comparing with the registry"))
     found = observe(tree, wanted, Depth.DEEP if deep else Depth.AUDIT, run=run)
-    findings = with_components(findings_of(wanted, found), bundle, bundle.carried)
+    findings = _named(findings_of(wanted, found), bundle)
     return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)
+
+
+def _named(findings: Sequence[Finding], bundle: BundleReader) -> tuple[Finding, ...]:
+    if not findings:
+        return ()
+    from mirror.release.select import with_components  # only where something is wrong
+
+    return with_components(findings, bundle, bundle.carried)
 
 
 # -- the generations of a registry ----------------------------------------------------------------
@@ -329,8 +331,8 @@ class Generation:
     """One state that a registry reached, or, if `interrupted`, was to reach.
 
     `changes` is the difference from the generation before, `statement` the digest of the artifact,
-    `restores` the earlier generation that a rollback put back by this one. `reached` is when this
-    registry got to it, by the clock of who published it; None if it does not keep that.
+    `restores` the earlier generation that a rollback put back by this one, and `reached` when this
+    registry got to it (`publication_state.reached`).
     """
 
     number: int

@@ -198,9 +198,12 @@ def test_a_dry_run_tells_the_summary_then_the_sizes_then_every_image(
                 bare = one["digest"] == f"sha256:{one['tag']}"
                 place = one["repository"] or "/"
                 tag = DIGEST_TAG.sub(r"\1", one["tag"])
-                expected.append((f"{place}@{short}" if bare else f"{place}:{tag}", short))
-        assert [(row[0], row[-1]) for row in rows] == expected
-    assert any(row[0].startswith("/@sha256:") for row in listed["platform.tar"])
+                called = (
+                    (place, *filter(None, (one["component"],))) if bare else (f"{place}:{tag}",)
+                )
+                expected.append((called, short))
+        assert [(tuple(row[:-3]), row[-1]) for row in rows] == expected
+    assert any(row[0] == "/" and "/" in row[1] for row in listed["platform.tar"])
     assert any(row[0] == "/:v1.70.0" for row in listed["platform.tar"])
     assert not (tmp_path / "b").exists()
 
