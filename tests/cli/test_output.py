@@ -83,7 +83,9 @@ def test_a_verification_answers_with_what_it_saw(bundle: Path, target: str) -> N
     assert document.keys() == keys
     assert (document["ok"], document["deep"]) == (False, False)
     for finding in document["findings"]:
-        assert finding.keys() == {"place", "repository", "tags", "digest", "problem"}
+        assert finding.keys() == {
+            *("place", "repository", "tags", "components", "digest", "problem"),
+        }
         assert target in finding["place"]
 
     call_mirror("push", bundle, target, "--insecure").succeeded()
