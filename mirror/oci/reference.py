@@ -35,7 +35,7 @@ class Digest(bytes):
     """
 
     # Inventories hold, compare, hash and sort digests by the million. Bytes take a third of what
-    # texts take, remember their hash, and mean nothing to the garbage collector.
+    # texts take, remember their hash, and lead the garbage collector nowhere.
 
     __slots__ = ()
 

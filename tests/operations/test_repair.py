@@ -301,9 +301,13 @@ def test_the_seal_of_another_bundle_is_not_taken(tmp_path: Path) -> None:
     other = MemoryStore()
     put_image(other, "", "v7", layers=(b"another",))
     pack_store(other, tmp_path / "other")
-    for lost in ("inventory.json", "SHA256SUMS"):
+    advice = {
+        "inventory.json": "--from FOLDER",
+        "SHA256SUMS": "SHA256SUMS is lost too, .*: copy both here",
+    }
+    for lost, told in advice.items():
         (tmp_path / "bundle" / lost).unlink()
-        with pytest.raises(InputError, match=r"is missing, and without it nothing tells .* --from"):
+        with pytest.raises(InputError, match=f"is missing, and without it nothing tells .*{told}"):
             repair(tmp_path / "bundle", [tmp_path / "other"])
         with pytest.raises(InputError, match="is missing"):
             repair(tmp_path / "bundle")

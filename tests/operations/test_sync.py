@@ -1033,7 +1033,9 @@ def test_storage_goes_with_deep_and_with_a_replica(two: list[Replica]) -> None:
     call_mirror(*words, "--storage", f"{replica.name}=/").failed(2, "--deep")
     call_mirror(*words, "--deep", "--storage", "elsewhere=/").failed(2, "none of those")
     call_mirror(*words, "--deep", "--storage", "/").failed(2, "REGISTRY=DIR")
-    call_mirror(*words, "--deep", "--storage", f"{replica.name}=/etc").failed(2, "data root")
+    call_mirror(*words, "--deep", "--storage", f"{replica.name}=/etc").failed(
+        2, "not a registry's data folder"
+    )
 
 
 def test_bugs_are_raised_and_not_reported(
