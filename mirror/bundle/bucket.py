@@ -39,8 +39,7 @@ from mirror.run import Run
 
 PLAN = "x-amz-meta-mirror-plan"
 """The header of an archive's object that says of which plan it is."""
-_MOST_ANSWER = 8 << 20
-_ANY = range(100, 600)
+_MOST_ANSWER, _ANY = 8 << 20, range(100, 600)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _NOTHING = hashlib.sha256(b"").hexdigest()
 _PASSING = frozenset({"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"})
@@ -192,6 +191,8 @@ class Bucket:
             ca_file=options.ca_file or (Path(authorities) if authorities else None),
             certificate=None,
         )
+        if "." not in host and ":" not in host:  # else it would not look like a host
+            host += f":{origin.port}"
         self._wire = Wire(host, options=options, credentials=None, follows=False)
 
     def __str__(self) -> str:

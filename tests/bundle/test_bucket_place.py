@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle.bucket import Bucket
+from mirror.bundle.bucket import Bucket, BucketAddress
 from mirror.bundle.bucket_place import BucketPlace
 from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.multipart import PART, cut
 from mirror.bundle.seal import Seal
-from mirror.errors import DeniedError, IncompleteError, InputError, MirrorError
+from mirror.errors import DeniedError, IncompleteError, InputError, MirrorError, RegistryError
 from mirror.events import Event, Warned
 from mirror.oci import Digest, Manifest
 from mirror.operations.pull import pack
@@ -345,3 +345,34 @@ def test_a_login_that_is_refused_says_what_to_check(
     with pytest.raises(DeniedError, match="AWS_ACCESS_KEY_ID") as caught:
         fill(storage.bucket("denied"))
     assert "no-such-secret" not in str(caught.value) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "told"),
+    [
+        (403, "RequestTimeTooSkewed", "the clock of this machine is wrong, or that of the server"),
+        (403, "AccessDenied", "check the credentials"),
+        (404, "NoSuchBucket", "create the bucket first"),
+        (301, "PermanentRedirect", "set AWS_REGION"),
+    ],
+)
+def test_what_a_server_refuses_is_told_with_what_to_do(
+    status: int, code: str, told: str, storage: ObjectStorage
+) -> None:
+    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    faults = Faults(Fault(Answer(status, {"Location": "http://192.0.2.1/"}, body), "GET"))
+    with (
+        FaultyProxy(f"http://{storage.address}", faults=faults) as proxy,
+        closing(storage.bucket("told", address=proxy.address)) as bucket,
+        pytest.raises(RegistryError, match=told) as caught,
+    ):
+        bucket.states(Run())
+    assert caught.value.codes == (code,)
+    assert str(caught.value).startswith("GET s3://bundles/told: the S3 server refuses (HTTP ")
+
+
+@pytest.mark.parametrize("endpoint", ["http://minio", "https://minio:9000", "http://[::1]:9000"])
+def test_a_server_may_have_any_name(endpoint: str) -> None:
+    place = BucketAddress("bundles", "x")
+    with closing(Bucket(place, environment={"AWS_ENDPOINT_URL_S3": endpoint})) as bucket:
+        assert bucket.where == "s3://bundles/x"
