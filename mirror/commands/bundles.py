@@ -24,7 +24,7 @@ from mirror.commands.options import BUNDLE, BUNDLE_HERE, FILE, Work, flag, locat
 from mirror.commands.process import handling, tell
 from mirror.config import PullConfig
 from mirror.documents import document
-from mirror.durable import os_errors, write_durably
+from mirror.durable import os_errors
 from mirror.errors import FileSystemError, InputError, counted, printable
 from mirror.events import Warned
 from mirror.oci.reference import check_repository
@@ -62,18 +62,19 @@ def inspect_command(
         )
     textless = work.as_json and html_file is None
     names = {} if textless else component_names(reader, reader.carried())
-    page = "" if html_file is None else _written(html_file, html(found, names, findings))
+    page = "" if html_file is None else _written(work, html_file, html(found, names, findings))
     work.show(found, lambda shown, _: insight_text(shown, names) + page)
 
 
-def write_page(file: Path, reader: BundleReader, findings: Sequence[Finding]) -> str:
+def write_page(work: Work, file: Path, reader: BundleReader, findings: Sequence[Finding]) -> str:
     """Write the page about a bundle, with what was found wrong; return what a result says of it."""
     names = component_names(reader, reader.carried())
-    return _written(file, html(inspect_bundle(reader), names, findings))
+    return _written(work, file, html(inspect_bundle(reader), names, findings))
 
 
-def _written(file: Path, page: str) -> str:
-    write_durably(file, page.encode())
+def _written(work: Work, file: Path, page: str) -> str:
+    if not work.write(file, page.encode()):
+        return ""
     return f"\n\nThe page is {file}; any browser opens it offline"
 
 

@@ -19,7 +19,16 @@ from mirror.commands.access import (
     registry_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
-from mirror.commands.options import BUNDLE, FILE, Work, flag, located
+from mirror.commands.options import (
+    BUNDLE,
+    FILE,
+    RESULT_FILE,
+    RESULT_FILE_OR_DASH,
+    STANDARD_OUTPUT,
+    Work,
+    flag,
+    located,
+)
 from mirror.commands.process import tell
 from mirror.durable import write_durably
 from mirror.errors import InputError, IntegrityError, InvalidReferenceError
@@ -36,7 +45,6 @@ from mirror.reports.registries import diff_summary, status_summary
 from mirror.sync.tree import RegistrySource
 
 _DIFFER = 3
-_STANDARD_OUTPUT = "-"
 
 
 @click.command(
@@ -157,7 +165,7 @@ def verify_command(
         if html_file is not None:
             from mirror.commands.bundles import write_page
 
-            page = write_page(html_file, reader, whole.findings)
+            page = write_page(work, html_file, reader, whole.findings)
         code = IntegrityError.exit_code if whole.findings else 0
         work.show(whole, lambda shown, took: bundle_summary(shown, took) + page, code=code)
     else:
@@ -180,7 +188,7 @@ def verify_command(
 )
 @click.option(
     "--request",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=RESULT_FILE,
     help="Write what nobody has into this file, for `mirror pull --only` on the other side.",
 )
 @click.option(
@@ -221,10 +229,11 @@ def repair_command(
         key=key_file.read_bytes() if key_file is not None else None,
         run=work.run,
     )
-    if request is not None and report.lacking.repositories:
-        write_durably(request, report.lacking.to_json())
+    lacking = report.lacking.repositories
+    if request is not None and lacking and not work.write(request, report.lacking.to_json()):
+        request = None
     code = IntegrityError.exit_code if report.verified.findings else 0
-    if request is not None and code and not report.lacking.repositories:
+    if request is not None and code and not lacking:
         told = f"{request} was not written: what is damaged comes whole from a copy, since it is a"
         tell(f"{told} compressed archive or a file beside the archives", "warning")
     work.show(report, partial(repair_summary, request=request), code=code)
@@ -238,6 +247,7 @@ def repair_command(
     "-o",
     "--output",
     required=True,
+    type=RESULT_FILE_OR_DASH,
     metavar="FILE",
     help="Where to write the inventory; - is standard output.",
 )
@@ -250,7 +260,7 @@ def repair_command(
 @registry_options
 @options.running
 def inventory_command(
-    *, registry: str, output: str, known: Sequence[Path], access: AccessOptions, work: Work
+    *, registry: str, output: Path, known: Sequence[Path], access: AccessOptions, work: Work
 ) -> None:
     """Write down what REGISTRY (host[:port]/path) holds, to be the base of the next delta.
 
@@ -258,20 +268,17 @@ def inventory_command(
     what is there. It reports and leaves out what it cannot read; the exit code is then not 0.
     Carry the file to where bundles are made: mirror pull --base FILE.
     """
-    if output == _STANDARD_OUTPUT and work.as_json:
+    to_stdout = str(output) == STANDARD_OUTPUT
+    if to_stdout and work.as_json:
         raise InputError("--json and -o - both want standard output; write the inventory to a file")
-    file = Path(output)
-    if output != _STANDARD_OUTPUT and (file.is_dir() or not file.absolute().parent.is_dir()):
-        # Before the registry is asked: that takes its time.
-        raise InputError(f"{output} is not a file in a folder that exists; name another one")
     target = access.to(registry)
     paths = {path for one in known for path in read_inventory(one).repositories}
     tree = work.enter_context(target.open(work.on_event))
     found = registry_inventory(tree, known=paths, run=work.run)
     data = found.inventory.to_json()
-    if output == _STANDARD_OUTPUT:
+    if to_stdout:
         click.echo(data.decode(), nl=False)
         click.get_current_context().exit(found.exit_code)
-    write_durably(file, data)
-    summary = partial(inventory_summary, output=output, size=len(data))
-    work.show(found, summary, code=found.exit_code, output=output, bytes=len(data))
+    write_durably(output, data)
+    summary = partial(inventory_summary, output=str(output), size=len(data))
+    work.show(found, summary, code=found.exit_code, output=str(output), bytes=len(data))

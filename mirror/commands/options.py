@@ -19,7 +19,15 @@ from click.core import ParameterSource
 
 from mirror.commands.errors import print_json
 from mirror.commands.process import show, tell
-from mirror.errors import InputError, IntegrityError, RegistryError, paragraph, printable
+from mirror.durable import write_durably
+from mirror.errors import (
+    InputError,
+    IntegrityError,
+    MirrorError,
+    RegistryError,
+    paragraph,
+    printable,
+)
 from mirror.events import OnEvent, Warned
 from mirror.reports.messages import Messages, fitted, message
 from mirror.reports.progress import FORMS, progress
@@ -85,6 +93,25 @@ def bundle_at(text: str, connection: ConnectionOptions, work: Work) -> Location 
         except (InputError, RegistryError):
             return None
     return place
+
+
+class _ResultFile(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        file: Path = super().convert(value, param, ctx)
+        if value == STANDARD_OUTPUT and self.allow_dash:
+            return file
+        above, dev = file.absolute().parent, Path("/dev")  # as root we would replace devices
+        if not above.is_dir() or above == dev or (file.exists() and not file.is_file()):
+            raise InputError(f"{file} is not a file in a folder that exists; name another one")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise InputError(f"{above}: nothing can be written in this folder; name another one")
+        return file
+
+
+STANDARD_OUTPUT = "-"
+RESULT_FILE = _ResultFile(path_type=Path)
+"""A file that a result is written to. That it can be is seen before the work, which takes time."""
+RESULT_FILE_OR_DASH = _ResultFile(path_type=Path, allow_dash=True)
 
 
 def flag(*names: str, text: str) -> Decorator:
@@ -157,6 +184,7 @@ class Work(ExitStack):
     ) -> None:
         super().__init__()
         self.as_json, self._wide, self._started = as_json, wide, time.monotonic()
+        self._unwritten: MirrorError | None = None
         self._form = form = form or ("none" if as_json or quiet else "auto")
         if verbose > 1 and form == "auto":
             self._form = form = "plain"  # a bar among many lines would be drawn again behind each
@@ -194,6 +222,14 @@ class Work(ExitStack):
             tell("nothing was changed")
             click.get_current_context().exit(1)
 
+    def write(self, file: Path, data: bytes) -> bool:
+        """Write a result to a file; False if that fails, which `show` tells after the result."""
+        try:
+            write_durably(file, data)
+        except MirrorError as err:
+            self._unwritten = err
+        return self._unwritten is None
+
     def show(
         self,
         report: Shown,
@@ -228,6 +264,9 @@ class Work(ExitStack):
             if not code:
                 raise
             unwritten.show()  # what was found still decides how the command ends
+        if self._unwritten is not None:
+            tell(paragraph(str(self._unwritten)), "error", surely=not self.as_json)
+            code = code or self._unwritten.exit_code
         if code:
             click.get_current_context().exit(code)
 
@@ -394,7 +433,7 @@ sign_key = click.option(
 html_file = click.option(
     "--html",
     "html_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=RESULT_FILE,
     help="Write a self-contained HTML report with a map of sizes to this file.",
 )
 tmp_dir = click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")

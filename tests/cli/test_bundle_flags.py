@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from mirror.commands.options import RESULT_FILE
+from mirror.errors import InputError
 from tests.support.program import call_mirror
 from tests.support.release_source import Source
 from tests.support.tools import require_tool
@@ -157,6 +160,38 @@ def test_a_verification_writes_the_page_with_all_that_it_found(
     assert "<td>platform.tar" in text
     run = call_mirror("verify", bundle, "--html", page, "--against", "registry.example/dkp")
     run.failed(2, "--html is about a bundle and --against about a registry")
+
+
+def test_findings_are_told_though_the_file_for_them_cannot_be_written(
+    parted: Path, tmp_path: Path
+) -> None:
+    bundle, above = tmp_path / "bundle", tmp_path / "reports"
+    shutil.copytree(parted, bundle)
+    for part in bundle.glob("security.tar*"):
+        part.unlink()
+    for place in (above / "page.html", tmp_path):
+        run = call_mirror("verify", bundle, "--html", place)
+        run.failed(2, f"{place} is not a file in a folder that exists; name another one")
+    above.mkdir()
+    long = above / ("n" * 250 + ".html")  # with our hidden name before it, longer than names may be
+    for command in (("verify", bundle, "--html", long), ("repair", bundle, "--request", long)):
+        run = call_mirror(*command).failed(4, f"cannot write {long}: File name too long")
+        assert "The bundle is damaged or incomplete" in run.stdout
+        assert str(long) not in run.stdout
+        run = call_mirror(*command, "--json").failed(4, f"cannot write {long}")
+        assert run.document["findings"]
+    run = call_mirror("inspect", parted, "--html", long).failed(1, f"cannot write {long}")
+    assert "Largest layers" in run.stdout
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_result(parted: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    run = call_mirror("inspect", parted, "--html", pipe)
+    run.failed(2, f"{pipe} is not a file in a folder that exists; name another one")
+    assert pipe.is_fifo()
+    with pytest.raises(InputError, match="/dev/new is not a file in a folder that exists"):
+        RESULT_FILE.convert("/dev/new", None, None)
 
 
 def test_inspecting_what_is_no_bundle_is_told(tmp_path: Path) -> None:
