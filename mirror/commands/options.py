@@ -97,7 +97,7 @@ def bundle_at(text: str, connection: ConnectionOptions, work: Work) -> Location 
 
 class _ResultFile(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        file: Path = super().convert(value, param, ctx)
+        file = Path(str(super().convert(value, param, ctx)))
         if value == STANDARD_OUTPUT and self.allow_dash:
             return file
         above, dev = file.absolute().parent, Path("/dev")  # as root we would replace devices

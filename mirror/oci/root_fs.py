@@ -8,7 +8,7 @@ the folder that it is unpacked to.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -30,8 +30,15 @@ from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream
 _MAX_NAMES_BYTES = 128 << 20
 """The most characters of all names and targets of an image, which are held in memory."""
 
+_MAX_LINK_STEPS = 8 << 20
+"""The most names on the ways of all links of an image that are followed: seconds of work."""
+
 _MAX_DEPTH = 256
 """Folders that one lies in the other; removing them recurses."""
+
+
+class CircleError(UnreadableImageError):
+    """Links lead in circles, or too far to follow."""
 
 
 class Place(NamedTuple):
@@ -67,6 +74,9 @@ class Directory:
 class RootFs:
     """What is at each path of an image. Reading `layers`, the base first, is what makes one.
 
+    `check` is called again and again while layers are read and links followed; it raises what is to
+    end that.
+
     Raises:
         UnreadableImageError: a layer is cut off, damaged or of an unknown kind, or there are more
             than `max_entries` entries in all of them, or more bytes than `max_unpacked_bytes` come
@@ -80,10 +90,11 @@ class RootFs:
         max_entries: int,
         max_unpacked_bytes: int,
         where: str,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._layers, self._where = layers, where
+        self._layers, self._where, self._check = layers, where, check
         self._max_entries, self._max_unpacked = max_entries, max_unpacked_bytes
-        self._entries_seen = self._names_bytes = self._unpacked = 0
+        self._entries_seen = self._names_bytes = self._unpacked = self._link_steps = 0
         self._broken: list[tuple[Directory, str, Leaf, str]] = []
         self.root = Directory()
         for number in range(len(layers)):
@@ -97,7 +108,8 @@ class RootFs:
         With `follow`, a symbolic link at the end is followed as those on the way are.
 
         Raises:
-            UnreadableImageError: links lead in circles.
+            CircleError: links lead in circles.
+            UnreadableImageError: all links that were followed were too long together.
         """
         here: list[tuple[str, Directory]] = [("", self.root)]
         rest = path.split("/")[::-1]
@@ -116,8 +128,9 @@ class RootFs:
             if node is not None and node.kind is EntryKind.SYMLINK and (follow or rest):
                 links += 1
                 rest.extend(node.target.split("/")[::-1])
+                self._count_steps(len(rest))
                 if links > MAX_LINKS or sum(map(len, rest)) + len(rest) > MAX_PATH:
-                    raise UnreadableImageError(
+                    raise CircleError(
                         f"{self._where}: more than {MAX_LINKS} links on the way to {path}, or "
                         f"more than {MAX_PATH} characters"
                     )
@@ -128,6 +141,14 @@ class RootFs:
                 return None
             return "/".join([*(one for one, _ in here[1:]), name]), node
         return "/".join(one for one, _ in here[1:]), here[-1][1]
+
+    def _count_steps(self, steps: int) -> None:
+        self._check()
+        self._link_steps += steps
+        if self._link_steps > _MAX_LINK_STEPS:
+            raise UnreadableImageError(
+                f"{self._where}: the ways of its links have more than {_MAX_LINK_STEPS} names"
+            )
 
     def data(self, wanted: Collection[Place]) -> Iterator[tuple[Place, Iterator[bytes]]]:
         """The data of files, in the order in which the layers have them; they are read again.
@@ -147,9 +168,11 @@ class RootFs:
         name = f"{self._where}, layer {layer + 1} of {len(self._layers)}"
         with opened(self._layers[layer], name, self._count) as archive:
             for number, entry in enumerate(archive):
+                self._check()
                 yield number, entry, archive
 
     def _count(self, size: int) -> None:
+        self._check()
         self._unpacked += size
         check_unpacked(self._unpacked, self._max_unpacked, self._where)
 
@@ -232,7 +255,7 @@ class RootFs:
 
     def _linked(self, target: str) -> Leaf | None:
         """What a hard link to `target` is a name of."""
-        with suppress(UnreadableImageError):  # links in circles are no file either
+        with suppress(CircleError):  # which is no file either
             found = self.find(clean_path(target) or "", follow=False)
             if found is not None and isinstance(found[1], Leaf):
                 return found[1] if found[1].kind is not EntryKind.HARDLINK else None

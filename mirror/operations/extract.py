@@ -14,7 +14,7 @@ from mirror.durable import PRIVATE_FOLDER, Folder, os_errors, sync_file
 from mirror.errors import FileSystemError, NotFoundError, UnreadableImageError
 from mirror.oci import Digest, Platform
 from mirror.oci.layers import LayerOpener
-from mirror.oci.root_fs import Directory, Leaf, Place, RootFs
+from mirror.oci.root_fs import CircleError, Directory, Leaf, Place, RootFs
 from mirror.oci.tar_stream import EntryKind
 from mirror.operations.images import LINUX, find_image, hidden_name, name_of, save, write_all
 from mirror.registry import RegistryReader
@@ -68,6 +68,7 @@ def extract_image(
         FileSystemError, NoSpaceError: the system refuses, or `into` is not empty.
     """
     reader = client if run is None else client.within(run)
+    run = run or Run()
     image = find_image(reader, repository, reference, platform)
     where = name_of(reader, repository, image.digest)
     most = 2 * max_bytes
@@ -79,7 +80,13 @@ def extract_image(
         for number, layer in enumerate(image.layers):
             save(reader, repository, layer.digest, layer.size, work, str(number))
             openers.append(partial(_kept, work, str(number)))
-        files = RootFs(openers, max_entries=max_entries, max_unpacked_bytes=most, where=where)
+        files = RootFs(
+            openers,
+            max_entries=max_entries,
+            max_unpacked_bytes=most,
+            where=where,
+            check=run.check,
+        )
         found = files.find(path)
         if found is None:
             raise NotFoundError(f"{where}: nothing is at {path!r} in this image; check the path")
@@ -88,7 +95,7 @@ def extract_image(
             raise UnreadableImageError(
                 f"{where}: {path!r} has {wanted.size} bytes, more than {max_bytes}; {_LARGER}"
             )
-        wanted.write(tree, run or Run())
+        wanted.write(tree, run)
     return ExtractReport(len(wanted.files), wanted.size, tuple(wanted.left_out))
 
 
@@ -167,7 +174,7 @@ class _Wanted:
         """
         try:
             found = self._image.find("/".join(filter(None, (self._base, path))))
-        except UnreadableImageError:  # in circles
+        except CircleError:
             return None
         if found is None:
             return None
@@ -182,6 +189,7 @@ class _Wanted:
 
     def write(self, into: Folder, run: Run) -> None:
         for path in self.folders:
+            run.check()
             into.make(path).close()
         names: dict[Place, list[str]] = {}
         for path, leaf in self.files.items():
@@ -197,12 +205,15 @@ class _Wanted:
                 finally:
                     os.close(fd)
                 for other in others:
+                    run.check()
                     with _holding(into, other) as (there, also):
                         folder.link(name, also, there)
         for path, end in self.links.items():
+            run.check()
             with _holding(into, path) as (folder, name):
                 folder.symlink(name, end)
         for path in ("", *self.folders):
+            run.check()
             with into.inside(path) as folder:
                 folder.sync()
 

@@ -279,6 +279,31 @@ def test_entries_and_their_names_are_bounded() -> None:
         applied(image([file("a", ""), file("a", ""), file("a", "")]), max_entries=2)
 
 
+def test_the_links_of_an_image_have_a_budget_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = [symlink(f"s{n}", "./" * 100 + f"s{n + 1}") for n in range(9)]
+    items = [file("f", "text"), *chain, symlink("s9", "./" * 100 + ".")]
+    hard = [hardlink(f"h{n}", "s0/f") for n in range(40)]
+    asked: list[int] = []
+    files = RootFs(
+        image([*items, *hard]),
+        max_entries=1000,
+        max_unpacked_bytes=1 << 30,
+        where="image",
+        check=lambda: asked.append(1),
+    )
+    assert found_in(files, "h39") == {"h39": "text"}
+    assert len(asked) > 40 * 10  # each link can be the last one
+    monkeypatch.setattr("mirror.oci.root_fs._MAX_LINK_STEPS", 10_000)
+    assert found_in(applied(image([*items, *hard[:5]])), "h4") == {"h4": "text"}
+    with pytest.raises(UnreadableImageError, match="image: the ways of its links have more than"):
+        applied(image([*items, *hard]))
+    files = applied(image(items))
+    for _ in range(9):
+        assert files.find("s0/f") is not None
+    with pytest.raises(UnreadableImageError, match="the ways of its links"):
+        files.find("s0/f")
+
+
 @pytest.mark.parametrize("path", ["", "/", ".", "../a", "a/../.."])
 def test_a_path_outside_the_image_is_the_callers_mistake(path: str) -> None:
     with pytest.raises(ValueError, match="inside an image"):

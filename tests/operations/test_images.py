@@ -323,6 +323,35 @@ def test_a_stopped_run_leaves_nothing_behind(shelf: Shelf, tmp_path: Path) -> No
     assert below(tmp_path) == {}
 
 
+class Countdown(Cancellation):
+    """Somebody asks to stop when it has been asked `left` times whether anybody did."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_what_is_made_of_an_image_can_be_stopped_anywhere(shelf: Shelf, tmp_path: Path) -> None:
+    names = [f"app/{n}" for n in range(30)]
+    links = [entry(f"app/s{n}", "0", SYM) for n in range(10)]
+    again = [entry(f"app/h{n}", "app/0", LINK) for n in range(10)]
+    shelf.image("v1", layer(*map(entry, names), *links, *again, entry("app/d/e/f")))
+    whole = Countdown(10_000)
+    shelf.extract("app", tmp_path / "whole", run=Run(cancellation=whole))
+    asked = 10_000 - whole.left
+    assert asked > 2 * 51 + 10 + 10  # entries in both passes, links, other names
+    for last in range(0, asked, 7):
+        with pytest.raises(mirror.MirrorError, match="stopped"):
+            shelf.extract("app", tmp_path / "out", run=Run(cancellation=Countdown(last)))
+        assert not (tmp_path / "out").exists()
+    assert [one.name for one in tmp_path.iterdir()] == ["whole"]
+
+
 # -- damage ----------------------------------------------------------------------------------------
 
 
