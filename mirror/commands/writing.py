@@ -329,10 +329,12 @@ def items_below(root: str) -> Offer:
         # Before an option without its value, click leaves arguments where they were.
         for place in (ctx.params.get("base"), ctx.params.get("bundle_dir"), *ctx.args):
             with suppress(MirrorError, OSError):  # no bundle is there, or not yet
-                paths = read_inventory(Path(place or "")).repositories
+                file = Path(place or "")
+                if not file.is_file() and not file.is_dir():
+                    continue  # at a pipe or a terminal the shell would wait
                 names |= {
                     path.removeprefix(f"{root}/").partition("/")[0]
-                    for path in paths
+                    for path in read_inventory(file).repositories
                     if path.startswith(f"{root}/")
                 }
         return offering(sorted(names))(ctx, option, typed)

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from mirror.controller import DEFAULTS, PAUSE_S, Reconciled, Switch, reconcile
-from mirror.controller.kube import MANAGER, KubeApi, Object
+from mirror.controller.kube import MANAGER, KubeApi, Object, read_as_told
 from mirror.documents import read_documents
 from mirror.errors import (
     CancelledError,
@@ -173,6 +173,7 @@ class Controller:
                 self.api.delete(one)
 
 
+@read_as_told("the fields of an object")
 def _is_ours(one: Object) -> bool:
     return any(
         field["manager"] == MANAGER and field["operation"] == "Apply"
@@ -207,9 +208,7 @@ def _installed(secret: Mapping[str, Any] | None) -> RegistrySettings | None:
     """The registry of the installation, as components read it; None where they read by us."""
     if secret is None:
         return None
-    data = {
-        key: base64.b64decode(value).decode() for key, value in (secret.get("data") or {}).items()
-    }
+    data = _texts(secret)
     if data.get("address", LOGICAL_HOST) == LOGICAL_HOST:
         return None
     given = {
@@ -221,6 +220,14 @@ def _installed(secret: Mapping[str, Any] | None) -> RegistrySettings | None:
     return RegistrySettings.load({"kind": "InitConfiguration", "deckhouse": given})
 
 
+def _texts(secret: Mapping[str, Any]) -> dict[str, str]:
+    """What a Secret holds."""
+    with read_as_told(f"Secret {secret['metadata']['name']}"):
+        data = secret.get("data") or {}
+        return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+
+@read_as_told("a Node")
 def _nodes(api: KubeApi) -> list[tuple[Node, NodeFacts]]:
     found = []
     for one in api.list("Node"):
@@ -288,6 +295,7 @@ class _Site:
         )
         return report.outcome
 
+    @read_as_told("Deployment deckhouse, or a Pod")
     def _required(self, mode: CheckMode) -> RequiredSet:
         deployment = self._api.get("Deployment", _DECKHOUSE)
         if mode is CheckMode.RELAX:
@@ -298,10 +306,9 @@ class _Site:
 
     def _running(self) -> Iterable[RequiredImage]:
         """What the pods of the platform run, by digest, out of its own repository."""
-        secret = self._api.get("Secret", "deckhouse-registry") or {}
-        data = secret.get("data") or {}
-        parts = (base64.b64decode(data.get(key, "")).decode() for key in ("address", "path"))
-        bases = {LOGICAL_BASE, "".join(parts)}
+        secret = self._api.get("Secret", "deckhouse-registry")
+        data = _texts(secret) if secret is not None else {}
+        bases = {LOGICAL_BASE, data.get("address", "") + data.get("path", "")}
         for pod in self._api.list("Pod", None):
             space, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
             if not space.startswith("d8-"):
@@ -312,6 +319,7 @@ class _Site:
                     if image.digest is not None and str(image.repository) in bases:
                         yield RequiredImage("", image.digest, f"pod {space}/{name}")
 
+    @read_as_told("a Pod")
     def replicas(self, _: Switch) -> Sequence[ReplicaPod]:
         there = {pod["spec"].get("nodeName"): pod for pod in self._pods()}
         found = []
@@ -328,6 +336,7 @@ class _Site:
     def _pods(self) -> list[dict[str, Any]]:
         return self._api.list("Pod", selector="component=registry-service,type=node-services")
 
+    @read_as_told("Deployment registry-incluster-proxy")
     def proxy(self, switch: Switch) -> StepOutcome:
         wanted = _named(switch.final, "Deployment", objects.PROXY)
         if wanted is None:
@@ -346,6 +355,7 @@ class _Site:
             count, status.get("readyReplicas") or 0, status.get("updatedReplicas") or 0
         )
 
+    @read_as_told("Deployment deckhouse, or its Pod")
     def components(self, switch: Switch) -> StepOutcome:
         wanted = _named(switch.final, "Secret", "deckhouse-registry")
         if wanted is None:
@@ -377,19 +387,17 @@ class _Site:
             self._api.merge("Deployment", _DECKHOUSE, {"spec": {"template": note}})
 
     def left(self, _: Switch) -> Iterable[str]:
-        return (str(pod["spec"].get("nodeName")) for pod in self._pods())
+        return [str((pod.get("spec") or {}).get("nodeName")) for pod in self._pods()]
 
     def proxy_exists(self, _: Switch) -> bool:
         return self._api.get("Deployment", objects.PROXY) is not None
 
 
 def _is_static(secret: Mapping[str, Any]) -> bool | None:
-    text = (secret.get("data") or {}).get("cluster-configuration.yaml")
+    text = _texts(secret).get("cluster-configuration.yaml")
     if text is None:
         return None
-    documents = read_documents(
-        base64.b64decode(text), "Secret d8-cluster-configuration", "expected keys and values"
-    )
+    documents = read_documents(text, "Secret d8-cluster-configuration", "expected keys and values")
     return any(one.get("clusterType") == "Static" for one in documents)
 
 

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,6 +71,21 @@ RESOURCES = {
 """The kinds that we work with."""
 
 
+@contextmanager
+def read_as_told(what: str) -> Iterator[None]:
+    """For code that reads what the API, or a proxy before it, told of `what`.
+
+    Raises:
+        UnreachableError: it has not the form that the API gives it.
+    """
+    try:
+        yield
+    # Not `from err`, which may quote a Secret.
+    except (LookupError, TypeError, AttributeError, ValueError):
+        said = f"{what}: the answer has not the form that the API gives it"
+        raise UnreachableError(f"{said}; ask it with kubectl", where=what) from None
+
+
 class KubeApi:
     """What a cluster's API has, and how to change it.
 
@@ -113,9 +128,10 @@ class KubeApi:
     def get(self, kind: str, name: str, namespace: str = NAMESPACE) -> dict[str, Any] | None:
         """One object; None if it is not there."""
         try:
-            return self._ask("GET", RESOURCES[kind].path(namespace, name))
+            found = self._ask("GET", RESOURCES[kind].path(namespace, name))
         except NotFoundError:
             return None
+        return _checked(found, f"{kind} {name}")
 
     def list(
         self, kind: str, namespace: str | None = NAMESPACE, selector: str = ""
@@ -126,9 +142,11 @@ class KubeApi:
         while True:
             answer = self._ask("GET", RESOURCES[kind].path(namespace), query)
             version = RESOURCES[kind].version
-            # Items of a list have neither of the two.
-            items += ({"apiVersion": version, "kind": kind, **one} for one in answer["items"])
-            query["continue"] = answer["metadata"].get("continue") or ""
+            with read_as_told(f"the list of {kind}"):
+                # Items of a list have neither of the two.
+                found = [{"apiVersion": version, "kind": kind, **one} for one in answer["items"]]
+                items += [_checked(one, f"the list of {kind}") for one in found]
+                query["continue"] = str(answer["metadata"].get("continue") or "")
             if not query["continue"]:
                 return items
 
@@ -162,14 +180,14 @@ class KubeApi:
     def put(self, document: Object) -> dict[str, Any]:
         """Replace the object as it was when it was read, or make it: a conflict if it changed."""
         path, query = _path_of(document), {"fieldManager": MANAGER}
-        if document["metadata"].get("resourceVersion"):
-            return self._ask("PUT", path, query, document)
-        return self._ask("POST", path.rpartition("/")[0], query, document)
+        method = "PUT" if document["metadata"].get("resourceVersion") else "POST"
+        path = path if method == "PUT" else path.rpartition("/")[0]
+        return _checked(self._ask(method, path, query, document), f"{method} {path}")
 
     def delete(self, document: Object) -> None:
         """Remove an object as it was when it was read; nothing where it is gone already."""
         seen = document["metadata"]
-        only = {"uid": seen["uid"], "resourceVersion": seen["resourceVersion"]}
+        only = {"uid": seen.get("uid"), "resourceVersion": seen["resourceVersion"]}
         with suppress(NotFoundError):
             self._ask("DELETE", _path_of(document), {}, {"preconditions": only})
 
@@ -185,17 +203,18 @@ class KubeApi:
         while not stop.is_set():
             if not version:
                 found = self._ask("GET", path, {"fieldSelector": field, "limit": "1"})
-                version = found["metadata"]["resourceVersion"]
+                with read_as_told(f"the list of {kind}"):
+                    version = str(found["metadata"]["resourceVersion"])
                 yield
             for event in self._watch(path, {"fieldSelector": field, "resourceVersion": version}):
-                seen = event.get("object", {})
                 if event.get("type") == "ERROR":
                     version = ""  # 410: too old
                     break
-                version = seen["metadata"]["resourceVersion"]
+                with read_as_told(f"a change of {kind}"):
+                    version = str(event["object"]["metadata"]["resourceVersion"])
                 if stop.is_set():
                     return
-                if event["type"] != "BOOKMARK":
+                if event.get("type") != "BOOKMARK":
                     yield
 
     def close(self) -> None:
@@ -221,7 +240,10 @@ class KubeApi:
         try:
             for piece in answer.response.stream(None):
                 *lines, rest = (rest + piece).split(b"\n")
-                yield from (json.loads(line) for line in lines if line.strip())
+                for line in filter(bytes.strip, lines):
+                    with read_as_told(where):
+                        event = dict(json.loads(line))
+                    yield event
         except (urllib3.exceptions.HTTPError, OSError) as err:
             raise UnreachableError(f"{where}: the watch broke: {_short(err)}", where=where) from err
         finally:
@@ -281,6 +303,19 @@ class KubeApi:
             raise UnreachableError(said, where=where) from err
 
 
+def _checked(document: dict[str, Any], what: str) -> dict[str, Any]:
+    """The same, if it has the form of an object: so much that whoever reads one relies on it."""
+    with read_as_told(what):
+        metadata = document["metadata"]
+        texts = [metadata["name"], metadata["resourceVersion"]]
+        for one in (metadata.get("labels"), metadata.get("annotations"), document.get("data")):
+            texts += (one or {}).values()
+        parts = [document.get(key) or {} for key in ("spec", "status")]
+        if not all(isinstance(one, str) for one in texts) or {*map(type, parts)} != {dict}:
+            raise TypeError
+    return document
+
+
 def _path_of(document: Object) -> str:
     metadata = document["metadata"]
     resource = RESOURCES[document["kind"]]
@@ -290,8 +325,9 @@ def _path_of(document: Object) -> str:
 def _content(document: Object) -> Object:
     """An object without what the API notes about it."""
     notes = ("resourceVersion", "managedFields", "generation")
-    metadata = {key: one for key, one in document["metadata"].items() if key not in notes}
-    return {**document, "metadata": metadata}
+    given = document.get("metadata")
+    known = given if isinstance(given, Mapping) else {}
+    return {**document, "metadata": {key: one for key, one in known.items() if key not in notes}}
 
 
 def _short(err: Exception) -> str:
@@ -304,8 +340,10 @@ def _refused(where: str, status: int, content: bytes) -> MirrorError:
         content = json.loads(content)
     said: dict[str, Any] = content if isinstance(content, dict) else {}
     reason = str(said.get("reason") or f"HTTP {status}")
-    causes = (said.get("details") or {}).get("causes") or ()
-    text = ", ".join(filter(None, (str(one.get("field") or "") for one in causes)))
+    text = ""
+    with suppress(AttributeError, TypeError):  # a proxy's
+        causes = (said.get("details") or {}).get("causes") or ()
+        text = ", ".join(filter(None, (str(one.get("field") or "") for one in causes)))
     if status in (403, 409) or "/secrets" not in where:
         text = str(said.get("message") or "")[:500] or text
     message = f"{where}: {reason}" + (f": {text}" if text else "")
@@ -352,13 +390,15 @@ class Lease:
         """
         begun = time.monotonic()
         found = self._api.get("Lease", self._name)
-        holder = "" if found is None else str(found["spec"].get("holderIdentity") or "")
+        spec: Object = {} if found is None else found.get("spec") or {}
+        holder = str(spec.get("holderIdentity") or "")
         version = "" if found is None else found["metadata"]["resourceVersion"]
         if version != self._seen[0]:
             self._seen = (version, begun)
         if holder not in ("", self.identity):
             self._held_until = float("-inf")
-            given = float(found["spec"].get("leaseDurationSeconds") or 0) if found else 0.0
+            with read_as_told(f"Lease {self._name}"):
+                given = float(spec.get("leaseDurationSeconds") or 0)
             if begun < self._seen[1] + max(given, self._duration_s):
                 return False
         if self._released:
@@ -378,15 +418,16 @@ class Lease:
         """
         self._held_until, self._released = float("-inf"), True
         found = self._api.get("Lease", self._name)
-        if found is not None and found["spec"].get("holderIdentity") == self.identity:
+        if found is not None and (found.get("spec") or {}).get("holderIdentity") == self.identity:
             with suppress(ConflictError):
                 self._write(found, "")
 
     def _write(self, found: dict[str, Any] | None, holder: str) -> None:
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
-        spec = dict(found["spec"]) if found else {}
+        spec = dict(found.get("spec") or {}) if found else {}
         if spec.get("holderIdentity") != holder:
-            spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + bool(found)
+            with read_as_told(f"Lease {self._name}"):
+                spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + bool(found)
             spec["acquireTime"] = now
         spec |= {"holderIdentity": holder, "renewTime": now}
         spec["leaseDurationSeconds"] = max(1, round(self._duration_s))

@@ -11,6 +11,7 @@ import pytest
 from click.shell_completion import BashComplete
 
 from mirror.cli import main
+from tests.support.patience import ends_within
 from tests.support.program import call_mirror
 
 
@@ -43,6 +44,13 @@ def test_modules_and_packages_of_the_bundle_on_the_line_are_offered(
     assert offered("pull", bundle, "--include-module", "") == modules
     assert offered("pull", tmp_path / "new", "--base", bundle, "-e", "") == modules
     assert offered("pull", tmp_path / "new", "-i", "") == set()
+
+
+def test_a_pipe_on_the_line_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ends_within(30.0):
+        assert offered("pull", tmp_path / "pipe", "-i", "") == set()
+        assert offered("pull", tmp_path, "--base", tmp_path / "pipe", "-e", "") == set()
 
 
 @pytest.mark.parametrize(
