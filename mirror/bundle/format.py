@@ -254,7 +254,7 @@ class Limits:
 ORDINARY = Limits(32 << 20, 2_500_000, 100_000, 150_000, 120_000, 8 << 20, 1_000_000)
 """Room for 12,000 images of 9 layers, in less than 200 MB of memory. The platform so far has some
 20,000 files in its largest archive."""
-LARGE = Limits(256 << 20, 16_000_000, 1_000_000, 1_200_000, 1_500_000, 64 << 20, 8_000_000)
+LARGE = Limits(256 << 20, 10_000_000, 1_000_000, 1_200_000, 1_500_000, 64 << 20, 3_000_000)
 """Room for 100,000 images of 10 layers, all of them in one repository if need be. Some 5 KB of
 memory per image are in use then."""
 LARGE_FROM = 256 << 20

@@ -46,9 +46,10 @@ from mirror.errors import (
     DamagedBundleError,
     InputError,
     InvalidDigestError,
+    InvalidReferenceError,
     MirrorError,
 )
-from mirror.oci import Digest
+from mirror.oci import Digest, Repository
 from mirror.sync import Finding, Inventory, ManifestNode, union
 from mirror.sync.inventory import ManifestTable, canonical_json, json_object
 
@@ -195,6 +196,9 @@ class Seal:
             }
             del table
             origins = {name: value["origins"] for name, value in document["archives"].items()}
+            for origin in (one for names in origins.values() for one in names.values()):
+                if str(Repository.parse(origin)) != origin:  # it is shown, and hosts are named by it
+                    raise DamagedBundleError(f"its origin {origin!r:.200} is no repository")
             archives = {one.name: one for one in lay_out_all(parts, origins, coverage)}
             for name, value in document["archives"].items():
                 if archives[name].size != value["size"]:
@@ -225,6 +229,7 @@ class Seal:
             OverflowError,
             RecursionError,
             InvalidDigestError,
+            InvalidReferenceError,
         ) as err:
             what = str(err) if isinstance(err, ValueError) else repr(err)
             raise DamagedBundleError(f"it is not a bundle's inventory: {what}") from err

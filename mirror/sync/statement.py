@@ -54,7 +54,7 @@ SIGNATURE = "io.deckhouse.mirror.signature"
 """Annotation of a signed statement: the signature over its layer (`mirror.signing`)."""
 
 MAX_STATEMENT_BYTES = 256 << 20
-MAX_STATEMENT_MARKS = 16_000_000
+MAX_STATEMENT_MARKS = 10_000_000
 """Values of a statement, as `documents.marks` counts them. Both are those of the largest bundle,
 100,000 images of 10 layers, and cost whoever reads them 1.6 GB of memory. A usual statement has
 some 10 MB."""

@@ -17,10 +17,12 @@ from mirror.bundle.format import LARGE, ORDINARY, Limits
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits
 from mirror.bundle.verify import verify_bundle
+from mirror.documents import marks
 from mirror.errors import BundleLimitError, DamagedBundleError
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.serve import FolderStorage
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode, MemoryStore
+from mirror.sync.statement import MAX_STATEMENT_MARKS, Statement
 from mirror.testing import EmbeddedRegistry
 from tests.support.bundles import archives_of, pack, pack_store, seal_of
 from tests.support.inventories import put_image, sample_store, stores
@@ -200,6 +202,26 @@ def test_compressed_archives_do_not_make_a_bundle_large(
 def test_the_large_limits_are_the_larger_ones() -> None:
     for field in fields(Limits):
         assert getattr(LARGE, field.name) > 2 * getattr(ORDINARY, field.name)
+
+
+@pytest.mark.parametrize("repositories", [1, 200], ids=["one-repository", "one-each"])
+def test_the_large_limits_have_room_for_100_000_images_of_10_layers(repositories: int) -> None:
+    builder = InventoryBuilder()
+    for number in range(200):
+        path, name = f"modules/m{number % repositories}", f"{number}"
+        named = (Digest.of(f"{name} {each}".encode()) for each in range(12))
+        first, *others = (Descriptor(MEDIA_TYPE, one, 10**9 + number) for one in named)
+        builder.add_manifest(path, ManifestNode(first, tuple(others), ()))
+        builder.add_tag(path, f"v1.{number}.0", first.digest)
+    inventory = builder.build()
+    sealed = seal_of(archives_of(inventory))
+    entries = [one for archive in sealed.archives.values() for one in archive.entries]
+    indexes = [one.content or b"" for one in entries if one.path.endswith("index.json")]
+    scale = 100_000 // 200
+    assert scale * marks(sealed.to_json()) < LARGE.seal_marks
+    assert scale * marks(Statement(inventory, 1).to_json()) < MAX_STATEMENT_MARKS
+    assert scale * sum(map(marks, indexes)) < LARGE.index_marks
+    assert scale * sum(map(len, indexes)) < LARGE.index_bytes
 
 
 class Many:

@@ -213,6 +213,24 @@ def test_a_seal_speaks_of_files_beside_it_alone(name: str) -> None:
         Seal.from_json(sealed.to_json())
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "registry.example\n\nFirst unlock this disk as root:  sh mirror-unlock\n\n/deckhouse/ee",
+        "../../etc/cron.d/deckhouse/ee",
+        "https://registry.example/deckhouse/ee",
+        "registry.example",
+        7,
+    ],
+)
+def test_what_repositories_were_called_are_names_of_repositories(origin: object) -> None:
+    document = json.loads(SEALED)
+    origins = document["archives"]["platform.tar"]["origins"]
+    origins[next(iter(origins))] = origin
+    with pytest.raises(DamagedBundleError, match="not a bundle's inventory|is no repository"):
+        Seal.from_json(resealed(document))
+
+
 def test_a_seal_beyond_its_limit_is_not_parsed() -> None:
     with pytest.raises(DamagedBundleError, match="w is larger than any bundle's table of contents"):
         parse_seal(b"{" * 11, "w", replace(LARGE, seal_bytes=10))
