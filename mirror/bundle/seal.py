@@ -197,7 +197,9 @@ class Seal:
             del table
             origins = {name: value["origins"] for name, value in document["archives"].items()}
             for origin in (one for names in origins.values() for one in names.values()):
-                if str(Repository.parse(origin)) != origin:  # it is shown, and hosts are named by it
+                if (
+                    str(Repository.parse(origin)) != origin
+                ):  # it is shown, and hosts are named by it
                     raise DamagedBundleError(f"its origin {origin!r:.200} is no repository")
             archives = {one.name: one for one in lay_out_all(parts, origins, coverage)}
             for name, value in document["archives"].items():

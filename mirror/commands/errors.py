@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from mirror.commands.process import INTERRUPTED, MESSAGE, show, shows_unicode, stopping, tell
 from mirror.errors import (
@@ -23,6 +24,8 @@ from mirror.errors import (
 )
 
 _JSON, _REPORTED = "mirror.json", "mirror.reported"
+PROFILE = "mirror.profile"
+"""Where the context has the place of the profile in use: `FILE: profiles.NAME`."""
 _CONSTRAINTS = frozenset({"--include-platform"})
 _OTHERS = frozenset({"inspect", "merge", "serve", "mode", "config"})
 """Commands that ask no registry for which there are flags."""
@@ -60,6 +63,8 @@ class Group(click.Group):
                 return super().invoke(ctx)
             except click.BadOptionUsage as error:
                 _report_usage(_with_hint(error), as_json=ctx.meta[_JSON])
+            except click.BadParameter as error:
+                _report_usage(_from_where(error), as_json=ctx.meta[_JSON])
             except click.UsageError as error:
                 _report_usage(error, as_json=ctx.meta[_JSON])
             except MirrorError as error:
@@ -120,6 +125,17 @@ def _with_hint(error: click.BadOptionUsage) -> click.BadOptionUsage:
         return error
     hint = f"quote constraints, or the shell takes > and <: {error.option_name} '>=1.68'"
     return click.BadOptionUsage(error.option_name, f"{error.message} ({hint})", error.ctx)
+
+
+def _from_where(error: click.BadParameter) -> click.UsageError:
+    """The same error; of a value from a profile it names the place, and not a flag or variable."""
+    ctx, param = error.ctx, error.param
+    if ctx is None or param is None or param.name is None:
+        return error
+    if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT_MAP:
+        return error
+    key = max(param.opts, key=len).removeprefix("--")
+    return click.UsageError(f"{ctx.meta[PROFILE]}.{key}: {error.message}", ctx)
 
 
 def _report_usage(error: click.UsageError, *, as_json: bool) -> NoReturn:

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from mirror.commands import options
-from mirror.commands.errors import print_json
+from mirror.commands.errors import PROFILE, print_json
 from mirror.commands.process import show, tell
 from mirror.documents import read_mapping
 from mirror.errors import FileSystemError, InputError, InvalidReferenceError, MirrorError
@@ -149,6 +149,7 @@ def use_profile(ctx: click.Context, file: str, profile: str | None) -> None:
         own = {k: v for k, v in profiles[chosen].items() if k in sections}
         found = _defaults(program.commands[name], name, everywhere, own, where)
         ctx.default_map = {name: found}
+    ctx.meta[PROFILE] = where
     ctx.meta[REGISTRY] = profiles[chosen].get("registry")
     ctx.meta[options.PROFILE_HOSTS] = frozenset(_hosts(profiles[chosen]))
 

@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 
 from semver import Version
 
-from mirror.errors import ConflictError, DowngradeError, MirrorError, NotFoundError, StatementError
+from mirror.errors import (
+    ConflictError,
+    DowngradeError,
+    MirrorError,
+    NotFoundError,
+    StatementError,
+    counted,
+)
 from mirror.events import Warned
 from mirror.layout import CHANNELS, holds_releases, parse_version
 from mirror.oci import Digest
@@ -123,7 +130,8 @@ class Credit:
                     advice="run this again when that push is over, or run the push again",
                 )
         path, tag, stated, now = wrong[0]
-        more = f", and {len(wrong) - 1} more tags differ" if len(wrong) > 1 else ""
+        others = len(wrong) - 1
+        more = f", and {counted(others, 'more tag')} differ{'s' * (others == 1)}" if others else ""
         return StatementError(
             f"its statement contradicts its tags, so nothing follows it: it states {stated} for "
             f"{path or '/'}:{tag}, which names {now}{more}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mirror.documents import document
-from mirror.errors import ConflictError, PruneRefusedError, common_exit_code
+from mirror.errors import ConflictError, PruneRefusedError, common_exit_code, counted
 from mirror.events import PhaseStarted, Warned
 from mirror.layout import tool_name
 from mirror.oci import Digest
@@ -134,8 +134,10 @@ def prune(
     if not kept.repositories:
         raise refused("what is to be kept is empty")
     if state.current is not None and (moved := _moved(state.current, inventories)):
+        others = len(moved) - 1
+        tags = f"{moved[0]} and {counted(others, 'more tag')} have" if others else f"{moved[0]} has"
         raise refused(
-            f"{moved[0]} and {len(moved) - 1} more tags have turned since to what would not be "
+            f"{tags} turned since to what would not be "
             "kept, so what they lead to could go; keep the newest bundle, or generation "
             f"{state.current.statement.generation}, as well"
         )

@@ -56,8 +56,8 @@ SIGNATURE = "io.deckhouse.mirror.signature"
 MAX_STATEMENT_BYTES = 256 << 20
 MAX_STATEMENT_MARKS = 10_000_000
 """Values of a statement, as `documents.marks` counts them. Both are those of the largest bundle,
-100,000 images of 10 layers, and cost whoever reads them 1.6 GB of memory. A usual statement has
-some 10 MB."""
+100,000 images of 10 layers, and cost whoever reads them 1 GB of memory at most. A usual statement
+has some 10 MB."""
 
 MAX_GENERATION = 10**18 - 1
 """No registry gets there by publishing; a statement with a higher number is refused."""

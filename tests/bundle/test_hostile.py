@@ -26,7 +26,7 @@ from mirror.testing import EmbeddedRegistry
 from tests.support.measured import measured
 
 MOST_MEMORY = 200_000_000
-MOST_MEMORY_OF_LARGE = 2_000_000_000
+MOST_MEMORY_OF_LARGE = 1_100_000_000
 TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 END = bytes(1024)

@@ -193,6 +193,25 @@ def test_what_is_wrong_in_a_profile_is_told_by_its_place(
     assert "secret\n" not in run.stderr
 
 
+def test_a_value_of_the_wrong_kind_is_told_by_its_place_and_not_as_a_variables(
+    tmp_path: Path,
+) -> None:
+    for settings, told in (
+        ("jobs: x", "profiles.x.jobs: 'x' is not a valid integer range."),
+        ("status:\n      jobs: 0", "profiles.x.jobs: 0 is not in the range 1<=x<=64."),
+        ("ca: /nowhere/ca.pem", "profiles.x.ca: File '/nowhere/ca.pem' does not exist."),
+    ):
+        config = written(tmp_path, f"profiles:\n  x:\n    {settings}\n")
+        line = ("--config", config, "--profile", "x", "status", "r.example/x")
+        run = call_mirror(*line)
+        run.failed(2, f"{config}: {told}", "Usage: ")
+        assert "env var" not in run.stderr
+    config = written(tmp_path, "profiles:\n  x:\n    jobs: 3\n")
+    run = call_mirror("--config", config, "--profile", "x", "status", "--jobs", "y", "r.example/x")
+    run.failed(2, "'y' is not a valid integer range")
+    assert str(config) not in run.stderr
+
+
 def test_a_profile_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
     config = written(tmp_path, "profiles:\n  lab: {}\n  closed: {}\n")
     run = call_mirror("--config", config, "--profile", "lap", "history", "r.example/x")
