@@ -37,8 +37,8 @@ _MAX_DEPTH = 256
 """Folders that one lies in the other; removing them recurses."""
 
 
-class CircleError(UnreadableImageError):
-    """Links lead in circles, or too far to follow."""
+class _CircleError(Exception):
+    """Links lead in circles. It never leaves this module."""
 
 
 class Place(NamedTuple):
@@ -108,9 +108,20 @@ class RootFs:
         With `follow`, a symbolic link at the end is followed as those on the way are.
 
         Raises:
-            CircleError: links lead in circles.
-            UnreadableImageError: all links that were followed were too long together.
+            UnreadableImageError: links lead in circles, or all that were followed were too long.
         """
+        try:
+            return self._find(path, follow=follow)
+        except _CircleError as err:
+            raise UnreadableImageError(str(err)) from None
+
+    def end_of(self, path: str) -> tuple[str, Directory | Leaf] | None:
+        """The same as `find`; None where links lead in circles, too."""
+        with suppress(_CircleError):
+            return self._find(path, follow=True)
+        return None
+
+    def _find(self, path: str, *, follow: bool) -> tuple[str, Directory | Leaf] | None:
         here: list[tuple[str, Directory]] = [("", self.root)]
         rest = path.split("/")[::-1]
         links = 0
@@ -130,7 +141,7 @@ class RootFs:
                 rest.extend(node.target.split("/")[::-1])
                 self._count_steps(len(rest))
                 if links > MAX_LINKS or sum(map(len, rest)) + len(rest) > MAX_PATH:
-                    raise CircleError(
+                    raise _CircleError(
                         f"{self._where}: more than {MAX_LINKS} links on the way to {path}, or "
                         f"more than {MAX_PATH} characters"
                     )
@@ -255,8 +266,8 @@ class RootFs:
 
     def _linked(self, target: str) -> Leaf | None:
         """What a hard link to `target` is a name of."""
-        with suppress(CircleError):  # which is no file either
-            found = self.find(clean_path(target) or "", follow=False)
+        with suppress(_CircleError):  # which is no file either
+            found = self._find(clean_path(target) or "", follow=False)
             if found is not None and isinstance(found[1], Leaf):
                 return found[1] if found[1].kind is not EntryKind.HARDLINK else None
         return None

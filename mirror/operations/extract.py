@@ -14,7 +14,7 @@ from mirror.durable import PRIVATE_FOLDER, Folder, os_errors, sync_file
 from mirror.errors import FileSystemError, NotFoundError, UnreadableImageError
 from mirror.oci import Digest, Platform
 from mirror.oci.layers import LayerOpener
-from mirror.oci.root_fs import CircleError, Directory, Leaf, Place, RootFs
+from mirror.oci.root_fs import Directory, Leaf, Place, RootFs
 from mirror.oci.tar_stream import EntryKind
 from mirror.operations.images import LINUX, find_image, hidden_name, name_of, save, write_all
 from mirror.registry import RegistryReader
@@ -172,10 +172,7 @@ class _Wanted:
 
         That has no other link on its way, so whoever follows it ends where we looked.
         """
-        try:
-            found = self._image.find("/".join(filter(None, (self._base, path))))
-        except CircleError:
-            return None
+        found = self._image.end_of("/".join(filter(None, (self._base, path))))
         if found is None:
             return None
         end = found[0].split("/") if found[0] else []
