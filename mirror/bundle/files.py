@@ -6,7 +6,10 @@ to 512 KiB longer than asked for, each, and its last one may be empty; both are 
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import stat
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -28,6 +31,7 @@ from mirror.bundle.location import (
 )
 from mirror.durable import Folder, os_errors, sync_file, write_at
 from mirror.errors import DamagedBundleError, InputError
+from mirror.oci import Digest
 
 CHUNK = 1 << 20
 """Bytes read or written at a time."""
@@ -56,7 +60,12 @@ class ReadAt(Readable):
 
 
 def _open_to_read(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # A pipe would wait for its other end, and a device may have no end.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return fd
 
 
 def open_file(path: Location) -> Readable:
@@ -72,6 +81,15 @@ def beginning(path: Location, most: int) -> bytes:
     """The first bytes of a file, `most` at most."""
     with closing(open_file(path)) as file:
         return file.read(0, min(most, file.size))
+
+
+def digest_of(path: Location) -> Digest:
+    """The SHA-256 of a file, however large it is."""
+    found = hashlib.sha256()
+    with closing(open_file(path)) as file:
+        for chunk in file.chunks(0, file.size):
+            found.update(chunk)
+    return Digest("sha256", found.hexdigest())
 
 
 def _read(fd: int, path: Location, offset: int, size: int) -> Generator[bytes, None, None]:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mirror.bundle.files import beginning
 from mirror.bundle.format import (
     GOST_SUFFIX,
     MAX_SUMS_BYTES,
@@ -26,7 +27,6 @@ from mirror.bundle.format import (
 from mirror.bundle.gost import gostsum
 from mirror.bundle.location import Location, size_of
 from mirror.bundle.seal import Seal
-from mirror.durable import os_errors
 from mirror.errors import DamagedBundleError
 from mirror.oci import Digest
 
@@ -136,8 +136,8 @@ def _unescaped(name: bytes, *, escaped: bool) -> bytes | None:
 
 def read(path: Location) -> bytes:
     """Read such a file; one that is larger than any counts as empty."""
-    with os_errors(path, "read"):
-        return path.read_bytes() if size_of(path) <= MAX_SUMS_BYTES else b""
+    data = beginning(path, MAX_SUMS_BYTES + 1)
+    return data if len(data) <= MAX_SUMS_BYTES else b""
 
 
 def parse_whole(data: bytes) -> dict[str, Digest]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from mirror.bundle import sums
 from mirror.bundle.archive import Archive, Entry
 from mirror.bundle.files import open_file
+from mirror.bundle.folder import belongs
 from mirror.bundle.format import (
     MAX_SUMS_BYTES,
     PARTIAL_SUFFIX,
@@ -72,12 +73,11 @@ class Restorer:
     def _restored_seal(self) -> Seal:
         """The seal here, or the very same of a copy; with a key, one that its owner signed."""
         path = self._folder.path
-        own = seal_bytes(path / SEAL)
         raw = b""
         with suppress(OSError):
             raw = self._folder.read(SUMS, MAX_SUMS_BYTES)
         for place in self._places():
-            with suppress(DamagedBundleError):
+            with suppress(DamagedBundleError, FileSystemError):
                 data = seal_bytes(place / SEAL) or b""
                 seal = parse_seal(data, str(place / SEAL))
                 sealed = Digest.of(data)
@@ -86,11 +86,11 @@ class Restorer:
                 if self._key is not None:
                     check_signed_by(data, self._key, self._places())
                 if place == path or self._take_file(SEAL, sealed):
-                    self._restore_sums(sealed)
+                    self._restore_sums(sealed, seal)
                     return seal
+        state = "damaged" if (path / SEAL).exists() else "missing"
         raise InputError(
-            f"{path / SEAL} is {'missing' if own is None else 'damaged'}, and without it nothing "
-            "tells what the bundle must hold",
+            f"{path / SEAL} is {state}, and without it nothing tells what the bundle must hold",
             advice=f"name a folder with this bundle's {SEAL}: --from FOLDER"
             if raw
             else f"{SUMS} is lost too, which tells whose {SEAL} is the right one: copy both here "
@@ -101,14 +101,21 @@ class Restorer:
         """The bundle's own folder, and the copies."""
         return (self._folder.path, *(copy for copy, _ in self._copies))
 
-    def _restore_sums(self, sealed: Digest) -> None:
+    def _restore_sums(self, sealed: Digest, seal: Seal) -> None:
         for place in self._places():
             with suppress(DamagedBundleError, FileSystemError):
                 data = sums.read(place / SUMS)
                 stated = sums.parse_whole(data)
-                if stated.get(SEAL) == sealed:
-                    self._stated = stated
-                    if place != self._folder.path:
+                # Nobody signs these lines, so they bring nothing but the files of a bundle.
+                known = {
+                    one: digest
+                    for one, digest in stated.items()
+                    if belongs(one, seal) and not one.endswith(PARTIAL_SUFFIX)
+                }
+                own = place == self._folder.path
+                if known.get(SEAL) == sealed and (own or len(known) == len(stated)):
+                    self._stated = known
+                    if not own:
                         self._take_file(SUMS, Digest.of(data))
                     return
 

@@ -18,12 +18,18 @@ from mirror.bundle.format import (
     LARGE_FROM,
     ORDINARY,
     REF_NAME,
+    SEAL,
     SHORT_TAG,
+    SUMS,
 )
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
+from tests.support.bundles import pack_store
+from tests.support.inventories import sample_store
 from tests.support.measured import measured
+from tests.support.patience import ends_within
+from tests.support.program import call_mirror
 
 MOST_MEMORY = 200_000_000
 MOST_MEMORY_OF_LARGE = 1_100_000_000
@@ -351,6 +357,31 @@ def test_no_bundle_exhausts_the_memory_of_who_reads_it(
         assert (verified.code, pushed.code) == (4, 4), pushed
         assert told in verified.text, verified.text[:2000]
         assert told in pushed.text, pushed.text[:2000]
+
+
+@pytest.mark.parametrize("name", [SEAL, SUMS, "platform.tar"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    pack_store(sample_store(), tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with ends_within(60.0):
+        call_mirror("inspect", tmp_path)
+        run = call_mirror("verify", tmp_path)
+    assert run.code in (1, 4)
+    assert name in run.stdout + run.stderr
+
+
+def test_a_file_that_only_the_sums_name_is_not_taken_into_memory(tmp_path: Path) -> None:
+    pack_store(sample_store(), tmp_path)
+    with (tmp_path / "notes").open("wb") as file:
+        file.truncate(300 << 20)
+    digest = hashlib.sha256(bytes(1)).hexdigest()
+    text = (tmp_path / SUMS).read_bytes().partition(b"\n")[2] + f"{digest}  notes\n".encode()
+    (tmp_path / SUMS).write_bytes(text)
+    (run,), peak = measured(("verify", tmp_path))
+    run.failed(4)
+    assert "notes: is damaged: SHA256SUMS has another digest" in run.stdout
+    assert peak < MOST_MEMORY
 
 
 @pytest.mark.soak

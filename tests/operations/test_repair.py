@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Generator
@@ -19,8 +20,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from mirror import signing
+from mirror.bundle import sums
 from mirror.bundle.archive import Entry, against
 from mirror.bundle.folder import Packing
+from mirror.bundle.format import SEAL, SUMS
 from mirror.bundle.reader import BundleReader
 from mirror.errors import CancelledError, InputError, SignatureError
 from mirror.events import BlobDone, Event
@@ -32,6 +35,7 @@ from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, MemoryStore
 from tests.support.bundles import pack, pack_store
 from tests.support.inventories import put_image, sample_store
+from tests.support.patience import ends_within
 
 BIG = random.Random(7).randbytes(2_300_000)
 
@@ -294,6 +298,39 @@ def test_a_folder_of_other_bundles_gives_what_it_has_in_common(tmp_path: Path) -
     assert report.given == {str(tmp_path / "other"): len(BIG)}
     assert report.written == 1 << 20  # and not all of the layer
     assert files(tmp_path / "bundle") == whole
+
+
+def test_the_sums_of_a_copy_bring_no_other_files(tmp_path: Path) -> None:
+    """Nobody signs its lines: whoever has the copy may add the program of his choice."""
+    own, copy = tmp_path / "own", tmp_path / "copy"
+    plain(own)
+    shutil.copytree(own, copy)
+    (own / SUMS).unlink()
+    names = ("mirror", "README.md", ".hidden", "pull.journal.partial", "platform.tar.partial")
+    stated = sums.parse_whole((copy / SUMS).read_bytes())
+    for name in names:
+        (copy / name).write_bytes(b"#!/bin/sh")
+        stated[name] = Digest.of(b"#!/bin/sh")
+    (copy / SUMS).write_bytes(sums.render_sealed(stated))
+    before = sorted(one.name for one in own.iterdir())
+    assert repair(own, [copy]).files == ()
+    assert sorted(one.name for one in own.iterdir()) == before
+    (own / SUMS).write_bytes((copy / SUMS).read_bytes())  # nor do those here
+    assert repair(own, [copy]).files == ()
+
+
+@pytest.mark.parametrize("name", [SEAL, SUMS])
+def test_a_pipe_in_the_place_of_a_file_is_replaced_and_not_waited_for(
+    name: str, tmp_path: Path
+) -> None:
+    plain(tmp_path / "own")
+    shutil.copytree(tmp_path / "own", tmp_path / "copy")
+    (tmp_path / "own" / name).unlink()
+    os.mkfifo(tmp_path / "own" / name)
+    with ends_within(30.0):
+        report = repair(tmp_path / "own", [tmp_path / "copy"])
+    assert report.files == (name,)
+    assert (tmp_path / "own" / name).read_bytes() == (tmp_path / "copy" / name).read_bytes()
 
 
 def test_the_seal_of_another_bundle_is_not_taken(tmp_path: Path) -> None:
