@@ -11,7 +11,7 @@ from pathlib import PurePath
 from mirror.bundle import sums
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
 from mirror.bundle.contents import OpenArchive
-from mirror.bundle.files import digest_of, open_file
+from mirror.bundle.files import open_file
 from mirror.bundle.folder import belongs, is_leftover
 from mirror.bundle.format import SEAL, SUMS, ZSTD_SUFFIX, blob_at, parse_part_name
 from mirror.bundle.gost import check_gostsum
@@ -222,8 +222,17 @@ def sums_findings(
             continue
         if name != beside.name or not beside.is_file():
             yield Finding(name, f"the file is missing, which {SUMS} lists", digest=stated[name])
-        elif archive not in seal.archives and digest_of(beside) != stated[name]:
+        elif archive not in seal.archives and _digest_of(beside) != stated[name]:
             yield Finding(name, f"is damaged: {SUMS} has another digest", digest=stated[name])
+
+
+def _digest_of(path: Location) -> Digest:
+    """The SHA-256 of a file, however large it is."""
+    found = hashlib.sha256()
+    with closing(open_file(path)) as file:
+        for chunk in file.chunks(0, file.size):
+            found.update(chunk)
+    return Digest("sha256", found.hexdigest())
 
 
 def unlisted(seal: Seal, folder: Location) -> tuple[str, ...]:

@@ -6,8 +6,6 @@ to 512 KiB longer than asked for, each, and its last one may be empty; both are 
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import stat
 import threading
@@ -31,7 +29,6 @@ from mirror.bundle.location import (
 )
 from mirror.durable import Folder, os_errors, sync_file, write_at
 from mirror.errors import DamagedBundleError, InputError
-from mirror.oci import Digest
 
 CHUNK = 1 << 20
 """Bytes read or written at a time."""
@@ -60,20 +57,15 @@ class ReadAt(Readable):
 
 
 def _open_to_read(path: Path) -> int:
-    # A pipe would wait for its other end, and a device may have no end.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EINVAL, "it is not a regular file")
+        raise OSError("it is not a regular file")
     return fd
 
 
 def open_file(path: Location) -> Readable:
-    """Open a file to be read at offsets, wherever it lies.
-
-    Raises:
-        FileSystemError: it cannot be opened.
-    """
+    """Open a file to be read at offsets, wherever it lies, or raise FileSystemError."""
     return ReadAt(path) if isinstance(path, Path) else path.opened()
 
 
@@ -81,15 +73,6 @@ def beginning(path: Location, most: int) -> bytes:
     """The first bytes of a file, `most` at most."""
     with closing(open_file(path)) as file:
         return file.read(0, min(most, file.size))
-
-
-def digest_of(path: Location) -> Digest:
-    """The SHA-256 of a file, however large it is."""
-    found = hashlib.sha256()
-    with closing(open_file(path)) as file:
-        for chunk in file.chunks(0, file.size):
-            found.update(chunk)
-    return Digest("sha256", found.hexdigest())
 
 
 def _read(fd: int, path: Location, offset: int, size: int) -> Generator[bytes, None, None]:

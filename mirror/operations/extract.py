@@ -81,11 +81,7 @@ def extract_image(
             save(reader, repository, layer.digest, layer.size, work, str(number))
             openers.append(partial(_kept, work, str(number)))
         files = RootFs(
-            openers,
-            max_entries=max_entries,
-            max_unpacked_bytes=most,
-            where=where,
-            check=run.check,
+            openers, max_entries=max_entries, max_unpacked_bytes=most, where=where, check=run.check
         )
         found = files.find(path)
         if found is None:

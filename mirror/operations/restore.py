@@ -27,12 +27,7 @@ from mirror.bundle.reader import BundleReader, find_archives
 from mirror.bundle.seal import Seal, parse_seal, seal_bytes
 from mirror.bundle.verify import check_signed_by
 from mirror.durable import Folder, os_errors, sync_file
-from mirror.errors import (
-    DamagedBundleError,
-    FileSystemError,
-    InputError,
-    IntegrityError,
-)
+from mirror.errors import DamagedBundleError, FileSystemError, InputError, IntegrityError
 from mirror.layout import TOOL_FILE
 from mirror.oci import Digest, Verifier
 from mirror.run import Run
