@@ -154,10 +154,24 @@ class Controller:
         if done.rendered is None:
             return
         for one in done.rendered.objects:
-            self._act()
-            self.api.apply(one, force=self.force)
+            self._apply(one)
         if done.complete:
             self._remove_others(done.rendered)
+
+    def _apply(self, one: Object) -> None:
+        """Apply an object as it is now: a request that is late must not undo the next leader's."""
+        name = one["metadata"]["name"]
+        there = self.api.get(one["kind"], name)
+        version = "" if there is None else there["metadata"]["resourceVersion"]
+        self._act()  # after we looked: what a next leader does changes the version
+        try:
+            self.api.apply(one, force=self.force, version=version)
+        except ConflictError:
+            now = self.api.get(one["kind"], name)
+            if now is not None and now["metadata"]["resourceVersion"] == version:
+                raise  # fields of somebody else
+            said = f"{one['kind']} {name} changed while this pass worked; the next one looks again"
+            raise CancelledError(said) from None
 
     def _remove_others(self, rendered: Rendered) -> None:
         """Remove what we brought here and is not rendered any more."""

@@ -7,6 +7,7 @@ Messages quote no value of a Secret.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,7 @@ _WATCH_S = 60
 """How long the API may let a watch run; then it begins anew."""
 _PAGE = 500
 _APPLY = "application/apply-patch+yaml"
+_NOT_DECLARED = re.compile(r"\.[\w.\[\]-]+: field not declared in schema")
 _MERGE = "application/merge-patch+json"
 
 
@@ -151,12 +153,16 @@ class KubeApi:
                 return items
 
     def apply(
-        self, document: Object, *, force: bool = False, dry_run: bool = False
+        self, document: Object, *, force: bool = False, dry_run: bool = False, version: str = ""
     ) -> dict[str, Any]:
         """Let an object have these fields, by server-side apply; who else sets one is a conflict.
 
-        `force` takes such fields over. With `dry_run` the API only says what would come of it.
+        `force` takes such fields over. With `dry_run` the API only says what would come of it. With
+        a `version` (resourceVersion), an object that has another one by now is a conflict too.
         """
+        if version:
+            seen = {**document["metadata"], "resourceVersion": version}
+            document = {**document, "metadata": seen}
         query = {"fieldManager": MANAGER, "force": "true" if force else "false"}
         if dry_run:
             query["dryRun"] = "All"
@@ -354,6 +360,8 @@ def _refused(where: str, status: int, content: bytes) -> MirrorError:
         return NotFoundError(message)
     if status == 409:
         return ConflictError(message)
+    if odd := _NOT_DECLARED.search(str(said.get("message") or "")):
+        return MirrorError(f"{message}: {odd[0]}")  # with status 500, and to no avail again
     if status == 429 or status >= 500:
         return UnreachableError(message, where=where, status=status)
     return MirrorError(message)

@@ -19,6 +19,7 @@ from mirror.modes.state import RegistryState
 from mirror.nodeconfig.object_secrets import VERSION
 from mirror.nodeconfig.pods import VERSION_ANNOTATION
 from tests.support.kube_api import KubeCluster
+from tests.support.real_kube import RealCluster
 from tests.support.rendered_cluster import NODES
 
 UPSTREAM = "nexus.example:8443"
@@ -30,7 +31,7 @@ _CONFIG = {"apiVersion": "deckhouse.io/v1alpha1", "kind": "ModuleConfig"}
 class Life:
     """A static cluster of Deckhouse that was installed from `UPSTREAM`."""
 
-    def __init__(self, cluster: KubeCluster) -> None:
+    def __init__(self, cluster: KubeCluster | RealCluster) -> None:
         self.cluster = cluster
         self.routes: dict[str, Mapping[str, Any]] = {}
         """What each node has applied: hosts and their mirrors."""

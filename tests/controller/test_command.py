@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import yaml
 
+from mirror.modes.constants import SERVICE_CONFIG, STATIC_POD
 from tests.controller.cluster_life import Life
 from tests.support.kube_api import KubeCluster, KubeServer
 from tests.support.kubernetes import check_object
@@ -81,3 +82,21 @@ def test_what_installs_it_is_what_the_api_takes() -> None:
     (deployment,) = (one for one in documents if one["kind"] == "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert call_mirror(*container["args"], "--help").code == 0
+
+
+def test_the_agent_of_masters_is_what_the_api_takes_and_holds_the_images_that_it_runs() -> None:
+    text = (ROOT / "deploy/kubernetes/nodeservices-manager.yaml").read_text()
+    documents = {one["kind"]: one for one in yaml.safe_load_all(text)}
+    for one in documents.values():
+        check_object(one)
+    pod = documents["DaemonSet"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == documents["ServiceAccount"]["metadata"]["name"]
+    agent, *holders = pod["containers"]
+    run = {one["value"] for one in agent["env"] if one["name"].startswith("IMAGE_")}
+    assert {one["image"] for one in holders} == run
+    assert {one["command"] == ["/pause"] for one in holders} == {True}
+    (folder,) = (one["hostPath"]["path"] for one in pod["volumes"] if "hostPath" in one)
+    for path in (SERVICE_CONFIG, STATIC_POD):
+        assert path.is_relative_to(folder), "it can write what a master's services need"
+    readable = [one["resources"] for one in documents["Role"]["rules"] if "watch" in one["verbs"]]
+    assert readable == [["pods", "secrets"]], "of secrets it changes none"

@@ -13,7 +13,7 @@ import yaml
 from mirror.controller import Switch, lead
 from mirror.controller.cluster import Controller
 from mirror.controller.kube import KubeApi, Lease
-from mirror.errors import InvalidStateError, UnreachableError
+from mirror.errors import CancelledError, InvalidStateError, UnreachableError
 from mirror.modes.constants import ConditionType
 from mirror.modes.outcomes import ClusterFacts, NodeFacts, ReplicaPod, StepOutcome
 from mirror.modes.routes import Mode, ModeKind, conditions_of
@@ -25,6 +25,7 @@ from tests.support.cluster_replicas import image, put
 from tests.support.kube_api import KubeCluster, KubeServer, kube_server
 from tests.support.patience import ends_within
 from tests.support.program import ROOT
+from tests.support.real_kube import RealCluster
 from tests.support.rendered_cluster import NODES, kept, local
 
 pytestmark = pytest.mark.usefixtures("made_once")
@@ -35,7 +36,7 @@ def life(cluster: KubeCluster) -> Life:
     return Life(cluster)
 
 
-def left_over(cluster: KubeCluster) -> set[str]:
+def left_over(cluster: KubeCluster | RealCluster) -> set[str]:
     """What the modes that are no more had in the cluster."""
     return {
         one["metadata"]["name"]
@@ -263,6 +264,28 @@ def test_a_lease_is_one_s_at_a_time_and_goes_over_when_it_is_not_renewed(
     assert not two.held
     assert one.renew(), "what was given back is free at once"
     assert not two.renew(), "who gave it back takes it no more"
+
+
+def test_a_late_request_does_not_undo_what_the_next_leader_did(
+    cluster: KubeCluster, api: KubeApi
+) -> None:
+    def secret(text: str) -> dict[str, Any]:
+        metadata = {"name": "routes", "namespace": "d8-system"}
+        kind = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque"}
+        return {**kind, "metadata": metadata, "stringData": {"config": text}}
+
+    def hangs() -> bool:
+        """The process stands still right after it was told that it may act."""
+        api.apply(secret("new"), force=True)
+        return True
+
+    api.apply(secret("old"))
+    former = controller(api, may_act=hangs)
+    with pytest.raises(CancelledError, match="Secret routes changed while this pass worked"):
+        former._apply(secret("between"))
+    there = cluster.get("Secret", "routes")
+    assert there is not None
+    assert there["stringData"] == {"config": "new"}
 
 
 def test_of_two_that_run_one_acts_and_the_other_goes_on_when_it_ends(

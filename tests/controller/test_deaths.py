@@ -47,11 +47,11 @@ def life(cluster: KubeCluster, monkeypatch: pytest.MonkeyPatch) -> Life:
 
 
 @pytest.fixture
-def world(life: Life, api: KubeApi, before: str, after: str) -> World:
+def world(life: Life, cluster: KubeCluster, api: KubeApi, before: str, after: str) -> World:
     life.want(before)
     settle(controller(api), life)
     life.want(after)
-    return World(life, api)
+    return World(life, cluster, api)
 
 
 @dataclass
@@ -59,6 +59,7 @@ class World:
     """The cluster, which can be put back to what it was."""
 
     life: Life
+    cluster: KubeCluster
     api: KubeApi
     changes: list[tuple[Any, ...]] = field(default_factory=list)
     """What it was after each change of the pass that runs."""
@@ -102,10 +103,6 @@ class World:
 
         self.struck, self._kind = False, (answered, writes)
         self._stroke = chain(repeat(None, number), [strike], repeat(None))
-
-    @property
-    def cluster(self) -> KubeCluster:
-        return self.life.cluster
 
     def taken(self) -> tuple[Any, ...]:
         """A picture of it."""

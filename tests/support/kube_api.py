@@ -31,6 +31,10 @@ _IDENTITY = {("apiVersion",), ("kind",), *(("metadata", one) for one in ("name",
 _ATOMIC = {("spec", "selector")}
 """Mappings that have one owner as a whole, as lists have."""
 _SERVERS = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields")
+_FIELDS = {
+    *("apiVersion", "kind", "metadata", "spec", "status"),
+    *("data", "immutable", "stringData", "type"),
+}
 _KINDS = {resource.plural: kind for kind, resource in RESOURCES.items()}
 _KEYED: dict[Field, dict[str, Any]] = {
     ("Service", "spec", "ports"): {"port": None, "protocol": "TCP"},
@@ -55,7 +59,7 @@ class Refused(Exception):
             "apiVersion": "v1",
             "status": "Failure",
             "message": message,
-            "reason": reason,
+            **({"reason": reason} if reason else {}),
             "code": status,
         }
 
@@ -154,7 +158,7 @@ class KubeCluster:
                 raise Refused(409, "AlreadyExists", message)
             if document["metadata"].get("resourceVersion"):
                 message = "resourceVersion should not be set on objects to be created"
-                raise Refused(500, "InternalError", message)
+                raise Refused(500, "", message)
             return self._update(key, _of_clients(key, document, None), manager, dry=dry)
 
     def replace(
@@ -189,13 +193,20 @@ class KubeCluster:
         if not manager:
             message = "fieldManager: Required value: is required for apply patch"
             raise Refused(422, "Invalid", f'PatchOptions.meta.k8s.io "" is invalid: {message}')
+        if odd := document.keys() - _FIELDS:
+            version = document["apiVersion"]
+            kind = f"{version if '/' in version else f'/{version}'}, Kind={key[0]}"
+            message = f"failed to create typed patch object ({key[1]}/{key[2]}; {kind}): "
+            message += f".{min(odd)}: field not declared in schema"
+            raise Refused(500, "", message)
         if document["metadata"].get("managedFields"):
             raise Refused(400, "BadRequest", "metadata.managedFields must be nil")
         if (name := document["metadata"].get("name", key[2])) != key[2]:
             message = f"the name of the object ({name}) does not match the name on the URL"
             raise Refused(400, "BadRequest", f"{message} ({key[2]})")
         with self.changed:
-            self._same_version(key, document["metadata"].get("resourceVersion"))
+            if key in self.objects:
+                self._same_version(key, document["metadata"].get("resourceVersion"))
             old, new = _tree(self.objects.get(key, {})), _tree(document)
             owners = {who: set(fields) for who, fields in self.owners.get(key, {}).items()}
             wanted, me = _leaves(new), (manager, "Apply")
@@ -235,8 +246,11 @@ class KubeCluster:
             for name in ("uid", "resourceVersion"):
                 if only.get(name) not in (None, there["metadata"][name]):
                     named = {"uid": "UID", "resourceVersion": "ResourceVersion"}[name]
-                    what = f"Precondition failed: {named} in precondition: {only[name]}"
-                    raise _conflict(key[0], key[2], what)
+                    what = f"the {named} in the precondition ({only[name]}) does not match the "
+                    what += f"{named} in record ({there['metadata'][name]}). The object might have "
+                    what += {"uid": "been deleted and then recreated"}.get(name, "been modified")
+                    message = f'Operation cannot be fulfilled on {key[0]} "{key[2]}": {what}'
+                    raise Refused(409, "Conflict", message)
             self._delete(key)
             return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
 

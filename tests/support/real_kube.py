@@ -34,6 +34,7 @@ _EXTRA = {
     "CustomResourceDefinition": Resource(
         "apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False
     ),
+    "DaemonSet": Resource("apps/v1", "daemonsets"),
     "Namespace": Resource("v1", "namespaces", namespaced=False),
     "Role": Resource("rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": Resource("rbac.authorization.k8s.io/v1", "rolebindings"),
@@ -63,13 +64,13 @@ class RealCluster:
         )
         try:
             with urllib.request.urlopen(request, context=self._trust, timeout=60) as answer:
-                return answer.status, json.loads(answer.read())
+                status, content = answer.status, answer.read()
         except urllib.error.HTTPError as err:
-            content = err.read()
-            try:
-                return err.code, json.loads(content)
-            except ValueError:
-                return err.code, content.decode(errors="replace")
+            status, content = err.code, err.read()
+        try:
+            return status, json.loads(content)
+        except ValueError:
+            return status, content.decode(errors="replace")
 
     def get(self, kind: str, name: str, namespace: str = "d8-system") -> dict[str, Any] | None:
         """One object."""
@@ -156,6 +157,11 @@ class RealKube:
         path.write_text(yaml.safe_dump(document))
         return path
 
+    def restart(self) -> None:
+        """Start it anew: it has forgotten what it had told, and knows what it holds."""
+        with self.down():
+            pass
+
     @contextmanager
     def down(self) -> Iterator[None]:
         """It answers nobody."""
@@ -212,7 +218,8 @@ def real_kube(folder: Path) -> Iterator[RealKube]:
         for name in ("d8-system", "d8-monitoring", "other"):
             cluster.write({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         cluster.write(MODULE_CONFIG)
-        while cluster.ask("GET", RESOURCES["ModuleConfig"].path(None))[0] != 200:
+        made = (RESOURCES["ModuleConfig"].path(None), _EXTRA["Namespace"].path(None, "kube-system"))
+        while any(cluster.ask("GET", path)[0] != 200 for path in made):
             time.sleep(0.1)
         yield RealKube(folder, cluster, server)
     shutil.rmtree(folder / "etcd", ignore_errors=True)
@@ -222,7 +229,10 @@ def _wait_until_ready(cluster: RealCluster, server: ServerProcess) -> None:
     deadline = time.monotonic() + _START_S
     while True:
         try:
-            if cluster.ask("GET", "/readyz?verbose")[0] == 200:
+            ready = cluster.ask("GET", "/readyz")[0] == 200
+            answers = [cluster.ask("GET", one.path(None))[0] for one in RESOURCES.values()]
+            # It says so before it can list everything.
+            if ready and {*answers} <= {200, 404}:
                 return
         except OSError:
             pass
