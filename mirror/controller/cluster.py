@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -54,6 +54,9 @@ _DECKHOUSE = "deckhouse"
 _OURS = ("Ingress", "Service", "Deployment", "PodDisruptionBudget", "Secret")
 """The kinds of what may go, in this order: nobody is led to what is gone."""
 _CHECK_S = 30.0
+_STAYING = ("deckhouse-registry", "registry-bashible-config", "registry-config")
+_AT_REST = frozenset(("Secret", name) for name in _STAYING)
+"""What others read in a cluster without a managed registry."""
 
 Images = Callable[[Switch], StepOutcome]
 
@@ -152,11 +155,15 @@ class Controller:
 
     def _roll_out(self, done: Reconciled) -> None:
         if done.rendered is None:
+            if done.reached and not done.plan.target.row.managed:
+                # A late request of a former leader may have brought back what went.
+                self._remove_others(_AT_REST)
             return
         for one in done.rendered.objects:
             self._apply(one)
         if done.complete:
-            self._remove_others(done.rendered)
+            every = done.rendered.objects
+            self._remove_others({(one["kind"], one["metadata"]["name"]) for one in every})
 
     def _apply(self, one: Object) -> None:
         """Apply an object as it is now: a request that is late must not undo the next leader's."""
@@ -173,9 +180,8 @@ class Controller:
             said = f"{one['kind']} {name} changed while this pass worked; the next one looks again"
             raise CancelledError(said) from None
 
-    def _remove_others(self, rendered: Rendered) -> None:
-        """Remove what we brought here and is not rendered any more."""
-        wanted = {(one["kind"], one["metadata"]["name"]) for one in rendered.objects}
+    def _remove_others(self, wanted: Set[tuple[str, str]]) -> None:
+        """Remove what we brought here and is not wanted any more (kinds and names)."""
         ours = ",".join(f"{key}={value}" for key, value in MODULE_LABELS.items() if key != "app")
         for kind in _OURS:
             for one in self.api.list(kind, selector=ours):

@@ -288,6 +288,25 @@ def test_a_late_request_does_not_undo_what_the_next_leader_did(
     assert there["stringData"] == {"config": "new"}
 
 
+def test_what_comes_back_late_goes_again_also_where_nothing_is_managed_any_more(
+    cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    life.want("Unmanaged")
+    settle(controller(api), life)
+    labels = {"heritage": "deckhouse", "module": "registry"}
+    late = {"metadata": {"name": "registry-pki", "namespace": "d8-system", "labels": labels}}
+    api.apply({"apiVersion": "v1", "kind": "Secret", "type": "registry/pki", **late})
+    cluster.write({"apiVersion": "v1", "kind": "Secret", **_named(late, "registry-theirs")})
+    settle(controller(api), life)
+    assert cluster.get("Secret", "registry-pki") is None
+    assert cluster.get("Secret", "registry-theirs") is not None, "what others made stays"
+    assert cluster.get("Secret", "deckhouse-registry") is not None
+
+
+def _named(document: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**document, "metadata": {**document["metadata"], "name": name}}
+
+
 def test_of_two_that_run_one_acts_and_the_other_goes_on_when_it_ends(
     server: KubeServer, cluster: KubeCluster, life: Life
 ) -> None:

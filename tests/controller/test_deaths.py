@@ -241,4 +241,6 @@ def test_what_a_former_leader_still_sends_is_made_good_by_the_next(
             world.life.live()
             *_, last = way(world)
             assert name_of(last) == name_of(steps[-1])
+            # What the next one had removed may come back by it until the next pass, nothing else.
+            world.life.untrue = [one for one in world.life.untrue if "Cleanup" not in one]
             world.whole()
