@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,12 @@ def test_mappings_inside_frozen_values_are_read_only() -> None:
             mapping["b"] = None
     items["b"] = ItemFilter("b")  # the caller's own stays the caller's
     assert set(mappings[0]) == {"a"}
+
+
+def test_whoever_is_told_to_install_an_extra_is_told_the_name_of_the_distribution() -> None:
+    """`mirror` alone is somebody else's in the package index."""
+    told = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "mirror").rglob("*.py")]
+    assert len(told) > 200
+    for path in told:
+        found = re.findall(r"(\S*)mirror\[\w+\]", path.read_text("utf-8"))
+        assert all(before.endswith("deckhouse-") for before in found), path

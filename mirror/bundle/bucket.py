@@ -108,7 +108,8 @@ class _Signer:
             from awscrt import auth, http
         except ImportError as err:
             raise InputError(
-                "bundles in buckets need the package awscrt; install it: `pip install 'mirror[s3]'`"
+                "bundles in buckets need the package awscrt; install it: "
+                "`pip install 'deckhouse-mirror[s3]'`"
             ) from err
         self._auth, self._http = auth, http
         self._region, self._host = region, host

@@ -1,6 +1,6 @@
 """A cluster's API: objects as JSON values, asked for by the client `kubernetes`, and a Lease.
 
-The client is an extra, `mirror[kubernetes]`, which only this module imports, when it connects.
+The client is the extra `deckhouse-mirror[kubernetes]`. Only this module imports it, on connecting.
 Messages quote no value of a Secret.
 """
 
@@ -112,7 +112,7 @@ class KubeApi:
         except ImportError:
             raise InputError(
                 "the Kubernetes client is not installed; install it with "
-                "`pip install 'mirror[kubernetes]'`"
+                "`pip install 'deckhouse-mirror[kubernetes]'`"
             ) from None
         settings = client.Configuration()
         where = "the Pod's service account" if kubeconfig is None else str(kubeconfig)

@@ -77,7 +77,7 @@ def test_without_the_extra_it_says_how_to_get_it(
     storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "awscrt", None)
-    told = "pip install 'mirror[s3]'"
+    told = "pip install 'deckhouse-mirror[s3]'"
     call_mirror("verify", ADDRESS, env=storage.environment()).failed(2, told)
 
 

@@ -158,5 +158,7 @@ def test_a_cluster_that_cannot_be_found_is_told_with_what_to_do(
     with pytest.raises(InputError, match="the Pod's service account: it leads to no cluster"):
         KubeApi.connect(None)
     monkeypatch.setitem(sys.modules, "kubernetes", None)
-    with pytest.raises(InputError, match=r"install it with `pip install 'mirror\[kubernetes\]'`"):
+    with pytest.raises(
+        InputError, match=r"install it with `pip install 'deckhouse-mirror\[kubernetes\]'`"
+    ):
         KubeApi.connect(None)
