@@ -290,6 +290,12 @@ class PartedReader(Readable):
                 "origin",
             )
 
+    def read(self, offset: int, size: int) -> bytes:
+        """Read the same as one piece."""
+        if isinstance(self._files, RemoteFile) and offset + size <= self.size:
+            return self._files.read(offset, size)
+        return b"".join(self.chunks(offset, size))
+
     @contextmanager
     def in_order(self, stretches: Iterable[Stretch]) -> Iterator[Readable]:
         if isinstance(self._files, _Parts):

@@ -24,6 +24,7 @@ COPY_AGAIN = "copy it again from its origin"
 _GAP = 64 << 10
 """Bytes between two wanted stretches that are fetched with them: a request costs as much."""
 _MOST_KEPT = 64 << 20
+_HEADER, _NEAR = 512, 16 << 10
 
 Stretch: TypeAlias = tuple[int, int]
 """Where some bytes of a file begin, and where they end."""
@@ -182,9 +183,6 @@ class RemotePath:
     def __str__(self) -> str:
         return f"{self._objects.where}/{self._key}".rstrip("/")
 
-    def __repr__(self) -> str:
-        return f"RemotePath({str(self)!r})"
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RemotePath):
             return NotImplemented
@@ -263,6 +261,7 @@ class RemoteFile(Readable):
         self._starts = (0, *accumulate(size_of(part) for part in parts))
         self.size = self._starts[-1]
         self._kept: list[tuple[int, bytes]] = []  # sorted
+        self._block = (0, b"")  # the last that was read for its beginning
 
     @property
     def parts(self) -> tuple[Location, ...]:
@@ -296,6 +295,16 @@ class RemoteFile(Readable):
             offset += step
         if offset < end:
             raise ended_early(self.path, self.size, end - offset)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Read one piece, and behind a header what follows it: the next one is often near."""
+        if size > _HEADER or offset + size > self.size:
+            return b"".join(self.chunks(offset, size))
+        start, data = self._block
+        if not start <= offset <= start + len(data) - size:
+            start, data = offset, b"".join(self.chunks(offset, min(_NEAR, self.size - offset)))
+            self._block = start, data
+        return data[offset - start : offset - start + size]
 
     def _kept_at(self, offset: int, size: int) -> bytes | None:
         kept = self._kept

@@ -371,6 +371,19 @@ def test_a_bundle_without_seal_and_sums_is_told_to_be_copied(
         BundleReader([place])
 
 
+def test_without_a_seal_sums_tell_the_files_and_near_headers_come_in_one_answer(
+    served: Served, damaged: Path
+) -> None:
+    (damaged / "inventory.json").unlink()
+    sums = damaged / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(one for one in lines if one[0] != "#" and "json" not in one))
+    with served.at(damaged.name) as place, BundleReader([place]) as reader:
+        members = sum(len(archive.members) for archive in reader._archives)
+    assert len(served.requests()) < members / 2
+    assert served.verify(damaged.name).findings == in_folder(damaged).findings == ()
+
+
 def test_names_in_sums_lead_nowhere_else(served: Served, damaged: Path) -> None:
     (damaged / "SHA256SUMS").write_text(f"{'0' * 64}  ../plain/SHA256SUMS\n{'1' * 64}  a/b\n")
     with served.at(damaged.name) as place, BundleReader([place]) as reader:
