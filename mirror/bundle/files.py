@@ -12,7 +12,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from itertools import accumulate
 from pathlib import Path
 
@@ -291,17 +291,14 @@ class PartedReader(Readable):
             )
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read the same as one piece."""
         if isinstance(self._files, RemoteFile) and offset + size <= self.size:
             return self._files.read(offset, size)
-        return b"".join(self.chunks(offset, size))
+        return super().read(offset, size)
 
     @contextmanager
     def in_order(self, stretches: Iterable[Stretch]) -> Iterator[Readable]:
-        if isinstance(self._files, _Parts):
-            yield self
-            return
-        with self._files.in_order(stretches) as file:
+        whole = self._files
+        with nullcontext(self) if isinstance(whole, _Parts) else whole.in_order(stretches) as file:
             yield file
 
     def keep(self, stretches: Iterable[Stretch]) -> None:
