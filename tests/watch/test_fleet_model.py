@@ -20,7 +20,7 @@ from bench.fleet import (
     tiers,
 )
 from mirror.sync import MemoryStore
-from mirror.sync.statement import Statement
+from mirror.sync.statement import MAX_STATEMENT_BYTES, Statement
 from mirror.watch.settings import CheckLevel, Window
 from tests.support.inventories import put_image
 from tests.support.program import ROOT
@@ -166,6 +166,9 @@ def test_the_page_about_scale_has_the_figures_of_the_model() -> None:
     assert len(quick) == 5
     assert [row(case) for case in quick if f"{row(case)}\n" not in page] == []
     assert f"{DOCUMENT_BYTES_PER_IMAGE} bytes" in page
+    most = MAX_STATEMENT_BYTES // DOCUMENT_BYTES_PER_IMAGE
+    assert f"{MAX_STATEMENT_BYTES >> 20} MiB is refused" in page
+    assert f"at most {most // 1000},000 images" in page
 
 
 @pytest.mark.soak
