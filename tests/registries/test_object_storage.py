@@ -76,9 +76,13 @@ class LaggingStorage(MemoryStorage):
         return seen[-1 - self.lag]
 
     def held(self) -> dict[str, dict[str, Digest | None]]:
-        """The tags that there really are."""
+        """The tags that there really are; when a generation was reached, each registry notes."""
         return {
-            path: {tag: self.resolve(path, tag) for tag in super(LaggingStorage, self).tags(path)}
+            path: {
+                tag: self.resolve(path, tag)
+                for tag in super(LaggingStorage, self).tags(path)
+                if not tag.startswith("reached-")
+            }
             for path in self.repositories()
         }
 
