@@ -159,7 +159,8 @@ class Bucket:
 
     `environment` gives endpoint (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL), region (AWS_REGION,
     AWS_DEFAULT_REGION) and authorities (AWS_CA_BUNDLE). A server other than Amazon's gets the
-    bucket in the path. Methods raise what those of `Objects` do, besides what they name themselves.
+    bucket in the path. Methods raise what those of `Objects` do; RegistryNotFoundError says that an
+    upload is over.
     """
 
     def __init__(
@@ -277,11 +278,7 @@ class Bucket:
         return _text(self._tree(answer, "POST", name), "UploadId")
 
     def parts(self, name: str, upload: str, run: Run) -> dict[int, Part]:
-        """The parts of an upload that have arrived, by number (ListParts).
-
-        Raises:
-            RegistryNotFoundError: the upload is over.
-        """
+        """The parts of an upload that have arrived, by number (ListParts)."""
         found: dict[int, Part] = {}
         markers = {"part-number-marker": "NextPartNumberMarker"}
         for page in self._pages({"uploadId": upload}, markers, run, name):
@@ -293,11 +290,7 @@ class Bucket:
     def put_part(
         self, name: str, upload: str, number: int, data: bytes | memoryview, run: Run
     ) -> Part:
-        """Write a part, in place of one of this number; the server checks its digest.
-
-        Raises:
-            RegistryNotFoundError: the upload is over.
-        """
+        """Write a part, in place of one of this number; the server checks its digest."""
         query = {"partNumber": str(number), "uploadId": upload}
         answer = self._call("PUT", name, run, query=query, data=data)
         return Part(len(data), answer.headers.get("etag", ""))
