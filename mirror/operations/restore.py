@@ -89,7 +89,7 @@ class Restorer:
             advice=f"name a folder with this bundle's {SEAL}: --from FOLDER"
             if raw
             else f"{SUMS} is lost too, which tells whose {SEAL} is the right one: copy both here "
-            "from a copy that you trust, then repair",
+            "from a copy that you trust, then repair with --from",
         )
 
     def _places(self) -> tuple[Location, ...]:
