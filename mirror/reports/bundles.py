@@ -20,7 +20,6 @@ from mirror.layout import (
     is_digest_tag,
     tags_of_versions,
 )
-from mirror.operations.push_reports import PushPlan, PushReport, Share, shares
 from mirror.reports.messages import fitted
 from mirror.sync.observation import NOTHING_THERE, listed
 from mirror.sync.observe import Verification
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from mirror.operations.compare import RegistryReport
     from mirror.operations.merge import MergeReport
     from mirror.operations.pull import PlannedReference, PullPlan, PullReport
+    from mirror.operations.push_reports import PushPlan, PushReport, Share
     from mirror.operations.repair import RepairReport
     from mirror.operations.trees import RegistryInventory
     from mirror.release.select import SelectedContent
@@ -242,6 +242,8 @@ def push_summary(report: PushReport, elapsed_s: float) -> str:
 
 def push_plan_summary(report: PushPlan, elapsed_s: float) -> str:
     """What a push would send, in words and by repository."""
+    from mirror.operations.push_reports import shares  # a pull prints without it
+
     plan = report.plan
     sent = f"{counted(report.uploads, 'blob')}, {size_text(plan.size)}"
     mounted = f"{counted(report.mounts, 'blob')} that another repository has"

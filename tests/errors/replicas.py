@@ -129,7 +129,8 @@ def _no_sound_copy(lab: Lab) -> Told:
     DamagedReplicaError,
     "Damage that an upload does not replace",
     cause="The registry believes to have the content and keeps its damaged file.",
-    cure="Remove the file that the message names, or name the data folder by `--storage`.",
+    cure="Remove the file that the message names, or name the data folder by `--storage`; where "
+    "the registry keeps its content in object storage, delete the object.",
 )
 def _damaged_replica(lab: Lab) -> Told:
     address, replica = lab.registry(), None
