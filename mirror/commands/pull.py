@@ -31,7 +31,6 @@ from mirror.durable import os_errors
 from mirror.errors import InputError, InvalidReferenceError, NoSpaceError, printable
 from mirror.events import Warned
 from mirror.operations.pull import place_of, plan_patch, plan_pull
-from mirror.operations.trees import registry_inventory
 from mirror.release.source import SourceTree
 from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summary
 
@@ -227,6 +226,8 @@ def pull_command(
         options.confirm_replacing(work, place, yes)
     if base_tree is not None:
         with base_tree.open(work.on_event) as at_base:
+            from mirror.operations.trees import registry_inventory  # for such a base alone
+
             held = registry_inventory(at_base, run=run).inventory
     tree = SourceTree(source.root, source.modules_suffix)
     if only is not None:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mirror.bundle.archive import Compressed, Coverage, Omissions, against
+from mirror.bundle.bucket import Bucket
 from mirror.bundle.folder import AS_USUAL, Packing, check_tool
 from mirror.bundle.format import source_reference
 from mirror.bundle.place import BundlePlace, FolderPlace
@@ -26,9 +27,6 @@ from mirror.release.selection import Selection
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.run import Run
 from mirror.sync import Inventory, Source, make_plan, transfer, union
-
-if TYPE_CHECKING:
-    from mirror.bundle.bucket import Bucket
 
 
 @dataclass(frozen=True, slots=True)
