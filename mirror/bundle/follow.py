@@ -12,7 +12,6 @@ import hashlib
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Protocol
 
@@ -99,7 +98,7 @@ class Follower:
         self._awaited: tuple[int, int] | None = None  # what the thread sleeps for: from, up to
         self._finishing = False
         self._stopped = False
-        self._begun = False
+        self._begun = self._is_refused = self._is_late = False
         self._thread = threading.Thread(target=self._follow, name=f"follow-{name}", daemon=True)
 
     def __enter__(self) -> Follower:
@@ -139,16 +138,27 @@ class Follower:
         if size:
             with self._changed:
                 self._ranges.add(offset, offset + size)
-                if not self._begun:
-                    with suppress(RuntimeError):  # no thread is left, perhaps one is later
+                if not (self._begun or self._is_late):
+                    try:
                         self._thread.start()
                         self._begun = True
+                    except RuntimeError:  # no thread is left, perhaps one is later
+                        self._is_refused = True
                 if self._awaited is not None:
                     start, enough = self._awaited
                     # Not for less: to wake the thread costs more than to write a small piece.
                     if self._ranges.contiguous(start) >= enough:
                         self._awaited = None
                         self._changed.notify_all()
+
+    def is_late(self) -> bool:
+        """Whether nothing is hashed before `finish`; it is so from now on where no thread started.
+
+        Whoever keeps bytes in memory for the thread asks this before waiting for it.
+        """
+        with self._changed:
+            self._is_late = self._is_late or (self._is_refused and not self._begun)
+            return self._is_late or self._error is not None
 
     def finish(self) -> tuple[Mapping[str, str], ...]:
         """Wait for the end of the hashing; per part, its digests in lower-case hex by algorithm.

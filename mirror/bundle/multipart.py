@@ -248,6 +248,9 @@ class BucketArchive:
 
     def _awaited(self, stretch: _Stretch) -> bool:
         """Whether others cannot get on, and make room, without this stretch."""
+        if self.follower is not None and self.follower.is_late():
+            self._is_hashed, self.reads_back = False, True
+            return True
         front = max(self._stretches[self._front].start, self._hashed + CHUNK - 1)
         return self.is_early or stretch.start <= front
 

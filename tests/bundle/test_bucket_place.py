@@ -126,6 +126,24 @@ def fill(
 # -- the same bytes --------------------------------------------------------------------------------
 
 
+def test_without_a_thread_that_hashes_what_is_complete_is_read_back(
+    storage: ObjectStorage, plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory for parts is no more than one of them, and nobody waits for a thread that is not."""
+    start, refused = threading.Thread.start, set[str]()
+
+    def starting(thread: threading.Thread) -> None:
+        if thread.name.startswith("follow-"):
+            refused.add(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    fill(storage.bucket("no-thread"), jobs=1)
+    assert refused
+    assert storage.content("no-thread") == plain
+
+
 @pytest.mark.parametrize("part_size", [0, 7 * MIB + 17])
 def test_a_bucket_holds_what_a_folder_holds(
     part_size: int, storage: ObjectStorage, tmp_path: Path
