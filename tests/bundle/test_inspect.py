@@ -240,7 +240,11 @@ def bundle(tmp_path: Path) -> Path:
     wanted = store.inventory()
     parts = by_archive(wanted)
     archives = [
-        lay_out(name, part, {path: f"registry.example/{path}" for path in part.repositories})
+        lay_out(
+            name,
+            part,
+            {path: f"registry.example/dkp/{path}".rstrip("/") for path in part.repositories},
+        )
         for name, part in parts.items()
     ]
     folder = tmp_path / "bundle"

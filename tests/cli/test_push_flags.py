@@ -231,7 +231,7 @@ def test_patience_is_a_setting_of_every_command_that_reaches_a_registry() -> Non
         ["history", "127.0.0.1:1/x"],
         ["rollback", "127.0.0.1:1/x"],
         ["prune", "127.0.0.1:1/x"],
-        ["inventory", "127.0.0.1:1/x", "-o", "{folder}/x.json"],
+        ["inventory", "127.0.0.1:1/x", "-o", "{folder}.json"],
         ["verify", ".", "--against", "127.0.0.1:1/x"],
     ],
     ids=lambda command: command[0],

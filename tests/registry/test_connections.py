@@ -119,7 +119,7 @@ def test_a_ca_file_that_is_none_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "hello", "Сертификат"])
 def test_an_authority_given_as_text_that_is_none_is_reported(text: str) -> None:
-    with pytest.raises(InputError, match="no certificate in PEM form"):
+    with pytest.raises(InputError, match="not a certificate in PEM form"):
         https("localhost", ca=text)
 
 

@@ -158,6 +158,7 @@ def test_a_tag_that_names_another_image_is_told_with_both(place: RegistryTarget)
         "place": "the cluster's registry",
         "repository": "release-channel",
         "tags": ["alpha"],
+        "components": [],
         "digest": str(old),
         "problem": f"the tag names {new} instead of {old}",
     }

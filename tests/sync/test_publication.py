@@ -96,7 +96,9 @@ def test_an_image_in_the_place_of_a_statement_is_none(
     for data in (b"{}", b"layer"):
         put_blob(storage, repository, data)
     storage.put_manifest(repository, store.manifest(REPOSITORY, digest), "latest")
-    with pytest.raises(StatementError, match=r"inventory:latest cannot be read: it is no publish"):
+    with pytest.raises(
+        StatementError, match=r"inventory:latest cannot be read: it is not a published inventory"
+    ):
         read_statement(tree_of(client))
 
 
