@@ -55,6 +55,7 @@ def server(context: Secured, answer: Callable[[socket.socket], None]) -> Iterato
                     elif method in (b"PUT", b"PATCH"):
                         answer(connection)
                         over.wait(PATIENCE_S)  # the connection stays, and takes nothing
+                        return  # what is left of the body is no head of a request
                     else:
                         connection.sendall(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
 
