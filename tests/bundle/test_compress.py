@@ -24,11 +24,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mirror.bundle import sums
 from mirror.bundle.compress import Compression, Compressor
 from mirror.bundle.files import PartedReader, ReadAt
 from mirror.bundle.folder import Packing
 from mirror.bundle.follow import SHA256
-from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, compressed_bound
+from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, SUMS, compressed_bound
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seekable import MAX_FRAME, Forward, SeekableFile, table
 from mirror.bundle.verify import BundleReport, verify_bundle
@@ -357,6 +358,15 @@ def test_a_flipped_byte_anywhere_in_a_compressed_archive_is_found(copy: Path) ->
             assert places <= {path.name, path.name.removesuffix(".zst")}, at
             flip(path, at)
     assert verify(copy).findings == ()
+
+
+def test_a_compressed_archive_that_its_sums_do_not_fit_is_found(copy: Path) -> None:
+    path = copy / SUMS
+    stated = {**sums.parse(path.read_bytes()), "platform.tar.zst": Digest.of(b"another file")}
+    path.write_bytes(sums.render_sealed(stated))
+    assert [str(one) for one in verify(copy).findings] == [
+        "platform.tar.zst: is damaged: SHA256SUMS has another digest"
+    ]
 
 
 def test_damage_is_located_and_hides_nothing_behind_it(copy: Path) -> None:
