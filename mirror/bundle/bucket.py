@@ -19,45 +19,27 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from xml.etree import ElementTree
 
+from mirror.bundle.s3_answers import number, parsed, refusal, refused, text
 from mirror.errors import (
     DeniedError,
     InputError,
-    MirrorError,
     RegistryError,
     RegistryNotFoundError,
-    UnreachableError,
     printable,
 )
 from mirror.registry.addresses import PORTS, Origin
 from mirror.registry.downloads import FileState, file_range
-from mirror.registry.failures import TransientFailure, retry_after_s
-from mirror.registry.http1 import Body, Headers
+from mirror.registry.http1 import Body
 from mirror.registry.options import ConnectionOptions, patience
-from mirror.registry.refusals import TRANSIENT_STATUSES
 from mirror.registry.transport import Answer, Transport, Wire
 from mirror.run import Run
 
 PLAN = "x-amz-meta-mirror-plan"
 """The header of an archive's object that says of which plan it is."""
-_MOST_ANSWER, _ANY = 8 << 20, range(100, 600)
+_MOST_ANSWER, _ANY = 4 << 20, range(100, 600)
+_MOST_PAGES = 200  # of 1,000 names each; a bundle has fewer files than that
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _NOTHING = hashlib.sha256(b"").hexdigest()
-_PASSING = frozenset({"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"})
-_REGION = "the bucket is in another region: set AWS_REGION"
-_LOGIN = (
-    "check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE) and what "
-    "they may do in this bucket"
-)
-_ADVICE = {
-    "RequestTimeTooSkewed": "the clock of this machine is wrong, or that of the server: set it",
-    "ExpiredToken": "the credentials have expired: renew them and run the same again, what has "
-    "arrived stays",
-    "NoSuchUpload": "somebody else has completed or given up this upload: let one pull at a time "
-    "work there, and run it again",
-    "NoSuchBucket": "create the bucket first, or check its name and AWS_ENDPOINT_URL_S3",
-    "PermanentRedirect": _REGION,
-    "AuthorizationHeaderMalformed": _REGION,
-}
 
 
 class Part(NamedTuple):
@@ -145,6 +127,7 @@ class _Signer:
             # The chain asks its providers one after the other, each with a time-out of its own.
             answered = kinds.aws_sign_request(request, config).result()
         except Exception as err:
+            # awscrt turns its codes into AwsCrtError, or into built-in exceptions of many kinds.
             code = getattr(err, "name", type(err).__name__)
             raise DeniedError(
                 f"no credentials for the bucket were found ({code}); set AWS_ACCESS_KEY_ID and "
@@ -213,9 +196,9 @@ class Bucket:
         query = {"list-type": "2", "prefix": prefix, "delimiter": "/", "encoding-type": "url"}
         for page in self._pages(query, {"continuation-token": "NextContinuationToken"}, run):
             for one in page.iterfind("{*}Contents"):
-                name = unquote(_text(one, "Key"))[len(prefix) :]
+                name = unquote(text(one, "Key"))[len(prefix) :]
                 if name:
-                    found[name] = FileState(int(_text(one, "Size")), _text(one, "ETag"))
+                    found[name] = FileState(number(one, "Size"), text(one, "ETag"))
         return found
 
     def chunks(
@@ -231,7 +214,7 @@ class Bucket:
             yield from file_range(transport, url, offset, size, state, self._signer.signed)
         except RegistryError as err:
             if err.status in (400, 403):
-                raise _refused(err.status, "", "", f"GET {self.where}/{name}") from err
+                raise refused(err.status, "", "", f"GET {self.where}/{name}") from err
             raise
 
     def read(self, name: str, state: FileState, run: Run) -> bytes:
@@ -267,15 +250,15 @@ class Bucket:
         markers = {"key-marker": "NextKeyMarker", "upload-id-marker": "NextUploadIdMarker"}
         for page in self._pages(query, markers, run):
             for one in page.iterfind("{*}Upload"):
-                name = unquote(_text(one, "Key"))[len(prefix) :]
+                name = unquote(text(one, "Key"))[len(prefix) :]
                 if name and "/" not in name:
-                    found.append((name, _text(one, "UploadId")))
+                    found.append((name, text(one, "UploadId")))
         return found
 
     def begin(self, name: str, plan: str, run: Run) -> str:
         """Begin an upload of an object that says of which plan it is; return the upload's id."""
         answer = self._call("POST", name, run, query={"uploads": ""}, headers={PLAN: plan})
-        return _text(self._tree(answer, "POST", name), "UploadId")
+        return text(self._tree(answer, "POST", name), "UploadId")
 
     def parts(self, name: str, upload: str, run: Run) -> dict[int, Part]:
         """The parts of an upload that have arrived, by number (ListParts)."""
@@ -283,8 +266,8 @@ class Bucket:
         markers = {"part-number-marker": "NextPartNumberMarker"}
         for page in self._pages({"uploadId": upload}, markers, run, name):
             for one in page.iterfind("{*}Part"):
-                part = Part(int(_text(one, "Size")), _text(one, "ETag"))
-                found[int(_text(one, "PartNumber"))] = part
+                part = Part(number(one, "Size"), text(one, "ETag"))
+                found[number(one, "PartNumber")] = part
         return found
 
     def put_part(
@@ -352,7 +335,7 @@ class Bucket:
                 answer = transport.whole(response, accept=_ANY, limit=_MOST_ANSWER, where=where)
             failed = method == "POST" and answer.status == 200 and b"<Error>" in answer.body
             if answer.status not in accept or failed:
-                raise _refusal(answer.status, answer.headers, answer.body, where)
+                raise refusal(answer.status, answer.headers, answer.body, where)
             return answer
 
         return transport.patiently(where, attempt)
@@ -366,16 +349,17 @@ class Bucket:
     ) -> Iterator[ElementTree.Element]:
         """Every page of a listing; `markers` say which field of a page leads to the next."""
         asked = dict(query)
-        while True:
+        for _ in range(_MOST_PAGES):
             page = self._tree(self._call("GET", name, run, query=asked), "GET", name)
             yield page
-            if _text(page, "IsTruncated", "false") != "true":
+            if text(page, "IsTruncated", "false") != "true":
                 return
-            asked = {**query, **{key: _text(page, field) for key, field in markers.items()}}
+            asked = {**query, **{key: text(page, field) for key, field in markers.items()}}
+        raise RegistryError(f"{self.where}: the S3 server's list does not end", where=self.where)
 
     def _tree(self, answer: Answer, method: str, name: str | None) -> ElementTree.Element:
         try:
-            return ElementTree.fromstring(answer.body)  # noqa: S314 bounded, and expat is too
+            return parsed(answer.body)
         except ElementTree.ParseError as err:
             where = f"{method} {self.where}/{name or ''}".rstrip("/")
             raise RegistryError(
@@ -402,43 +386,3 @@ def _origin(endpoint: str) -> Origin:
         "AWS_ENDPOINT_URL_S3 is not the address of a server; write https://host[:port], without a "
         "path or a login"
     )
-
-
-def _text(tree: ElementTree.Element, name: str, default: str | None = None) -> str:
-    found = tree.findtext(f"{{*}}{name}", default)
-    if found is None:
-        raise RegistryError(f"an answer of the S3 server lacks {name}", where=name)
-    return found
-
-
-def _refusal(
-    status: int, headers: Headers, body: bytes, where: str
-) -> TransientFailure | MirrorError:
-    """What an answer means that is not what was asked for (S3 API Reference, "Error responses")."""
-    code = reason = ""
-    try:
-        tree = ElementTree.fromstring(body)  # noqa: S314 as above
-        code = printable(tree.findtext("{*}Code", ""))[:60]
-        reason = printable(tree.findtext("{*}Message", ""))[:200]
-    except ElementTree.ParseError:
-        pass  # an answer to HEAD has no body, and a proxy's is a page
-    if code in _PASSING or status in TRANSIENT_STATUSES:
-        error = _refused(status, code, reason, where)
-        asked = retry_after_s(headers.get("retry-after"))
-        return TransientFailure(error, f"the S3 server answers HTTP {status} {code}", asked)
-    return _refused(status, code, reason, where)
-
-
-def _refused(status: int, code: str, reason: str, where: str) -> RegistryError:
-    said = ", ".join(filter(None, (f"HTTP {status}", code, reason)))
-    kind, verb, advice = RegistryError, "refuses", _ADVICE.get(code)
-    if code in _PASSING or status in TRANSIENT_STATUSES:
-        kind, verb, advice = UnreachableError, "has trouble", "wait, or look at the server's log"
-    elif status in (401, 403) or code in ("ExpiredToken", "InvalidAccessKeyId"):
-        kind, advice = DeniedError, advice or _LOGIN
-    elif status in (301, 307):
-        advice = _REGION
-    elif status == 404:
-        kind = RegistryNotFoundError
-    text = f"{where}: the S3 server {verb} ({said})" + (f"; {advice}" if advice else "")
-    return kind(text, where=where, status=status, codes=(code,), reason=reason)

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -394,3 +395,56 @@ def test_a_server_may_have_any_name(endpoint: str) -> None:
     place = BucketAddress("bundles", "x")
     with closing(Bucket(place, environment={"AWS_ENDPOINT_URL_S3": endpoint})) as bucket:
         assert bucket.where == "s3://bundles/x"
+
+
+# -- a hostile server ------------------------------------------------------------------------------
+
+ODD = {
+    "a size that is no number": "<Contents><Key>a</Key><Size>many</Size><ETag>e</ETag></Contents>",
+    "a size without end": f"<Contents><Key>a</Key><Size>{'9' * 5000}</Size></Contents>",
+    "no size": "<Contents><Key>a</Key></Contents>",
+    "a list without end": (
+        "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
+    ),
+    "a list without a next page": "<IsTruncated>true</IsTruncated>",
+}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(f"<List>{odd}</List>" for odd in ODD.values()),
+        '<!DOCTYPE l [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><List>&b;</List>',
+        '<?xml version="1.0" encoding="utf-32"?><List/>',
+        '<?xml version="1.0" encoding="none-such"?><List/>',
+        "a page",
+        "",
+    ],
+    ids=[*ODD, "entities", "another encoding", "an unknown encoding", "no XML", "nothing"],
+)
+def test_an_odd_answer_of_a_server_is_an_error_of_ours(
+    answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Odd(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *_words: object) -> None:
+            """Say nothing."""
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", LOGIN[0])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", LOGIN[1])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        bucket = Bucket(BucketAddress("bundles"), environment={"AWS_ENDPOINT_URL_S3": address})
+        try:
+            with closing(bucket), pytest.raises(RegistryError, match="S3 server"):
+                bucket.states(Run())
+        finally:
+            server.shutdown()
