@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from mirror.documents import document
 from mirror.errors import CancelledError, DeadlineError, MirrorError, NotFoundError
@@ -184,19 +184,26 @@ class _Look(BaseModel):
     errors: tuple[str, ...] = ()
 
 
+class _Progress(BaseModel):
+    """Bytes that arrived, and the seconds that they took."""
+
+    bytes: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class _Page(BaseModel):
     """What `/readyz` of a daemon says, as far as it concerns us."""
 
     replicas: Mapping[str, _Look | None] = {}
-    progress: Mapping[str, Mapping[str, float]] = {}
+    progress: Mapping[str, _Progress] = {}
 
     def told_of(self, one: Standing) -> Standing:
         """`one` with what the page says of its replicas."""
         looks = [look for look in self.replicas.values() if look]
-        moved = (part for part in self.progress.values() if part.get("seconds"))
+        moved = (part for part in self.progress.values() if part.seconds)
         return replace(
             one,
-            rate=sum(part["bytes"] / part["seconds"] for part in moved) or None,
+            rate=sum(part.bytes / part.seconds for part in moved) or None,
             waiting="; ".join(filter(None, (look.waiting for look in looks))),
             errors=tuple(text for look in looks for text in look.errors),
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,40 @@ def test_a_daemons_page_says_what_it_waits_for_and_how_fast_it_gets_on(
     gone = standing(fleet_status(fleet), "late")
     assert (gone.error, gone.rate, gone.lag) == (None, None, 1), "its registry answers all the same"
     assert f"127.0.0.1:{port}" in gone.errors[0]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        '{"progress": {"late": {"seconds": 3}}}',
+        '{"progress": {"late": {"bytes": -1, "seconds": 3}}}',
+        '{"progress": {"late": {"bytes": 1e999, "seconds": 3}}}',
+        '{"progress": 7}',
+        "<html>",
+    ],
+)
+def test_a_page_of_another_program_is_told_as_such(four: list[Replica], page: str) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def log_message(self, *_words: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            late = standing(
+                fleet_status(Fleet.model_validate(described(four, pages=address))), "late"
+            )
+        finally:
+            server.shutdown()
+    assert late.rate is None
+    assert late.errors == (f"{address}/readyz is no page of mirror's",)
 
 
 def test_the_command_prints_text_and_json_and_writes_metrics_and_a_page(
