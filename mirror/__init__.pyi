@@ -134,6 +134,8 @@ from mirror.oci.manifest import Platform as Platform
 from mirror.oci.reference import Digest as Digest
 from mirror.oci.reference import Reference as Reference
 from mirror.oci.reference import Repository as Repository
+from mirror.operations.clean import CleanReport as CleanReport
+from mirror.operations.clean import clean as clean
 from mirror.operations.compare import Counts as Counts
 from mirror.operations.compare import DiffReport as DiffReport
 from mirror.operations.compare import Generation as Generation

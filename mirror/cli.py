@@ -34,6 +34,7 @@ _COMMANDS = {
     "inspect": ("bundles.inspect_command", "Show what is in a bundle."),
     "inventory": ("compare.inventory_command", "Write down what a registry holds."),
     "merge": ("bundles.merge_command", "Make a complete bundle of a base and its deltas."),
+    "clean": ("pull.clean_command", "Remove what pulls that were given up have left."),
     "serve": ("bundles.serve_command", "Serve a bundle, or a folder, as a registry."),
     "controller": ("cluster.controller_command", "Lead a cluster to the mode that is wanted."),
     "mode": ("mode.mode_group", "The modes of a cluster's registry."),

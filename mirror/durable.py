@@ -137,6 +137,14 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def on_disk(self, name: str) -> int:
+        """Bytes of the disk that a file takes, or all that is in a folder; 0 for nothing."""
+        if self.has_folder(name):
+            with self.inside(name) as inner:
+                return sum(map(inner.on_disk, inner.names()))
+        found = self.status(name)
+        return found.st_blocks * 512 if found else 0
+
     def has(self, name: str) -> bool:
         return self.status(name) is not None
 

@@ -149,7 +149,7 @@ class BucketPlace:
             PARTIAL_SEAL: sealed,
         }
         self._sealed = sealed
-        self._plan = Digest.of(marks[JOURNAL] + sealed).encoded
+        self._plan = _plan(marks[JOURNAL], sealed)
         states = self._bucket.states(self._run)
         if packing.resume and all(self._read(name, states) == data for name, data in marks.items()):
             return True
@@ -219,10 +219,41 @@ class BucketPlace:
                 advice="let one pull at a time work there, and run it again with --force",
             )
 
-    def clear(self) -> None:
+    def leftovers(self) -> dict[str, int]:
         states = self._bucket.states(self._run)
-        for name in sorted(filter(is_leftover, states), key=lambda name: name != PARTIAL_SEAL):
+        found = {name: states[name].size for name in self._left(states)}
+        for name, upload in self._uploads():
+            parts = self._bucket.parts(name, upload, self._run).values()
+            found[name] = found.get(name, 0) + sum(part.size for part in parts)
+        return found
+
+    def clear(self) -> None:
+        for name in self._left(self._bucket.states(self._run)):
             self._bucket.remove(name, self._run)
-        for name, upload in self._bucket.uploads(self._run):
-            if is_of_a_bundle(name):
-                self._bucket.abort(name, upload, self._run)
+        for name, upload in self._uploads():
+            self._bucket.abort(name, upload, self._run)
+
+    def _uploads(self) -> list[tuple[str, str]]:
+        return [one for one in self._bucket.uploads(self._run) if is_of_a_bundle(one[0])]
+
+    def _left(self, states: Mapping[str, FileState]) -> list[str]:
+        """The objects of interrupted runs, in the order in which to remove them.
+
+        What says of an archive whose it is goes after it.
+        """
+        marks = sorted(filter(is_leftover, states), key=lambda name: name != PARTIAL_SEAL)
+        if SEAL in states or PARTIAL_SEAL not in states:
+            return marks
+        sealed = self._read(PARTIAL_SEAL, states)
+        plan = _plan(self._read(JOURNAL, states), sealed)
+        archives = [name for name in states if is_of_a_bundle(name)]
+        plans = [self._bucket.plan_of(name, self._run) or (0, "") for name in archives]
+        made = [name for name, (_, of) in zip(archives, plans, strict=True) if of == plan]
+        # With the first of these, an interrupted run had removed those of an earlier bundle.
+        own = OWN_FILES if made and len(made) == len(archives) else ()
+        return [*made, *(name for name in own if name in states), *marks]
+
+
+def _plan(cuts: bytes, sealed: bytes) -> str:
+    """What objects say of whose they are: a digest of how archives are cut, and of the seal."""
+    return Digest.of(cuts + sealed).encoded

@@ -259,17 +259,28 @@ def is_leftover(name: str) -> bool:
     return final != name and (final in (*OWN_FILES, TOOL_FILE) or is_of_a_bundle(final))
 
 
+def leftovers(folder: Folder) -> dict[str, int]:
+    """Name → bytes of the disk, of what interrupted pulls left; nothing of an earlier bundle."""
+    old, (part_size, progress) = seal_in(folder, PARTIAL_SEAL), read_journal(folder)
+    own: set[str] = set()
+    names = listed(folder)
+    if old is not None and _named_already(folder, old, part_size or 0, progress):
+        # So the seal of an earlier bundle is gone, and what it spoke for goes, too.
+        own = {*OWN_FILES, *filter(is_of_a_bundle, names)}
+        own |= {TOOL_FILE} if _brought_tool(folder) else set()
+    names = [name for name in names if name in own] + [*filter(is_leftover, names)]
+    with os_errors(folder.path, "examine"):
+        return {name: folder.on_disk(name) for name in names}
+
+
 def clear_leftovers(folder: Folder) -> None:
-    for name in listed(folder):
-        if is_leftover(name):
-            remove(folder, name)
+    for name in leftovers(folder):
+        remove(folder, name)
 
 
 def allocated(folder: Folder) -> int:
     """Return how many bytes of the disk the partial archives in `folder` have already."""
-    with os_errors(folder.path, "examine"):
-        found = (folder.status(name) for name in folder.names() if is_leftover(name))
-        return sum(one.st_blocks * 512 for one in found if one and stat.S_ISREG(one.st_mode))
+    return sum(size for name, size in leftovers(folder).items() if name != EARLIER)
 
 
 def remove(folder: Folder, name: str) -> None:
@@ -303,17 +314,24 @@ def _take_names_back(
     folder: Folder, seal: Seal, part_size: int, progress: Mapping[Digest, int]
 ) -> None:
     """Undo the renaming that an interrupted `BundleWriter.finish` had begun; it is done again."""
+    for final in _named_already(folder, seal, part_size, progress):
+        with os_errors(folder / final, "rename"):
+            folder.rename(final, final + PARTIAL_SUFFIX)
+
+
+def _named_already(
+    folder: Folder, seal: Seal, part_size: int, progress: Mapping[Digest, int]
+) -> list[str]:
+    """The archives to which an interrupted `BundleWriter.finish` had given their final names."""
     wanted = seal.carried.blob_sizes()
     # A bundle without any blob, as a delta may be, has nothing to tell by, and nothing to lose.
     complete = wanted and all(progress.get(d) == n for d, n in wanted.items())
     if folder.has(SEAL) or not complete:
-        return  # it had not begun: files with these names are of an earlier bundle
-    for archive in seal.archives.values():
-        for final in file_names(archive.name, archive.size, part_size):
-            partial = final + PARTIAL_SUFFIX
-            if not folder.has(partial) and folder.has(final):
-                with os_errors(folder / final, "rename"):
-                    folder.rename(final, partial)
+        return []  # it had not begun: files with these names are of an earlier bundle
+    archives, names = seal.archives.values(), listed(folder)
+    finals = {name for one in archives for name in file_names(one.name, one.size, part_size)}
+    finals |= {one for one in names if ZSTD_SUFFIX in one and _archive_of(one) in seal.archives}
+    return [one for one in names if one in finals and one + PARTIAL_SUFFIX not in names]
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from mirror.bundle.folder import (
     complete_bundle,
     earlier_staging,
     is_leftover,
+    leftovers,
     listed,
     not_empty,
     only_writer,
@@ -109,8 +110,15 @@ class BundlePlace(Protocol):
         """
         ...
 
+    def leftovers(self) -> dict[str, int]:
+        """What interrupted runs have left: name → bytes that it takes.
+
+        Nothing of a sealed bundle is among it, and nothing that is not a bundle's.
+        """
+        ...
+
     def clear(self) -> None:
-        """Remove what an interrupted run would go on with."""
+        """Remove the `leftovers`."""
         ...
 
 
@@ -187,6 +195,9 @@ class FolderPlace:
         self, archives: Iterable[str], files: Mapping[str, bytes], names: Collection[str]
     ) -> None:
         take_the_place(self.folder, archives, files, names)
+
+    def leftovers(self) -> dict[str, int]:
+        return leftovers(self.folder)
 
     def clear(self) -> None:
         clear_leftovers(self.folder)

@@ -1,4 +1,4 @@
-"""`mirror pull`."""
+"""`mirror pull`, and `mirror clean` of what it leaves when it is interrupted."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mirror.commands import options, writing
 from mirror.commands.access import (
     AccessOptions,
     TreeAccess,
+    bundle_options,
     credentials_for,
     license_credentials,
     profile_hosts,
@@ -30,9 +31,10 @@ from mirror.config import PullConfig
 from mirror.durable import os_errors
 from mirror.errors import InputError, InvalidReferenceError, NoSpaceError, printable
 from mirror.events import Warned
+from mirror.operations.clean import clean
 from mirror.operations.pull import place_of, plan_patch, plan_pull
 from mirror.release.source import SourceTree
-from mirror.reports.bundles import plan_summary, pull_summary, verbose_pull_summary
+from mirror.reports.bundles import clean_summary, plan_summary, pull_summary, verbose_pull_summary
 
 if TYPE_CHECKING:
     from mirror.bundle.bucket import Bucket
@@ -249,6 +251,29 @@ def pull_command(
     else:
         report = planned.carry_out(place, force=force, packing=packing, run=run)
         work.show(report, verbose_pull_summary if verbose_summary else pull_summary)
+
+
+@click.command("clean", epilog=options.example("mirror clean s3://bundles/1.70 --dry-run"))
+@click.argument("bundle_dir", type=options.BUNDLE_HERE)
+@flag("--dry-run", text="Print what would be removed; remove nothing.")
+@options.yes
+@bundle_options
+@options.as_json
+def clean_command(
+    *, bundle_dir: Path | str, dry_run: bool, yes: bool, access: AccessOptions, work: Work
+) -> None:
+    """Remove what interrupted pulls have left in BUNDLE_DIR, or in a bucket: s3://BUCKET/PREFIX.
+
+    These are partial archives, and in a bucket unfinished uploads, which no listing shows and which
+    cost as much as objects. A sealed bundle stays, and so does what is not a bundle's. It is for
+    pulls that are given up: the next one starts over.
+    """
+    place = _place(bundle_dir, access, work)
+    if not dry_run and work.asks(yes):
+        found = work.look(lambda run: clean(place, dry_run=True, run=run), clean_summary)
+        if found.removed:
+            work.confirm(f"Remove this from {place} for good?")
+    work.show(clean(place, dry_run=dry_run, run=work.run), clean_summary)
 
 
 def _tool(config: PullConfig) -> bytes | None:

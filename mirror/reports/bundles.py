@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mirror.bundle.archive import Compressed, Omissions
     from mirror.bundle.verify import BundleReport
+    from mirror.operations.clean import CleanReport
     from mirror.operations.compare import RegistryReport
     from mirror.operations.merge import MergeReport
     from mirror.operations.pull import PlannedReference, PullPlan, PullReport
@@ -344,6 +345,15 @@ def merge_summary(report: MergeReport, elapsed_s: float) -> str:
             f"{copied} copied in {duration_text(elapsed_s)}, from {merged}",
         ),
     )
+
+
+def clean_summary(report: CleanReport, _elapsed_s: float) -> str:
+    """What was removed of interrupted pulls, or would be."""
+    if not report.removed:
+        return f"{report.bundle} has nothing that an interrupted pull has left"
+    done = "This would be removed from" if report.dry_run else "Removed from"
+    rows = [(name, size_text(size)) for name, size in report.removed.items()]
+    return page(f"{done} {report.bundle}", rows, foot=(f"{size_text(report.size)} in all",))
 
 
 def inventory_summary(found: RegistryInventory, elapsed_s: float, *, output: str, size: int) -> str:

@@ -89,12 +89,7 @@ class StopError(Exception):
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
-    with (
-        ObjectStorage(tmp_path_factory.mktemp("storage")) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in server.environment().items():
-            patch.setenv(name, value)
+    with ObjectStorage.of_this_process(tmp_path_factory.mktemp("storage")) as server:
         yield server
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
@@ -31,7 +29,7 @@ WANTED = STORE.inventory()
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
     folder = tmp_path_factory.mktemp("storage")
-    with ObjectStorage(folder) as server, mock.patch.dict(os.environ, server.environment()):
+    with ObjectStorage.of_this_process(folder) as server:
         pack(STORE, WANTED, folder / "bundle", part_size=100_000)
         put(server, folder / "bundle", "bundle")
         yield server

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from mirror.run import Run
 from mirror.testing import EmbeddedRegistry
 from tests.support.object_storage import LOGIN, ObjectStorage
 from tests.support.program import call_mirror
 from tests.support.release_source import Source
+from tests.support.terminal import on_a_terminal
 
 ADDRESS = "s3://bundles/of/today"
 
@@ -19,7 +22,7 @@ ADDRESS = "s3://bundles/of/today"
 @pytest.fixture(scope="module")
 def storage(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
     """A server with a bundle at `ADDRESS`."""
-    with ObjectStorage(tmp_path_factory.mktemp("storage")) as server:
+    with ObjectStorage.of_this_process(tmp_path_factory.mktemp("storage")) as server:
         pull = ("pull", ADDRESS, "--source", source.root, "--insecure")
         done = call_mirror(*pull, env=server.environment()).succeeded()
         assert f"Bundle {ADDRESS} is complete" in done.stdout
@@ -84,3 +87,30 @@ def test_without_the_extra_it_says_how_to_get_it(
 def test_a_bucket_that_is_not_there_is_told(storage: ObjectStorage) -> None:
     other = ("verify", "s3://other-bucket/x")
     call_mirror(*other, env=storage.environment()).failed(1, "NoSuchBucket", "create the bucket")
+
+
+def test_what_a_pull_has_left_goes_when_somebody_says_yes(storage: ObjectStorage) -> None:
+    place, env = "s3://bundles/given/up", storage.environment()
+    with closing(storage.bucket("given/up")) as bucket:
+        bucket.put("inventory.json.partial", b"{}", Run())
+        upload = bucket.begin("platform.tar", "plan", Run())
+        bucket.put_part("platform.tar", upload, 1, bytes(3 << 20), Run())
+    shown = call_mirror("clean", place, "--dry-run", env=env).succeeded().stdout
+    assert shown.splitlines() == [
+        f"This would be removed from {place}",
+        "  inventory.json.partial  2 B",
+        "  platform.tar            3.0 MiB",
+        "",
+        "  3.0 MiB in all",
+    ]
+    code, out, told = on_a_terminal("clean", place, answer="n", env=env)
+    assert (code, out) == (1, "")
+    assert "platform.tar            3.0 MiB" in told
+    assert told.endswith(f"Remove this from {place} for good? [y/N] n\r\nnothing was changed\r\n")
+    assert storage.pending("given/up") == ["platform.tar"]
+    done = call_mirror("clean", place, "--json", env=env).succeeded().document
+    assert (done["bundle"], done["dryRun"], done["bytes"]) == (place, False, (3 << 20) + 2)
+    assert done["removed"] == {"inventory.json.partial": 2, "platform.tar": 3 << 20}
+    assert (storage.pending("given/up"), storage.names("given/up")) == ([], [])
+    said = call_mirror("clean", ADDRESS, env=env).succeeded().stdout
+    assert said == f"{ADDRESS} has nothing that an interrupted pull has left\n"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Self
+from unittest import mock
 
 from mirror.bundle.bucket import Bucket, BucketAddress
 from mirror.registry import ConnectionOptions, RetryPolicy
@@ -23,12 +26,12 @@ class ObjectStorage(ServerProcess):
     BUCKET = "bundles"
     """The bucket that it has from the start."""
 
-    def __init__(self, folder: Path, *, port: int | None = None) -> None:
+    def __init__(self, folder: Path, *, bucket: str = BUCKET) -> None:
         self.root = folder / "data"
-        (self.root / self.BUCKET).mkdir(parents=True, exist_ok=True)
+        (self.root / bucket).mkdir(parents=True, exist_ok=True)
         beside = folder / "beside"  # what it knows of objects: not every file system keeps that
         beside.mkdir(exist_ok=True)
-        port = free_port() if port is None else port
+        port = free_port()
         access, secret = LOGIN
         super().__init__(
             [
@@ -41,6 +44,13 @@ class ObjectStorage(ServerProcess):
             log=folder / "storage.log",
             env={"PATH": os.environ["PATH"], "HOME": str(folder)},
         )
+
+    @classmethod
+    @contextmanager
+    def of_this_process(cls, folder: Path) -> Iterator[Self]:
+        """One that this process has the login and the address of, in its environment."""
+        with cls(folder) as server, mock.patch.dict(os.environ, server.environment()):
+            yield server
 
     def environment(self, address: str | None = None) -> dict[str, str]:
         """The variables by which AWS's tools, and ours, reach it (or `address` before it)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from mirror.registry import ClientCertificate, ConnectionOptions, Credentials
 from mirror.serve import FolderStorage, TokenAuth, User
 from mirror.testing import EmbeddedRegistry, TlsFiles
 from tests.support.nginx import Nginx
+from tests.support.object_storage import LOGIN as STORAGE_LOGIN
+from tests.support.object_storage import REGION, ObjectStorage
 from tests.support.processes import ServerProcess, free_port
 from tests.support.real_registry import RealRegistry
 from tests.support.tls import Authority
@@ -166,23 +167,17 @@ def _files(tls: TlsFiles) -> dict[str, str]:
 
 @contextlib.contextmanager
 def object_storage(folder: Path) -> Iterator[str]:
-    """An S3-compatible server over a folder; answers its address."""
-    (folder / "data/registry").mkdir(parents=True)
-    (folder / "beside").mkdir()
-    port = free_port()
-    argv = [str(require_program("versitygw")), "--access", LOGIN[0], "--secret", LOGIN[1]]
-    argv += ["--region", "test-1", "--port", f"127.0.0.1:{port}", "--quiet"]
-    argv += ["posix", "--sidecar", str(folder / "beside"), str(folder / "data")]
-    env = {"PATH": os.environ["PATH"], "HOME": str(folder)}
-    with ServerProcess(argv, port=port, log=folder / "log", env=env) as storage:
+    """An S3-compatible server with a bucket for a registry; answers its address."""
+    with ObjectStorage(folder, bucket="registry") as storage:
         yield storage.address
 
 
 def in_bucket(address: str, *, redirects: bool = True) -> dict[str, object]:
     """The settings of a CNCF distribution that keeps its content there, and lets clients read it
     there by `redirects`."""
-    driver = {"bucket": "registry", "region": "test-1", "secure": False}
-    driver |= {"accesskey": LOGIN[0], "secretkey": LOGIN[1], "regionendpoint": f"http://{address}"}
+    access, secret = STORAGE_LOGIN
+    driver = {"bucket": "registry", "region": REGION, "secure": False}
+    driver |= {"accesskey": access, "secretkey": secret, "regionendpoint": f"http://{address}"}
     return {"s3": driver, "delete": {"enabled": True}, "redirect": {"disable": not redirects}}
 
 
