@@ -16,9 +16,10 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote_plus, urlsplit
 from xml.etree import ElementTree
 
+from mirror.bundle.location import is_name
 from mirror.bundle.s3_answers import number, parsed, refusal, refused, text
 from mirror.errors import (
     DeniedError,
@@ -37,7 +38,8 @@ from mirror.run import Run
 PLAN = "x-amz-meta-mirror-plan"
 """The header of an archive's object that says of which plan it is."""
 _MOST_ANSWER, _ANY = 4 << 20, range(100, 600)
-_MOST_PAGES = 200  # of 1,000 names each; a bundle has fewer files than that
+_MOST_LISTED, _MOST_LISTS, _MOST_PAGES = 200_000, 24 << 20, 200
+"""Entries, bytes and pages of one list. Pages have 1,000 entries; a bundle has fewer files."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
@@ -191,15 +193,12 @@ class Bucket:
 
     def states(self, run: Run) -> dict[str, FileState]:
         """Every object directly below the prefix, by name (ListObjectsV2)."""
-        found: dict[str, FileState] = {}
-        prefix = self.address.key("")
-        query = {"list-type": "2", "prefix": prefix, "delimiter": "/", "encoding-type": "url"}
-        for page in self._pages(query, {"continuation-token": "NextContinuationToken"}, run):
-            for one in page.iterfind("{*}Contents"):
-                name = unquote(text(one, "Key"))[len(prefix) :]
-                if name:
-                    found[name] = FileState(number(one, "Size"), text(one, "ETag"))
-        return found
+        query = {"list-type": "2", "delimiter": "/"}
+        markers = {"continuation-token": "NextContinuationToken"}
+        return {
+            name: FileState(number(one, "Size"), text(one, "ETag"))
+            for name, one in self._listed(query, markers, "Contents", run)
+        }
 
     def chunks(
         self, name: str, state: FileState, offset: int, size: int, run: Run
@@ -244,16 +243,9 @@ class Bucket:
 
     def uploads(self, run: Run) -> list[tuple[str, str]]:
         """The name and the id of each unfinished upload below the prefix (ListMultipartUploads)."""
-        prefix = self.address.key("")
-        found: list[tuple[str, str]] = []
-        query = {"uploads": "", "prefix": prefix, "encoding-type": "url"}
         markers = {"key-marker": "NextKeyMarker", "upload-id-marker": "NextUploadIdMarker"}
-        for page in self._pages(query, markers, run):
-            for one in page.iterfind("{*}Upload"):
-                name = unquote(text(one, "Key"))[len(prefix) :]
-                if name and "/" not in name:
-                    found.append((name, text(one, "UploadId")))
-        return found
+        found = self._listed({"uploads": ""}, markers, "Upload", run)
+        return [(name, text(one, "UploadId")) for name, one in found]
 
     def begin(self, name: str, plan: str, run: Run) -> str:
         """Begin an upload of an object that says of which plan it is; return the upload's id."""
@@ -276,23 +268,39 @@ class Bucket:
         """Write a part, in place of one of this number; the server checks its digest."""
         query = {"partNumber": str(number), "uploadId": upload}
         answer = self._call("PUT", name, run, query=query, data=data)
-        return Part(len(data), answer.headers.get("etag", ""))
+        if not (etag := answer.headers.get("etag", "")):
+            raise RegistryError(
+                f"{self.where}/{name}: the answer to part {number} has no ETag, so that it is not "
+                "an S3 server's; check AWS_ENDPOINT_URL_S3, and for a proxy between",
+                where=self.where,
+            )
+        return Part(len(data), etag)
 
     def complete(
         self, name: str, upload: str, parts: Mapping[int, Part], plan: str, run: Run
     ) -> None:
-        """Make the object of its parts. If an answer was lost, the object tells."""
+        """Make the object of its parts. If an answer was lost, the object tells.
+
+        Raises:
+            RegistryError: it has other bytes than the parts, or is of another plan.
+        """
         listed = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(part.etag)}</ETag></Part>"
             for number, part in sorted(parts.items())
         )
         data = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
+        size = sum(part.size for part in parts.values())
+        lost: RegistryNotFoundError | None = None
         try:
             self._call("POST", name, run, query={"uploadId": upload}, data=data, slow=True)
-        except RegistryNotFoundError:
-            size = sum(part.size for part in parts.values())
-            if self.plan_of(name, run) != (size, plan):
-                raise
+        except RegistryNotFoundError as err:
+            lost = err
+        if self.plan_of(name, run) != (size, plan):  # some 200 is a proxy's, or tells of an error
+            raise lost or RegistryError(
+                f"{self.where}/{name}: the S3 server says that the upload is complete, but the "
+                "object is another; let one pull at a time work there, and run it again",
+                where=self.where,
+            )
 
     def abort(self, name: str, upload: str, run: Run) -> None:
         """Give an upload up; its parts go."""
@@ -340,6 +348,21 @@ class Bucket:
 
         return transport.patiently(where, attempt)
 
+    def _listed(
+        self, query: Mapping[str, str], markers: Mapping[str, str], entry: str, run: Run
+    ) -> Iterator[tuple[str, ElementTree.Element]]:
+        """The entries of a list that are directly below the prefix, by name; others are left out,
+        also if the server lists them: what is removed goes by this."""
+        prefix = self.address.key("")
+        query = {**query, "prefix": prefix, "encoding-type": "url"}
+        for page in self._pages(query, markers, run):
+            is_encoded = text(page, "EncodingType", "") == "url"
+            for one in page.iterfind(f"{{*}}{entry}"):
+                key = text(one, "Key")
+                key = unquote_plus(key) if is_encoded else key
+                if key.startswith(prefix) and is_name(name := key[len(prefix) :]):
+                    yield name, one
+
     def _pages(
         self,
         query: Mapping[str, str],
@@ -348,14 +371,24 @@ class Bucket:
         name: str | None = None,
     ) -> Iterator[ElementTree.Element]:
         """Every page of a listing; `markers` say which field of a page leads to the next."""
-        asked = dict(query)
-        for _ in range(_MOST_PAGES):
-            page = self._tree(self._call("GET", name, run, query=asked), "GET", name)
+        asked, entries, size = dict(query), 0, 0
+        while entries <= _MOST_LISTED and size <= _MOST_LISTS:
+            answer = self._call("GET", name, run, query=asked)
+            page = self._tree(answer, "GET", name)
+            size += max(len(answer.body), _MOST_LISTS // _MOST_PAGES)
+            entries += len(page)
             yield page
             if text(page, "IsTruncated", "false") != "true":
                 return
-            asked = {**query, **{key: text(page, field) for key, field in markers.items()}}
-        raise RegistryError(f"{self.where}: the S3 server's list does not end", where=self.where)
+            former, asked = asked, dict(query)
+            asked |= {key: text(page, field) for key, field in markers.items()}
+            if asked == former:
+                break
+        raise RegistryError(
+            f"{self.where}: the S3 server's list does not end; use a prefix that holds the bundle "
+            "alone",
+            where=self.where,
+        )
 
     def _tree(self, answer: Answer, method: str, name: str | None) -> ElementTree.Element:
         try:

@@ -19,7 +19,7 @@ from mirror.bundle.folder import (
     stored_as,
 )
 from mirror.bundle.follow import Follower
-from mirror.bundle.format import PARTIAL_SEAL, SEAL, SUMS
+from mirror.bundle.format import LARGE, PARTIAL_SEAL, SEAL, SUMS
 from mirror.bundle.multipart import PART, BucketArchive, Room
 from mirror.bundle.place import sign_anew
 from mirror.bundle.seal import Seal, parse_seal
@@ -84,6 +84,7 @@ class BucketPlace:
         self._sealed, self._plan = b"", ""
         self._files: dict[str, BucketArchive] = {}
         self._former: frozenset[str] = frozenset()
+        self._before: FileState | None = None  # the seal that was here
 
     @property
     def where(self) -> str:
@@ -105,8 +106,11 @@ class BucketPlace:
         return states
 
     def _read(self, name: str, states: Mapping[str, FileState]) -> bytes:
+        """A small object; nothing where there is none, or one that is larger than any."""
         state = states.get(name)
-        return b"" if state is None else self._bucket.read(name, state, self._run)
+        if state is None or state.size > LARGE.seal_bytes:
+            return b""
+        return self._bucket.read(name, state, self._run)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -151,6 +155,7 @@ class BucketPlace:
         self._sealed = sealed
         self._plan = _plan(marks[JOURNAL], sealed)
         states = self._bucket.states(self._run)
+        self._before = states.get(SEAL)
         if packing.resume and all(self._read(name, states) == data for name, data in marks.items()):
             return True
         self.clear()
@@ -194,8 +199,11 @@ class BucketPlace:
 
     def give_way(self) -> None:
         states = self._bucket.states(self._run)
-        if SEAL in states:
+        seal = states.get(SEAL)
+        if seal is not None and seal == self._before:
             self._bucket.remove(SEAL, self._run)
+        elif self._read(SEAL, states) not in (b"", self._sealed):
+            raise self._overtaken()
         try:
             self._former = frozenset(sums.parse_whole(self._read(SUMS, states)))
         except DamagedBundleError:
@@ -210,14 +218,21 @@ class BucketPlace:
                 self._bucket.remove(name, self._run)
         for name, data in files.items():
             self._bucket.put(name, data, self._run)
+        # Whoever makes another bundle here says so first, and replaces our archives then.
+        states = self._bucket.states(self._run)
+        if self._sealed not in (self._read(PARTIAL_SEAL, states), self._read(SEAL, states)):
+            raise self._overtaken()
         if self._bucket.put(SEAL, self._sealed, self._run, only_new=True):
             return
         if self._read(SEAL, self._bucket.states(self._run)) != self._sealed:
-            raise ConflictError(
-                "another bundle was sealed here meanwhile",
-                where=self.where,
-                advice="let one pull at a time work there, and run it again with --force",
-            )
+            raise self._overtaken()
+
+    def _overtaken(self) -> ConflictError:
+        return ConflictError(
+            "another bundle was made here meanwhile",
+            where=self.where,
+            advice="let one pull at a time work there, and run it again with --force",
+        )
 
     def leftovers(self) -> dict[str, int]:
         states = self._bucket.states(self._run)

@@ -25,6 +25,7 @@ _GAP = 64 << 10
 """Bytes between two wanted stretches that are fetched with them: a request costs as much."""
 _MOST_KEPT = 64 << 20
 _HEADER, _NEAR = 512, 16 << 10
+_LONGEST_NAME = 255
 
 Stretch: TypeAlias = tuple[int, int]
 """Where some bytes of a file begin, and where they end."""
@@ -116,6 +117,12 @@ def stored_file(path: Location) -> Location:
 
 
 # -- on another machine ----------------------------------------------------------------------------
+
+
+def is_name(name: str) -> bool:
+    """Whether a file of a folder may have this name, which another machine told."""
+    plain = name.isprintable() and "/" not in name and name not in ("", ".", "..")
+    return plain and len(name) <= _LONGEST_NAME
 
 
 class Objects(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from xml.etree import ElementTree
 
 from mirror.errors import (
@@ -16,6 +17,10 @@ from mirror.registry.failures import TransientFailure, retry_after_s
 from mirror.registry.http1 import Headers
 from mirror.registry.refusals import TRANSIENT_STATUSES
 
+_MOST_MARKS = 100_000
+"""Of a page of 1,000 entries, each with up to 15 fields."""
+_LONGEST = 4096
+_OTHER_ENCODING = re.compile(r"<\?xml[^>]*encoding=.(?!utf-8.)", re.IGNORECASE)
 _PASSING = frozenset({"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"})
 _REGION = "the bucket is in another region: set AWS_REGION"
 _LOGIN = (
@@ -37,15 +42,21 @@ _ADVICE = {
 def parsed(body: bytes) -> ElementTree.Element:
     """Parse an answer, which is bounded; one that declares entities may be a bomb.
 
+    As text, so that no encoding which it names hides from us what the parser would see.
+
     Raises:
-        ElementTree.ParseError: it is not XML, or has a document type, as no S3 server's answer has.
+        ElementTree.ParseError: it is not XML in UTF-8, or has a document type or more than
+            `_MOST_MARKS` tags and attributes, as no S3 server's answer has.
     """
     try:
-        if b"<!" in body:
-            raise ElementTree.ParseError("it has a document type")
-        return ElementTree.fromstring(body)  # noqa: S314 see above
-    except (ValueError, LookupError) as err:  # of encodings that Python does not read
+        words = body.decode().lstrip()
+    except UnicodeDecodeError as err:
         raise ElementTree.ParseError(str(err)) from err
+    if _OTHER_ENCODING.match(words) or "<!" in words or "\0" in words:
+        raise ElementTree.ParseError("it has a document type, or another encoding")
+    if words.count("<") + words.count("=") > _MOST_MARKS:
+        raise ElementTree.ParseError("it has more in it than any list")
+    return ElementTree.fromstring(words)  # noqa: S314 see above
 
 
 def number(tree: ElementTree.Element, name: str) -> int:
@@ -64,11 +75,12 @@ def text(tree: ElementTree.Element, name: str, default: str | None = None) -> st
     """A field, in whatever namespace; `default` where it is not there.
 
     Raises:
-        RegistryError: it is not there, and there is no default.
+        RegistryError: it is not there, and there is no default; or it is longer than any.
     """
     found = tree.findtext(f"{{*}}{name}", default)
-    if found is None:
-        raise RegistryError(f"an answer of the S3 server lacks {name}", where=name)
+    if found is None or len(found) > _LONGEST:
+        what = "lacks" if found is None else "is not to be believed: it has too long a"
+        raise RegistryError(f"an answer of the S3 server {what} {name}", where=name)
     return found
 
 

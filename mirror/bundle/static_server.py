@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
-from pathlib import PurePosixPath
 from urllib.parse import quote, urlsplit
 
 from mirror.bundle import sums
 from mirror.bundle.format import LARGE, MAX_SUMS_BYTES, SEAL, SIGNATURE, SUMS, ZSTD_SUFFIX
-from mirror.bundle.location import RemotePath
+from mirror.bundle.location import RemotePath, is_name
 from mirror.bundle.seal import parse_seal
 from mirror.errors import DamagedBundleError, DeniedError, InputError, InvalidReferenceError
 from mirror.registry.addresses import Origin
@@ -115,7 +114,7 @@ class StaticServer:
                 names |= seal.files.keys()
             except DamagedBundleError:
                 pass
-        return {name for name in names if name == PurePosixPath(name).name}
+        return set(filter(is_name, names))
 
     def _address(self, name: str) -> str:
         return self._base + quote(name)

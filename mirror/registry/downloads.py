@@ -292,6 +292,9 @@ def file_range(
                     fresh = piece[: end - offset]
                     offset += len(fresh)
                     yield fresh
+                    # An answer that has more than was asked for may go on for ever.
+                    if offset == end and response.headers.length != end - began:
+                        break
             if offset < end:
                 raise TransientFailure(
                     UnreachableError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,9 +16,18 @@ from hypothesis import strategies as st
 from mirror.bundle.bucket import Bucket, BucketAddress
 from mirror.bundle.bucket_place import BucketPlace
 from mirror.bundle.folder import AS_USUAL, Packing
+from mirror.bundle.location import RemotePath
 from mirror.bundle.multipart import PART, cut
 from mirror.bundle.seal import Seal
-from mirror.errors import DeniedError, IncompleteError, InputError, MirrorError, RegistryError
+from mirror.errors import (
+    ConflictError,
+    DeniedError,
+    IncompleteError,
+    InputError,
+    MirrorError,
+    RegistryError,
+    RegistryNotFoundError,
+)
 from mirror.events import Event, Warned
 from mirror.oci import Digest, Manifest
 from mirror.operations.pull import pack
@@ -343,6 +352,65 @@ def test_objects_of_others_are_not_touched(storage: ObjectStorage) -> None:
     store, seal = other()
     fill(storage.bucket("others"), store, seal=seal, force=True)
     assert storage.content("others")["notes.txt"] == b"mine"
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, step: str, others: Callable[[], object]) -> None:
+    """Let others do something just before the next pull takes this step of its place."""
+    ours = getattr(BucketPlace, step)
+
+    def after_them(*given: object) -> None:
+        monkeypatch.setattr(BucketPlace, step, ours)
+        others()
+        ours(*given)
+
+    monkeypatch.setattr(BucketPlace, step, after_them)
+
+
+LAST_STEPS = pytest.mark.parametrize("step", ["give_way", "take"])
+
+
+@LAST_STEPS
+@pytest.mark.parametrize("most", [1, None], ids=["begun", "sealed"])
+def test_of_two_pulls_of_different_bundles_the_later_one_counts(
+    step: str, most: int | None, storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = f"at-once/{step}-{most}"
+    store, seal = other()
+
+    def others() -> None:
+        with suppress(StopError):
+            fill(storage.bucket(prefix), Counted(store, most=most), seal=seal, force=True)
+
+    meanwhile(monkeypatch, step, others)
+    told = "let one pull at a time work there, and run it again"
+    with pytest.raises((ConflictError, RegistryNotFoundError), match=told):
+        fill(storage.bucket(prefix))
+    assert storage.content(prefix).get("inventory.json") in (None, seal.to_json())
+    fill(storage.bucket(prefix), store, seal=seal, force=True)
+    fill(storage.bucket("alone"), store, seal=seal)
+    assert storage.content(prefix) == storage.content("alone")
+
+
+@pytest.mark.parametrize("prefix", ["a b/1 + 2", "100%/пакет", "x/a&b=c?d"])
+def test_a_prefix_may_have_any_characters(
+    prefix: str, storage: ObjectStorage, plain: dict[str, bytes]
+) -> None:
+    fill(storage.bucket(prefix))
+    assert storage.content(prefix) == plain
+    with RemotePath(storage.bucket(prefix)) as place:
+        assert {file.name: file.read_bytes() for file in place.iterdir()} == plain
+
+
+@LAST_STEPS
+def test_two_pulls_of_the_same_bundle_make_it(
+    step: str,
+    storage: ObjectStorage,
+    plain: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    meanwhile(monkeypatch, step, lambda: fill(storage.bucket(f"twice/{step}")))
+    fill(storage.bucket(f"twice/{step}"))
+    assert storage.content(f"twice/{step}") == plain
 
 
 def test_archives_are_not_compressed_on_the_way(storage: ObjectStorage) -> None:
