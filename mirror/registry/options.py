@@ -322,7 +322,11 @@ def tls_context(
     Raises:
         InputError: a file cannot be read, holds no certificate, or a key does not fit.
     """
-    if options.verify and not _system_has_roots():
+    if not options.verify:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to load roots takes 25 ms
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif not _system_has_roots():
         _log.debug("this system has no certificate authorities; using those packed with httpx")
         from httpx import create_ssl_context  # it takes a while to load
 
@@ -330,10 +334,7 @@ def tls_context(
     else:
         context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
-    if not options.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    else:
+    if options.verify:
         for path in files.authorities:
             _trust_file(context, path, str(path))
         if options.ca_file is not None:

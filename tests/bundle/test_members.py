@@ -127,6 +127,61 @@ def test_unpacking_undoes_packing(
     assert read(path) == files
 
 
+@given(
+    fields=st.fixed_dictionaries(
+        {},
+        optional={
+            0: st.one_of(st.sampled_from([b"b", b"n" * 100, b"d/", "ä".encode()]), st.binary()),
+            124: st.sampled_from(
+                [b"00000000000\0", b"3\0", b" 1 ", b"1_0", b"9", b"-1", b"\x80\1"]
+            ),
+            136: st.sampled_from([b"00000000017\0", b"x"]),
+            148: st.sampled_from([b"0\0", b"0017777\0", b"-1", b"\0\0"]),
+            156: st.sampled_from([tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, b"Z"]),
+            345: st.sampled_from([b"prefix", b"/"]),
+        },
+    ),
+    stated=st.booleans(),
+)
+@MORE_EXAMPLES
+def test_a_header_says_the_same_behind_one_like_it_as_alone(
+    fields: dict[int, bytes], stated: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "alike.tar"
+    header = bytearray(member("a", dialect=tarfile.USTAR_FORMAT))
+    for at, field in fields.items():
+        room = {0: 100, 345: 155, 156: 1, 148: 8}.get(at, 12)
+        header[at : at + room] = field[:room].ljust(room, b"\0")
+    if 148 not in fields and stated:
+        header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))
+
+    def told(before: bytes) -> str:
+        path.write_bytes(before + header + END)
+        with closing(ReadAt(path)) as file:
+            try:
+                found = [(one.path, one.header_offset - len(before)) for one in members(file)]
+            except DamagedBundleError as err:
+                return err.problem.partition(": ")[2]
+        return str(found[1:] if before else found)
+
+    assert told(member("a", dialect=tarfile.USTAR_FORMAT)) == told(b"")
+
+
+def test_of_headers_alike_the_first_alone_is_left_to_the_tarfile_module(
+    archive: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = archive(tar_of({f"blobs/sha256/{number}": b"x" * number for number in range(100)}))
+    frombuf, parsed = tarfile.TarInfo.frombuf, []
+
+    def counted(data: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        parsed.append(data)
+        return frombuf(data, encoding, errors)
+
+    monkeypatch.setattr(tarfile.TarInfo, "frombuf", counted)
+    assert len(read(path)) == 100
+    assert len(parsed) == 1
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 

@@ -102,7 +102,15 @@ def test_an_explicit_choice_of_no_roots_is_not_widened(
     assert tls_context(ConnectionOptions()).get_ca_certs() == []
 
 
+def test_who_is_not_verified_needs_no_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To load them takes longer than all else that a client is made of."""
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", None)
+    context = tls_context(ConnectionOptions(verify=False))
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_NONE, False)
+
+
 def test_a_system_without_roots_gets_those_packed_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
     nothing = ssl.DefaultVerifyPaths("", "", "SSL_CERT_FILE", "", "SSL_CERT_DIR", "")
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: nothing)
     assert len(tls_context(ConnectionOptions()).get_ca_certs()) > 50

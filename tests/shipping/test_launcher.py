@@ -131,8 +131,9 @@ def test_a_folder_that_cannot_be_made_is_named_with_what_to_do(
 
 
 def test_the_system_is_asked_for_the_authorities_that_it_trusts(
-    program: Path, tmp_path: Path
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
     _run(program, MIRROR_RUNTIME_DIR=tmp_path / "r").succeeded()
     (python,) = tmp_path.glob("r/*/bin/python3")
     python.write_text('#!/bin/sh\nenv | grep "^SSL_CERT"\n')
