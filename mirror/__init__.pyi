@@ -19,6 +19,7 @@ from mirror.controller import reconcile as reconcile
 from mirror.errors import IncompleteError as IncompleteError
 from mirror.errors import MirrorError as MirrorError
 from mirror.errors import SourceContentError as SourceContentError
+from mirror.events import ArchiveDone as ArchiveDone
 from mirror.events import BlobDone as BlobDone
 from mirror.events import BytesMoved as BytesMoved
 from mirror.events import EndpointDown as EndpointDown

@@ -7,6 +7,7 @@ listener that is not thread-safe in `serialised`.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -34,7 +35,8 @@ class PhaseAdvanced:
 class TransferStarted:
     """A plan is about to be carried out: how much there is to do. `size` in bytes.
 
-    `earlier` is bytes that an interrupted transfer of the same left in place; `size` is without.
+    `earlier` is bytes that an interrupted transfer of the same left in place, `held` bytes that the
+    target has of whatever origin; `size` is without.
     `beside` names the place where several transfers run at once; what they have to do adds up.
     """
 
@@ -44,6 +46,7 @@ class TransferStarted:
     tags: int
     beside: str = ""
     earlier: int = 0
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,20 @@ class BlobDone:
     digest: Digest
     size: int
     sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveDone:
+    """An archive of a bundle is through: `done` of the `total` that have something to do are.
+
+    A pull has all of its blobs in place, a push has brought them, a verification has read all of
+    it. `size` is the bytes of that.
+    """
+
+    archive: str
+    size: int
+    done: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +142,7 @@ Event: TypeAlias = (
     | TransferStarted
     | BytesMoved
     | BlobDone
+    | ArchiveDone
     | ManifestDone
     | TagDone
     | Retrying
@@ -137,6 +155,34 @@ OnEvent: TypeAlias = Callable[[Event], None]
 
 def ignore(_event: Event) -> None:
     """A listener that ignores every event."""
+
+
+class ArchiveTally:
+    """Counts what is left to do of each archive, and tells `listener` of one that is through.
+
+    It tells nothing where there is one archive only. Thread-safe.
+    """
+
+    def __init__(self, listener: OnEvent) -> None:
+        self._listener, self._lock = listener, threading.Lock()
+        self._left, self._sizes = Counter[str](), Counter[str]()  # under the lock
+        self._through = 0
+
+    def expect(self, archive: str, size: int = 0) -> None:
+        """Note one thing more to do of `archive`, of `size` bytes."""
+        with self._lock:
+            self._left[archive] += 1
+            self._sizes[archive] += size
+
+    def done(self, archive: str) -> None:
+        """Note that one of them is done; of an archive that is not known, do nothing."""
+        with self._lock:
+            self._left[archive] -= 1
+            if not self._left[archive]:
+                self._through += 1
+                size, total = self._sizes[archive], len(self._sizes)
+                if total > 1:
+                    self._listener(ArchiveDone(archive, size, self._through, total))
 
 
 def serialised(listener: OnEvent) -> OnEvent:
@@ -177,7 +223,7 @@ def side_by_side(listener: OnEvent, place: str) -> OnEvent:
                 listener(Warned(f"{place}: {message}"))
             case Warned() | Retrying() | EndpointDown() | EndpointUp():
                 listener(event)
-            case PhaseStarted() | PhaseAdvanced() | ManifestDone() | TagDone():
+            case PhaseStarted() | PhaseAdvanced() | ArchiveDone() | ManifestDone() | TagDone():
                 pass
 
     return one_of_them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import PurePath
 from mirror.bundle import sums
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
 from mirror.bundle.contents import OpenArchive
-from mirror.bundle.files import open_file
+from mirror.bundle.files import PartedReader, open_file
 from mirror.bundle.folder import belongs, is_leftover
 from mirror.bundle.format import SEAL, SUMS, ZSTD_SUFFIX, blob_at, parse_part_name
 from mirror.bundle.gost import check_gostsum
@@ -317,3 +318,25 @@ def gost_finding(path: Location, run: Run, on_bytes: Callable[[int], None]) -> F
     finally:
         file.close()
     return None
+
+
+def once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Sort findings. Content that is damaged, and unreadable for it, is one finding, not two."""
+    kept: dict[tuple[str, str | None, object], Finding] = {}
+    for finding in findings:
+        kept.setdefault(
+            (finding.place, finding.repository, finding.digest or finding.problem), finding
+        )
+    return tuple(
+        sorted(kept.values(), key=lambda f: (f.place, f.repository or "", str(f.digest), f.problem))
+    )
+
+
+def parts_of(check: Check) -> tuple[Location, ...]:
+    """Return the parts in which a stretch of an archive lies; none if that is in one piece."""
+    file = check.file
+    if not isinstance(file, PartedReader) or len(file.parts) == 1:
+        return ()
+    first = bisect_right(file.ends, check.offset - len(check.before))
+    last = bisect_left(file.ends, check.offset + check.size + check.after)
+    return file.parts[first : last + 1]

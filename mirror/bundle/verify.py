@@ -8,10 +8,9 @@ everything that its tags reach; only bytes that mean nothing to any reader could
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -24,14 +23,16 @@ from mirror.bundle.checks import (
     found_checks,
     gost_finding,
     lost_findings,
+    once_each,
     part_findings,
+    parts_of,
     sealed_checks,
     shift_findings,
     sums_findings,
     unlisted,
 )
 from mirror.bundle.contents import OpenArchive
-from mirror.bundle.files import PartedReader, beginning
+from mirror.bundle.files import beginning
 from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
 from mirror.bundle.location import Location, Readable, size_of
@@ -47,7 +48,7 @@ from mirror.errors import (
     MirrorError,
     SignatureError,
 )
-from mirror.events import BlobDone, BytesMoved, TransferStarted, Warned
+from mirror.events import ArchiveTally, BlobDone, BytesMoved, TransferStarted, Warned
 from mirror.oci import Digest
 from mirror.run import Run, for_each
 from mirror.sync import Dependents, Finding, Inventory
@@ -171,11 +172,12 @@ _MOST_SIGNATURE_BYTES = 64 << 10
 @dataclass(frozen=True, slots=True)
 class _Work:
     """What one thread does at a time: a few checks, or all of a compressed archive, which is read
-    once from its beginning to its end, or a GOST digest of a file."""
+    once from its beginning to its end, or a GOST digest of a file. `archive` is whose checks."""
 
     checks: Iterable[Check] = ()
     packed: SeekableFile | None = None
     gost: Location | None = None
+    archive: str = ""
 
 
 _TOGETHER, _TOGETHER_BYTES = 64, 4 << 20
@@ -196,6 +198,7 @@ class _Verification:
         self._sums: Mapping[str, Digest] = {}
         self._inventories: Mapping[str, Inventory]
         self._works: list[Iterable[_Work]] = []
+        self._archives = ArchiveTally(run.on_event)
         self._count = self._size = 0
         self._suspects: set[Location] = set()  # parts in which damage lies
         self._dependents: dict[tuple[str, str], Dependents] = {}
@@ -229,7 +232,7 @@ class _Verification:
             tags=sum(len(content.tags) for content in inventory.repositories.values()),
             manifests=len(inventory.manifest_nodes()),
             blobs=len(inventory.blob_sizes()),
-            findings=_once_each(self._findings),
+            findings=once_each(self._findings),
             notices=tuple(self._notices),
             omissions=seal.omissions if seal is not None else NO_OMISSIONS,
             quick=self._quick,
@@ -287,16 +290,28 @@ class _Verification:
                 self._findings += whole_archive(expected, "the archive cannot be read")
         elif expected is not None and archive.file.size == expected.size:
             checks = sealed_checks(expected, archive, quick=self._quick)
-            self._works.append(self._works_of(checks, archive))
-            self._count += len(expected.entries) + 1
-            self._size += sum(entry.size for entry in expected.entries)
+            count, size = len(expected.entries) + 1, sum(entry.size for entry in expected.entries)
+            self._plan_works(checks, archive, count, size)
         else:
             if expected is not None:
                 self._findings += shift_findings(expected, archive)
             if not self._quick:
-                self._works.append(self._works_of(found_checks(archive), archive))
-                self._count += len(archive.members) + (archive.problem is None)
-                self._size += sum(member.size for member in archive.members.values())
+                count = len(archive.members) + (archive.problem is None)
+                size = sum(member.size for member in archive.members.values())
+                self._plan_works(found_checks(archive), archive, count, size)
+
+    def _plan_works(
+        self, checks: Iterator[Check], archive: OpenArchive, count: int, size: int
+    ) -> None:
+        self._works.append(self._counted(checks, archive))
+        self._archives.expect(archive.name, size)  # until its last work has begun
+        self._count, self._size = self._count + count, self._size + size
+
+    def _counted(self, checks: Iterator[Check], archive: OpenArchive) -> Iterator[_Work]:
+        for work in self._works_of(checks, archive):
+            self._archives.expect(archive.name)
+            yield replace(work, archive=archive.name)
+        self._archives.done(archive.name)
 
     def _works_of(self, checks: Iterator[Check], archive: OpenArchive) -> Iterator[_Work]:
         """Cut the checks of an archive into works: several small ones at a time."""
@@ -340,7 +355,8 @@ class _Verification:
         failure: MirrorError | None = None
         works = chain.from_iterable(self._works)
         with closing(for_each(works, self._do, run=self._run)) as outcomes:
-            for _, outcome in outcomes:
+            for work, outcome in outcomes:
+                self._archives.done(work.archive)
                 if isinstance(outcome, MirrorError):
                     failure = failure or outcome
                     continue
@@ -404,30 +420,8 @@ class _Verification:
                 self._dependents[key] = Dependents(content)
             tags = self._dependents[key].tags(check.digest)
         text = f"{check.title} {problem}"
-        parts = _parts_of(check)
+        parts = parts_of(check)
         self._suspects.update(parts)
         if parts:
             text += f" (in {parts[0].name}{f' to {parts[-1].name}' if parts[1:] else ''})"
         return Finding(name, text, check.repository, tags, check.digest)
-
-
-def _once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Sort findings. Content that is damaged, and unreadable for it, is one finding, not two."""
-    kept: dict[tuple[str, str | None, object], Finding] = {}
-    for finding in findings:
-        kept.setdefault(
-            (finding.place, finding.repository, finding.digest or finding.problem), finding
-        )
-    return tuple(
-        sorted(kept.values(), key=lambda f: (f.place, f.repository or "", str(f.digest), f.problem))
-    )
-
-
-def _parts_of(check: Check) -> tuple[Location, ...]:
-    """Return the parts in which a stretch of an archive lies; none if that is in one piece."""
-    file = check.file
-    if not isinstance(file, PartedReader) or len(file.parts) == 1:
-        return ()
-    first = bisect_right(file.ends, check.offset - len(check.before))
-    last = bisect_left(file.ends, check.offset + check.size + check.after)
-    return file.parts[first : last + 1]

@@ -28,7 +28,7 @@ from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, Q
 from mirror.operations.trees import ask_at_once
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
-from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, make_plan, union
+from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, by_archive, make_plan, union
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
 from mirror.sync.observation import Depth, findings_of, listed
@@ -341,7 +341,7 @@ class _Push:
         held = goal.held if leads else target.held(goal.inventory)
         if not leads:  # the lead was asked before anything was written
             refuse_downgrade(tree, state, held, goal.inventory, strict=self.strict, run=run)
-        plan = make_plan(goal.inventory, held, stage=publication_stage)
+        plan = by_archive(make_plan(goal.inventory, held, stage=publication_stage))
         stated = state.pending is None and state.newest_digest == goal.published.digest
         # The lead publishes only what is new; an interrupted publication of its own is finished.
         new = None if stated or (leads and not goal.new) else goal.statement
@@ -363,6 +363,7 @@ class _Push:
                 target,
                 before_tags=lambda _interim: check_content(tree, plan, self.verification, run),
                 after_tags=lambda: check_tags(tree, plan, self.verification, run),
+                held=sum(goal.inventory.blob_sizes().values()) - plan.blob_bytes,
                 run=run,
             )
         finally:

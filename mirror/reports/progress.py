@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO, get_args
 from mirror.bundle.format import size_text
 from mirror.errors import counted, paragraph, printable
 from mirror.events import (
+    ArchiveDone,
     BlobDone,
     BytesMoved,
     EndpointDown,
@@ -104,6 +105,7 @@ class _Bars:
         self._bar: tqdm[Any] | None = None
         self._moved = _Moved()
         self._in_bytes = False
+        self._what = ""
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -120,14 +122,16 @@ class _Bars:
                 self._begin("all transfers" if beside else counted(blobs, "blob"), size, True)
             case BytesMoved() | BlobDone() if self._bar is not None and self._in_bytes:
                 self._bar.update(self._moved.advance(event))
+            case ArchiveDone() if self._bar is not None and self._in_bytes:
+                self._bar.set_description_str(f"{self._what}, {_archives(event)}", refresh=False)
         if text := _line(event, self._stream, items=self._items):
             self._write(text, file=self._stream)
 
     def _begin(self, name: str, total: int | None, in_bytes: bool = False) -> None:
         self.close()
-        self._in_bytes = in_bytes
+        self._in_bytes, self._what = in_bytes, printable(name)
         self._bar = self._made(
-            desc=printable(name),
+            desc=self._what,
             total=total,
             file=self._stream,
             unit="",
@@ -152,6 +156,7 @@ class _Lines:
         self._moved = _Moved()
         self._total = self._done = 0
         self._steps, self._step, self._what = 0, 0, ""
+        self._archives = ""
         self._reported_at, self._wait_s = 0.0, self._FIRST_S
 
     def __call__(self, event: Event) -> None:
@@ -174,6 +179,7 @@ class _Lines:
             case TransferStarted(blobs, size, manifests, tags, beside):
                 if not beside:
                     self._total = self._done = self._steps = self._step = 0
+                self._archives = ""
                 self._total, self._reported_at = self._total + size, time.monotonic()
                 self._steps, self._what = self._steps + manifests + tags, " manifests and tags"
                 self._wait_s = self._FIRST_S
@@ -186,7 +192,10 @@ class _Lines:
                 self._done += self._moved.advance(event)
                 if self._due():
                     share = self._done / self._total if self._total else 1.0
-                    self._say(f"{share:4.0%}  {size_text(self._done)} of {size_text(self._total)}")
+                    of = f"{size_text(self._done)} of {size_text(self._total)}{self._archives}"
+                    self._say(f"{share:4.0%}  {of}")
+            case ArchiveDone():
+                self._archives = f", {_archives(event)}"
 
     def _due(self) -> bool:
         """Whether it is time for a line; the next one comes after a longer while."""
@@ -309,6 +318,10 @@ def _key(name: str) -> str:
     return first + "".join("Seconds" if one == "s" else one.capitalize() for one in others)
 
 
+def _archives(event: ArchiveDone) -> str:
+    return f"{event.done} of {counted(event.total, 'archive')}"
+
+
 def _line(event: Event, stream: TextIO, *, items: bool) -> str:
     """What to say of `event` at once, in every form for people; nothing of most."""
     level, text = "info", ""
@@ -323,6 +336,10 @@ def _line(event: Event, stream: TextIO, *, items: bool) -> str:
             text = f"trying again in {delay_s:.1f}s: {reason}"
         case TransferStarted(size=size, earlier=earlier) if earlier:
             text = f"continuing: {size_text(earlier)} of {size_text(earlier + size)} are there"
+        case TransferStarted(size=size, held=held) if held:
+            text = f"{size_text(held)} of {size_text(held + size)} are there already"
+        case ArchiveDone(archive, size) if items:
+            text = f"archive {archive} ({size_text(size)}), {_archives(event)}"
         case BlobDone(digest, size, sent) if items:
             text = f"blob {digest} ({size_text(size)}{'' if sent else ', was there'})"
         case ManifestDone(repository, digest) if items:

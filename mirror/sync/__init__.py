@@ -5,7 +5,7 @@ from mirror.sync.content import MemoryStore, Source, Target
 from mirror.sync.failover import BlobContent, FailoverSource, Holder
 from mirror.sync.inventory import Gap, Inventory, InventoryBuilder, RepositoryContent, union
 from mirror.sync.observation import Dependents, Finding
-from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, make_plan
+from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, by_archive, make_plan
 from mirror.sync.transfer import TransferReport, transfer
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Source",
     "Target",
     "TransferReport",
+    "by_archive",
     "make_plan",
     "transfer",
     "union",

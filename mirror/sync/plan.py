@@ -7,9 +7,11 @@ and a transfer carries it out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
+from mirror.layout import archive_of, component_of
 from mirror.oci import Digest
 from mirror.sync.inventory import Inventory, RepositoryContent
 
@@ -71,6 +73,11 @@ class Plan:
         return sum(step.size for step in self.blobs if step.mount_from is None)
 
     @property
+    def blob_bytes(self) -> int:
+        """The bytes of all blobs, whether they move or can be mounted."""
+        return sum(step.size for step in self.blobs)
+
+    @property
     def manifest_count(self) -> int:
         """How many manifests will be written."""
         return sum(map(len, self.manifests))
@@ -95,6 +102,31 @@ def make_plan(wanted: Inventory, held: Inventory, *, stage: TagStage = _one_stag
         manifests=_manifests(wanted, held),
         tags=_tags(wanted, held, stage),
     )
+
+
+@lru_cache(maxsize=1 << 12)  # a plan asks for the same few paths again and again
+def _archive_of(path: str) -> str | None:
+    return None if component_of(path)[0] == "other" else archive_of(path)
+
+
+def archives_of(step: CopyBlob) -> set[str]:
+    """The archives in which the repositories that lack the blob travel.
+
+    Descriptions of packages count as parts of the packages, though all have one archive besides.
+    """
+    return {name for path in step.into if (name := _archive_of(path))}
+
+
+def by_archive(plan: Plan) -> Plan:
+    """The same plan, its blobs one archive after the other, as somebody watches them arrive.
+
+    An archive whose largest blob is smaller comes later, and in each the largest come first, so
+    that the last worker to finish is still busy with something small.
+    """
+    archives: dict[str, list[CopyBlob]] = {}
+    for step in plan.blobs:  # largest first
+        archives.setdefault(min(archives_of(step), default=""), []).append(step)
+    return replace(plan, blobs=tuple(step for steps in archives.values() for step in steps))
 
 
 def _blobs(wanted: Inventory, held: Inventory) -> tuple[CopyBlob, ...]:

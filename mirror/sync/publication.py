@@ -179,6 +179,7 @@ class Publication:
         independence: Independence | None = None,
         before_tags: Callable[[Interim], None] = lambda _interim: None,
         after_tags: Callable[[], None] = lambda: None,
+        held: int = 0,
         run: Run,
     ) -> PublicationReport:
         """Carry the content of `plan` from `source` to `target`, then turn its tags.
@@ -186,7 +187,7 @@ class Publication:
         With `independence` everything is carried and turned that does not depend on what failed,
         and the goal is stated only if nothing failed. `before_tags` is called before the first
         step that others can see, `after_tags` when all have turned and nothing is stated yet; both
-        may raise.
+        may raise. `held` is for listeners, as in `transfer`.
 
         Raises:
             IncompleteError: some content could not be brought, or something that an interrupted
@@ -210,6 +211,7 @@ class Publication:
             target,
             before_tags=prepare,
             independence=independence,
+            held=held,
             run=run if self.heard else run.quietly(),
         )
         after_tags()

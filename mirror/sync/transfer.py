@@ -18,14 +18,22 @@ from mirror.errors import (
     RegistryError,
     SizeMismatchError,
 )
-from mirror.events import BlobDone, BytesMoved, ManifestDone, TagDone, TransferStarted, Warned
+from mirror.events import (
+    ArchiveTally,
+    BlobDone,
+    BytesMoved,
+    ManifestDone,
+    TagDone,
+    TransferStarted,
+    Warned,
+)
 from mirror.oci import Digest, Manifest, ManifestNode
 from mirror.oci.reference import referrers_tag
 from mirror.run import PerItemErrors, Run, for_each
 from mirror.sync.content import Source, Target
 from mirror.sync.failover import BlobContent, FailoverSource
 from mirror.sync.inventory import Inventory, InventoryBuilder
-from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, make_plan
+from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, archives_of, make_plan
 
 _log = logging.getLogger(__name__)
 
@@ -95,11 +103,13 @@ def transfer(
     before_tags: Callable[[Interim], None] = lambda _interim: None,
     independence: Independence | None = None,
     earlier: int = 0,
+    held: int = 0,
     run: Run | None = None,
 ) -> TransferReport:
     """Carry out `plan`: blobs, then manifests children first, then tags stage by stage.
 
-    `earlier` is bytes of blobs that an interrupted transfer left in place: listeners are told.
+    Listeners are told of bytes that are in place: `earlier` ones, which an interrupted transfer
+    left there, and what is `held` anyway.
 
     `before_tags` is called once, when all blobs and manifests are in place and no tag has turned;
     it may raise.
@@ -115,7 +125,7 @@ def transfer(
         CancelledError: `run` was stopped; what is done is done, and a new plan leaves it out.
     """
     work = _Transfer(plan, source, target, independence, Run.of(run))
-    return work.carry_out(before_tags, earlier)
+    return work.carry_out(before_tags, earlier, held)
 
 
 def copy_blob(
@@ -162,20 +172,27 @@ class _Transfer:
         self._failures: list[tuple[str, MirrorError]] = []
         self._indexes: dict[PutTag, Manifest] = {}  # tags of one stage that wait for its others
         self._sent = 0
+        self._archives = ArchiveTally(run.on_event)
         self._turning = {(step.repository, step.tag) for stage in plan.tags for step in stage}
 
-    def carry_out(self, before_tags: Callable[[Interim], None], earlier: int = 0) -> TransferReport:
+    def carry_out(
+        self, before_tags: Callable[[Interim], None], earlier: int, held: int
+    ) -> TransferReport:
         """Do it all, in order."""
         plan = self._plan
         self._run.on_event(
             TransferStarted(
                 blobs=len(plan.blobs),
-                size=sum(step.size for step in plan.blobs),
+                size=plan.blob_bytes,
                 manifests=plan.manifest_count,
                 tags=plan.tag_count,
                 earlier=earlier,
+                held=held,
             )
         )
+        for step in plan.blobs if self._losses is None else ():  # a replica is no bundle
+            for archive in archives_of(step):
+                self._archives.expect(archive, step.size)
         blobs = self._carry(plan.blobs, self._copy)
         manifests = sum(self._carry(wave, self._put) for wave in plan.manifests)
         before_tags(self._interim())
@@ -220,6 +237,9 @@ class _Transfer:
                         losses.add(step)
                 else:
                     done, self._sent = done + 1, self._sent + outcome
+                    if isinstance(step, CopyBlob):
+                        for archive in archives_of(step):
+                            self._archives.done(archive)
         failures.sort(key=lambda failure: failure[0])
         self._failures += failures
         left = len(begun) - done - len(failures)

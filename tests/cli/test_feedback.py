@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 
 from mirror.bundle.format import size_text
+from mirror.layout import PACKAGE_VERSIONS_ARCHIVE
 from mirror.oci import Manifest
 from mirror.serve import MemoryStorage
 from mirror.testing import Answer, EmbeddedRegistry, Fault
@@ -90,6 +91,46 @@ def test_a_pull_that_goes_on_says_how_much_an_earlier_one_left(
     assert told is not None
     whole = call_mirror("pull", tmp_path / "new", *pull[2:], "--json").succeeded().document
     assert told[2] == size_text(whole["fetched"])
+
+
+def test_a_push_says_how_much_the_registry_has_of_the_bundle(
+    bundle: Path, embedded_registry: EmbeddedRegistry
+) -> None:
+    push = ("push", bundle, f"{embedded_registry.address}/dkp/ee", "--insecure")
+    embedded_registry.faults.add(Fault(Answer(403), method="PUT", path=".*/security/trivy-db/.*"))
+    first = call_mirror(*push)
+    assert first.code != 0
+    assert "there already" not in first.stderr
+    embedded_registry.faults.clear()
+    again = call_mirror(*push).succeeded()
+    told = re.search(r"^(.+) of (.+) are there already$", again.stderr, re.MULTILINE)
+    assert told is not None
+    last = call_mirror(*push).succeeded()
+    assert f"{told[2]} of {told[2]} are there already" in last.stderr
+
+
+@pytest.mark.parametrize("command", ["pull", "verify", "push", "merge"])
+def test_each_archive_is_told_when_it_is_through(
+    command: str,
+    bundle: Path,
+    source: Source,
+    embedded_registry: EmbeddedRegistry,
+    tmp_path: Path,
+) -> None:
+    arguments = {
+        "pull": (tmp_path / "b", "--source", source.root, "--insecure"),
+        "verify": (bundle,),
+        "push": (bundle, f"{embedded_registry.address}/dkp/ee", "--insecure"),
+        "merge": (bundle, tmp_path / "b"),
+    }[command]
+    events = lines(call_mirror(command, *arguments, "--progress", "json").succeeded().stderr)
+    told = [event for event in events if event["event"] == "archiveDone"]
+    archives = sorted(path.name for path in bundle.glob("*.tar"))
+    if command != "verify":  # the others count the descriptions of packages with the packages
+        archives.remove(PACKAGE_VERSIONS_ARCHIVE)
+    assert sorted(str(event["archive"]) for event in told) == archives
+    assert [event["done"] for event in told] == list(range(1, len(archives) + 1))
+    assert {event["total"] for event in told} == {len(archives)}
 
 
 def test_a_dry_run_looks_at_the_disk(source: Source, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.events import (
+    ArchiveDone,
     BlobDone,
     BytesMoved,
     Event,
@@ -97,6 +98,32 @@ def test_lines_count_what_has_no_bytes_where_that_takes_long() -> None:
         "0 blobs (0 B), 2 manifests, 3 tags",
         "2 of 5 manifests and tags",
     ]
+
+
+def test_lines_and_bars_count_archives() -> None:
+    lines, terminal = io.StringIO(), _Terminal()
+    for stream in (lines, terminal):
+        with (
+            mock.patch.object(time, "monotonic", return_value=0.0) as now,
+            progress(stream) as on_event,
+        ):
+            on_event(TransferStarted(2, 100, 0, 0))
+            on_event(BlobDone(LAYER, 50, 50))
+            on_event(ArchiveDone("platform.tar", 50, 1, 2))
+            now.return_value = 2.0
+            on_event(BytesMoved(CONFIG, 20))
+    assert lines.getvalue().splitlines() == [
+        "2 blobs (100 B)",
+        " 70%  70 B of 100 B, 1 of 2 archives",
+    ]
+    assert "2 blobs, 1 of 2 archives:  70%" in terminal.getvalue()
+
+
+def test_who_asks_for_each_item_is_told_of_archives_too() -> None:
+    stream = io.StringIO()
+    with progress(stream, items=True) as on_event:
+        on_event(ArchiveDone("platform.tar", 2048, 1, 2))
+    assert stream.getvalue() == "archive platform.tar (2.0 KiB), 1 of 2 archives\n"
 
 
 def test_one_bar_grows_with_every_transfer_that_joins_and_ends_full() -> None:

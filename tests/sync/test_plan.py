@@ -6,7 +6,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.sync import Inventory, InventoryBuilder, Plan, PutTag, make_plan, union
+from mirror.sync import Inventory, InventoryBuilder, Plan, PutTag, by_archive, make_plan, union
 from mirror.sync.plan import CopyBlob, PutManifest
 from tests.support.inventories import (
     add_closed,
@@ -74,6 +74,27 @@ def test_what_was_there_besides_is_left_alone(case: tuple[Inventory, Inventory])
         for tag, digest in content.tags.items():
             ours = wanted.repository(path).tags.get(tag, digest)
             assert after.repository(path).tags[tag] == ours
+
+
+def test_archives_come_one_after_the_other_and_the_smallest_blobs_last() -> None:
+    paths = ("", "modules/a", "modules/b", "mirror/inventory")
+    builder = InventoryBuilder()
+    for number, size in enumerate((900, 10, 700, 20, 5, 800)):
+        builder.add_blob(paths[number % 3], fake_blob(number).digest, size)
+    builder.add_blob(paths[3], fake_blob(6).digest, 1)
+    plan = make_plan(builder.build(), Inventory())
+    ordered = by_archive(plan)
+    told = [(step.into[0], step.size) for step in ordered.blobs]
+    assert told == [
+        ("", 900),
+        ("", 20),
+        ("modules/b", 800),
+        ("modules/b", 700),
+        ("modules/a", 10),
+        ("modules/a", 5),
+        ("mirror/inventory", 1),
+    ]
+    assert sorted(ordered.blobs, key=str) == sorted(plan.blobs, key=str)
 
 
 @given(places(), st.randoms(use_true_random=False))
