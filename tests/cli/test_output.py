@@ -138,7 +138,7 @@ def test_a_terminal_shows_bars_and_stdout_stays_clean(source: Source, tmp_path: 
     folder = tmp_path / "bundle"
     code, out, shown = on_a_terminal("pull", folder, "--source", source.root, "--insecure")
     assert code == 0
-    assert re.search(r"\d+ blobs: 100%\|", shown)
+    assert re.search(r"\d+ blobs, (\d+) of \1 archives: 100%\|", shown)
     assert "\r" in shown
     assert out.startswith(f"Bundle {folder} is complete\n")
     assert "\r" not in out
