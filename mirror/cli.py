@@ -38,12 +38,9 @@ _COMMANDS = {
     "serve": ("bundles.serve_command", "Serve a bundle, or a folder, as a registry."),
     "controller": ("cluster.controller_command", "Lead a cluster to the mode that is wanted."),
     "mode": ("mode.mode_group", "The modes of a cluster's registry."),
-    "completion": (
-        "writing.completion_command",
-        "Let a shell complete what is typed.",
-    ),
-    "config": ("writing.config_group", "Settings files and their JSON Schemas."),
-    "version": ("version.version_command", "Say which release this is, and of what it is made."),
+    "completion": ("program.completion_command", "Let a shell complete what is typed."),
+    "config": ("profiles.config_group", "Settings files and their JSON Schemas."),
+    "version": ("program.version_command", "Say which release this is, and of what it is made."),
 }
 """Command → its place below `mirror.commands`, and its line in the list of commands."""
 
@@ -129,7 +126,7 @@ def main(config: str | None, profile: str | None) -> None:
         "mirror/mirror.yaml",
     )
     if config or profile or os.path.exists(file):  # noqa: PTH110
-        from mirror.commands.writing import use_profile
+        from mirror.commands.profiles import use_profile
 
         use_profile(click.get_current_context(), file, profile)
     if os.environ.get("MIRROR_DEBUG_LOG", "") in ("3", "4"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from mirror.commands.version import DISTRIBUTION
+from mirror.commands.program import DISTRIBUTION
 from shipping import contents, deb, executable, image, runtime
 from shipping.runtime import HERE, MACHINES, ROOT, VERSION, Machine, Runner
 

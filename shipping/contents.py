@@ -13,7 +13,7 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
-from mirror.commands.version import DISTRIBUTION
+from mirror.commands.program import DISTRIBUTION
 from shipping.runtime import VERSION
 
 NOTICES = Path(__file__).parent / "notices.txt"

@@ -11,7 +11,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from mirror.commands.version import DISTRIBUTION
+from mirror.commands.program import DISTRIBUTION
 from shipping import man
 from shipping.runtime import GLIBC, ROOT, VERSION, Machine, add_tree
 

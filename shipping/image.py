@@ -18,7 +18,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from mirror.commands.version import DISTRIBUTION
+from mirror.commands.program import DISTRIBUTION
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST, descriptor_json
 from shipping.runtime import VERSION, Machine, add_tree

@@ -50,7 +50,6 @@ class Readable(Protocol):
         Raises:
             DamagedBundleError: the archive ends before them, or is damaged there.
         """
-        ...
 
     def close(self) -> None: ...
 
@@ -142,7 +141,6 @@ class Objects(Protocol):
         Raises:
             InputError: nothing tells which files there are.
         """
-        ...
 
     def chunks(
         self, name: str, state: FileState, offset: int, size: int, run: Run
@@ -154,11 +152,9 @@ class Objects(Protocol):
         Raises:
             ConflictError: the file is not what its `state` says any more.
         """
-        ...
 
     def close(self) -> None:
         """End all connections."""
-        ...
 
 
 class RemotePath:

@@ -13,9 +13,9 @@ from mirror.errors import (
     UnreachableError,
     printable,
 )
+from mirror.registry.answers import TRANSIENT_STATUSES
 from mirror.registry.failures import TransientFailure, retry_after_s
 from mirror.registry.http1 import Headers
-from mirror.registry.refusals import TRANSIENT_STATUSES
 
 _MOST_MARKS = 100_000
 """Of a page of 1,000 entries, each with up to 15 fields."""

@@ -51,19 +51,15 @@ class ArchiveFile(Protocol):
     @property
     def parts(self) -> tuple[Path, ...]:
         """The files that it consists of."""
-        ...
 
     def write(self, offset: int, *pieces: bytes) -> None:
         """Put `pieces`, one behind the other, at `offset`."""
-        ...
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """Read back what was written, in pieces of at most a few MiB."""
-        ...
 
     def sync(self) -> int:
         """Make what was written outlive a power cut; return how many bytes that is."""
-        ...
 
     def close(self) -> None: ...
 
@@ -78,32 +74,25 @@ class Claims(Protocol):
     @property
     def begun(self) -> bool:
         """Whether anything is there that the next run may use."""
-        ...
 
     def claims(self, file: ArchiveFile, entry: Entry) -> bool:
         """Whether something of an entry is said to be there, so that it is to be looked at."""
-        ...
 
     def holds(self, file: ArchiveFile, entry: Entry) -> bool:
         """Whether all of an entry is said to be there."""
-        ...
 
     def count(self, digest: Digest) -> int:
         """How many bytes of a blob are in place, from its beginning on."""
-        ...
 
     def note(self, digest: Digest, count: int) -> None:
         """Note that the first `count` bytes of a blob are written, wherever it belongs."""
-        ...
 
     def forget(self, digests: Iterable[Digest]) -> None:
         """These are not there, whatever was said before."""
-        ...
 
     def came_short(self, places: Iterable[Place]) -> bool:
         """Content of these places is wrong, or not all there; whether it takes another run to bring
         it."""
-        ...
 
     def close(self) -> None: ...
 

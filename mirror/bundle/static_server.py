@@ -15,9 +15,9 @@ from mirror.bundle.location import RemotePath, is_name
 from mirror.bundle.seal import parse_seal
 from mirror.errors import DamagedBundleError, DeniedError, InputError, InvalidReferenceError
 from mirror.registry.addresses import Origin
+from mirror.registry.answers import reworded
 from mirror.registry.downloads import FileState, file_range, file_state
 from mirror.registry.options import ConnectionOptions
-from mirror.registry.refusals import reworded
 from mirror.registry.transport import Transport, Wire
 from mirror.run import Run, gather
 

@@ -10,7 +10,7 @@ import click
 
 from mirror.bundle.location import Location
 from mirror.bundle.reader import BundleReader, read_inventory
-from mirror.commands import options, writing
+from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,
     keyed_registry_options,
@@ -30,6 +30,7 @@ from mirror.commands.options import (
     located,
 )
 from mirror.commands.process import tell
+from mirror.commands.program import folder
 from mirror.durable import write_durably
 from mirror.errors import InputError, IntegrityError, InvalidReferenceError
 from mirror.oci import Repository
@@ -69,8 +70,8 @@ def status_command(
 
 
 @click.command("diff", epilog=options.example("mirror diff bundle registry.example.com/dkp"))
-@click.argument("a", shell_complete=writing.folder)
-@click.argument("b", shell_complete=writing.folder)
+@click.argument("a", shell_complete=folder)
+@click.argument("b", shell_complete=folder)
 @registries_options
 @options.running
 def diff_command(*, a: str, b: str, access: AccessOptions, work: Work) -> None:
@@ -177,7 +178,7 @@ def verify_command(
 @click.command(
     "repair", epilog=options.example("mirror repair bundle --from /mnt/copy --from registry/dkp")
 )
-@click.argument("bundle_dir", type=click.Path(path_type=Path), shell_complete=writing.folder)
+@click.argument("bundle_dir", type=click.Path(path_type=Path), shell_complete=folder)
 @click.option(
     "--from",
     "others",

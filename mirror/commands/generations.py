@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
-from mirror.commands import options, writing
+from mirror.commands import options
 from mirror.commands.access import AccessOptions, open_trees, publishing_keys, registry_options
 from mirror.commands.options import Work, flag
+from mirror.commands.program import folder
 from mirror.errors import InputError
 from mirror.operations.compare import history
 from mirror.operations.prune import prune
@@ -90,7 +91,7 @@ def rollback_command(
     multiple=True,
     required=True,
     metavar="WHAT",
-    shell_complete=writing.folder,
+    shell_complete=folder,
     help="What to keep: a bundle's folder, a file with an inventory, or a generation by its number "
     "in `mirror history` (not how many to keep). Repeatable: all else goes.",
 )

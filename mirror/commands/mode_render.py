@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,7 +24,6 @@ from mirror.nodeconfig.render import MANIFESTS, Rendered, RenderOptions, render,
 from mirror.nodeconfig.rotation import advance_rotation, begin_rotation, rotation_outcome
 from mirror.nodeconfig.service_secrets import (
     Rotated,
-    Rotation,
     prepare_secrets,
     read_secrets,
     renewed,
@@ -244,7 +243,8 @@ def render_command(
             for name, one in done.items()
         },
         "renewed": list(changes),
-        "rotation": _rotation_document(kept.rotation, waiting),
+        "rotation": kept.rotation
+        and {**document(kept.rotation, "what", "phase"), "waiting": waiting},
         "notes": list(rendered.notes),
     }
     rows = [*_summary(settings, before, rendered, done, out)]
@@ -256,10 +256,6 @@ def render_command(
     elif held is not None and held.rotation is not None:
         rows.append(f"Rotation of {', '.join(held.rotation.what)}: the old is trusted no more")
     work.say(result, [*rows, *(f"Note: {note}" for note in rendered.notes)])
-
-
-def _rotation_document(rotation: Rotation | None, waiting: str) -> dict[str, Any] | None:
-    return None if rotation is None else {**document(rotation, "what", "phase"), "waiting": waiting}
 
 
 def _pairs(

@@ -160,7 +160,6 @@ class Report(Protocol):
 
     def to_document(self) -> Mapping[str, Any]:
         """As JSON values."""
-        ...
 
 
 Shown = TypeVar("Shown", bound=Report)

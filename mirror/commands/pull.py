@@ -13,7 +13,7 @@ from mirror.bundle import gost
 from mirror.bundle.folder import Packing, check_space
 from mirror.bundle.format import MAX_COMPANION_BYTES
 from mirror.bundle.reader import read_inventory
-from mirror.commands import options, writing
+from mirror.commands import options, program
 from mirror.commands.access import (
     AccessOptions,
     TreeAccess,
@@ -26,7 +26,6 @@ from mirror.commands.access import (
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag
-from mirror.commands.version import executable
 from mirror.config import PullConfig
 from mirror.durable import os_errors
 from mirror.errors import InputError, InvalidReferenceError, NoSpaceError, printable
@@ -63,7 +62,7 @@ def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -
                     multiple=True,
                     default=None,
                     help=repeatable,
-                    shell_complete=writing.PULL.get(name),
+                    shell_complete=program.PULL.get(name),
                 )
             )
         else:
@@ -79,7 +78,7 @@ def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -
                     help=shown,
                     envvar=variables.get(name),
                     show_envvar=True,
-                    shell_complete=writing.PULL.get(name),
+                    shell_complete=program.PULL.get(name),
                 )
             )
     return options.together(*found)
@@ -280,7 +279,7 @@ def _tool(config: PullConfig) -> bytes | None:
     """The program that the bundle is to bring; None for none. InputError: it is none."""
     if not config.brings_tool:
         return None
-    path = config.tool or executable()
+    path = config.tool or program.executable()
     if path is None:
         raise InputError(
             "this mirror was installed as a package and is not one file that could go into the "

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mirror.bundle.reader import BundleReader
-from mirror.commands import options, writing
+from mirror.commands import options, profiles
 from mirror.commands.access import (
     AccessOptions,
     TreeAccess,
@@ -19,6 +19,7 @@ from mirror.commands.access import (
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
 from mirror.commands.options import FILE, Work, flag, located
+from mirror.commands.program import folder
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
 from mirror.layout import MODULES
@@ -33,7 +34,7 @@ from mirror.sync.statement import StatementKeys
 @click.command(
     "push", epilog=options.example("mirror push bundle registry.example.com/dkp -u admin")
 )
-@click.argument("paths", nargs=-1, metavar="[BUNDLE_DIR] REGISTRY", shell_complete=writing.folder)
+@click.argument("paths", nargs=-1, metavar="[BUNDLE_DIR] REGISTRY", shell_complete=folder)
 @click.option(
     "--file",
     "files",
@@ -139,7 +140,7 @@ def push_command(
     """
     del tmp_dir
     options.tell_ignored_variables(work.on_event)
-    given = None if cluster else click.get_current_context().meta.get(writing.REGISTRY)
+    given = None if cluster else click.get_current_context().meta.get(profiles.REGISTRY)
     optional = cluster.module_config is not None or given is not None
     folders, registry = _arguments(paths, files, optional=optional)
     registry = registry or given

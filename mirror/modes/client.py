@@ -25,13 +25,8 @@ from mirror.modes.endpoints import Endpoint, HealthMemory, Reading, ReadingPolic
 from mirror.modes.routes import Plane
 from mirror.modes.settings import NO_ACCESS, ClusterAccess, RegistrySettings
 from mirror.oci import Child, Descriptor, Digest, Manifest, Repository
-from mirror.registry import (
-    ConnectionOptions,
-    Credentials,
-    OpenUpload,
-    RegistryClient,
-    UploadJournal,
-)
+from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RegistryWriter
+from mirror.registry.transport import Transport
 from mirror.run import Run
 
 Found = TypeVar("Found")
@@ -68,7 +63,7 @@ def connect(
     return ModeClient(settings, access, plane, options, credentials, health, on_event)
 
 
-class ModeClient:
+class ModeClient(RegistryWriter):
     """Reads, and where the mode allows it writes, a cluster's registry. See `connect`.
 
     A context manager, safe to use from many threads, usable wherever a `RegistryClient` is.
@@ -81,6 +76,9 @@ class ModeClient:
     breaks off is continued. Content is absent when every endpoint says so. An endpoint that failed
     is asked last for a while. In Local mode, tags and referrers combine the answers of all that
     answer.
+
+    In Local mode a deletion takes content from the replica that takes the pushes; the others still
+    have it, until a sync with deletion takes it from them.
 
     Every method raises what the same method of `RegistryClient` does, and:
 
@@ -266,69 +264,6 @@ class ModeClient:
 
         yield from sorted(self._list("the repositories of", "", "", ask))
 
-    # -- writing -------------------------------------------------------------------------------
-
-    def upload(
-        self,
-        repository: str,
-        digest: Digest,
-        size: int,
-        content: Callable[[int], Generator[bytes, None, None]],
-        *,
-        opened: OpenUpload | None = None,
-        journal: UploadJournal | None = None,
-    ) -> int:
-        """Send a blob; see `RegistryClient.upload`."""
-        client, path = self._writer(repository)
-        return client.upload(path, digest, size, content, opened=opened, journal=journal)
-
-    def open_upload(self, repository: str) -> OpenUpload:
-        """Open an upload session, which proves that pushing is allowed."""
-        client, path = self._writer(repository)
-        return client.open_upload(path)
-
-    def cancel_upload(self, repository: str, upload: OpenUpload) -> bool:
-        """Let the registry forget a session, and say whether it answered."""
-        client, path = self._writer(repository)
-        return client.cancel_upload(path, upload)
-
-    def mount_or_open(
-        self, repository: str, digest: Digest, from_repository: str
-    ) -> bool | OpenUpload:
-        """As `mount`, but return the upload session that most registries open instead."""
-        client, path = self._writer(repository)
-        _, from_path = self._writer(from_repository)
-        return client.mount_or_open(path, digest, from_path)
-
-    def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
-        """Make a blob of `from_repository` one of `repository` too, without sending it."""
-        client, path = self._writer(repository)
-        _, from_path = self._writer(from_repository)
-        return client.mount(path, digest, from_path)
-
-    def put_manifest(self, repository: str, reference: str | Digest, manifest: Manifest) -> None:
-        """Put `manifest` under a tag or its own digest; see `RegistryClient.put_manifest`."""
-        client, path = self._writer(repository)
-        client.put_manifest(path, reference, manifest)
-
-    def delete_manifest(self, repository: str, digest: Digest) -> None:
-        """Delete a manifest and with it all tags that name it.
-
-        In Local mode the other replicas still have it; a sync with deletion takes it from them.
-        """
-        client, path = self._writer(repository, "delete")
-        client.delete_manifest(path, digest)
-
-    def delete_tag(self, repository: str, tag: str) -> None:
-        """Delete a tag and keep its manifest, as far as `delete_manifest` goes."""
-        client, path = self._writer(repository, "delete")
-        client.delete_tag(path, tag)
-
-    def delete_blob(self, repository: str, digest: Digest) -> None:
-        """Delete a blob from a repository, as far as `delete_manifest` goes."""
-        client, path = self._writer(repository, "delete")
-        client.delete_blob(path, digest)
-
     # -- which endpoint ------------------------------------------------------------------------
 
     def _all_to(self, place: ClusterRepository) -> dict[Endpoint, str]:
@@ -357,11 +292,11 @@ class ModeClient:
             (chosen,) = self._chosen
         return {chosen: paths[chosen]}
 
-    def _writer(self, repository: str, action: str = "push") -> tuple[RegistryClient, str]:
+    def _writing(self, repository: str, action: str = "push") -> tuple[Transport, str]:
         place = self._names.read(repository)
         check_write(self.settings, self.plane, self.access, external=place.external, action=action)
         ((endpoint, path),) = self._routes_to(place).items()
-        return self._client(endpoint, patient=True), path
+        return self._client(endpoint, patient=True)._writing(path, action)
 
     def _client(self, endpoint: Endpoint, *, patient: bool) -> RegistryClient:
         """The client of `endpoint`, made when it is first needed; a `patient` one tries again."""

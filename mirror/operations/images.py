@@ -27,7 +27,7 @@ from mirror.errors import (
     SizeMismatchError,
 )
 from mirror.layout import CHANNELS, RELEASE_CHANNEL, tags_of_versions
-from mirror.oci import Descriptor, Digest, Manifest, Platform, Repository
+from mirror.oci import Digest, Manifest, Platform, Repository
 from mirror.oci.layers import read_files
 from mirror.registry import RegistryReader, RegistryWriter
 from mirror.release.discovery import CHANGELOG_YAML, parse_changelog
@@ -100,15 +100,13 @@ def read_image(
         NotFoundError, RegistryError: as for `find_image`.
     """
     image = find_image(client, repository, reference, platform)
-    layers = [partial(_streamed, client, repository, layer) for layer in image.layers]
+    layers = [
+        partial(client.blob, repository, layer.digest, size=layer.size) for layer in image.layers
+    ]
     where = name_of(client, repository, image.digest)
     return _past_damage(
         lambda: read_files(layers, paths, max_file_bytes=max_file_bytes, where=where)
     )
-
-
-def _streamed(client: RegistryReader, repository: str, layer: Descriptor) -> Iterator[bytes]:
-    return client.blob(repository, layer.digest, size=layer.size)
 
 
 def save_blob(

@@ -29,7 +29,7 @@ from mirror.sync import Finding, Inventory, InventoryBuilder, make_plan, union
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Depth, Failure, Observation, speaks_of_damage
 from mirror.sync.observe import observe
-from mirror.sync.plan import PutManifest, PutTag, lacking
+from mirror.sync.plan import PutManifest, lacking
 from mirror.sync.publication import Goal, Publication, retract
 from mirror.sync.publication_state import (
     PENDING,
@@ -186,19 +186,9 @@ class RegistryTask(ABC):
 
 
 class Replication(RegistryTask):
-    """Brings one replica to what the leader has."""
+    """Brings one replica to what the leader has, which is the first of `others`."""
 
-    def __init__(
-        self,
-        tree: RegistryTree,
-        leader: Leader,
-        others: Sequence[RegistryTree],
-        options: SyncOptions,
-        *,
-        run: Run,
-    ) -> None:
-        super().__init__(tree, leader, (leader.tree.within(run), *others), options, run=run)
-        self._unrepaired = False
+    _unrepaired = False
 
     def _carry_out(self) -> None:
         stated = statement_digest(self._tree)
@@ -292,7 +282,14 @@ class Replication(RegistryTask):
         plan = make_plan(wanted, held, stage=publication_stage)
         if facts.failures:
             # Tags that lead to versions wait until every version could be read.
-            plan = replace(plan, tags=tuple(tags for tags in plan.tags if _stage(tags[0]) == 0))
+            plan = replace(
+                plan,
+                tags=tuple(
+                    tags
+                    for tags in plan.tags
+                    if not publication_stage(tags[0].repository, tags[0].tag)
+                ),
+            )
         if self._unrepaired:
             plan = replace(plan, tags=())
         plan, missing = self._leader.credit.confirmed(plan)
@@ -424,10 +421,6 @@ class Replication(RegistryTask):
         removed = gone.items
         left = [one for one in items if one not in set(removed)]
         self._add(failures=failures, removed=removed, extras=left)
-
-
-def _stage(step: PutTag) -> int:
-    return publication_stage(step.repository, step.tag)
 
 
 def _awaited(path: str, tag: str) -> tuple[str, str] | None:

@@ -178,7 +178,7 @@ def sync_replicas(
 
     def replicate(tree: RegistryTree) -> ReplicaResult:
         own = part(tree)
-        others = [one.within(own) for one in (*replicas, *also) if one is not tree]
+        others = [one.within(own) for one in (head.tree, *replicas, *also) if one is not tree]
         result = in_time(
             Replication(tree.within(own), head, others, options, run=own).carry_out(), own
         )

@@ -22,8 +22,8 @@ from urllib.parse import urlencode, urlsplit
 from mirror.documents import parse_json
 from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError
 from mirror.registry.addresses import check_address
+from mirror.registry.answers import Login
 from mirror.registry.failures import same
-from mirror.registry.refusals import Login
 
 _log = logging.getLogger(__name__)
 
@@ -91,11 +91,9 @@ class Carrier(Protocol):
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
     ) -> bytes:
         """Send one request and return the body of its 200 answer; raises MirrorError."""
-        ...
 
     def check(self) -> None:
         """Raise CancelledError if the run was stopped."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,21 +9,161 @@ from typing import Protocol, Self
 from mirror.errors import RegistryNotFoundError, UnreachableError
 from mirror.events import OnEvent, ignore
 from mirror.oci import Child, Descriptor, Digest, Manifest
-from mirror.registry import downloads, manifests, statuses, upload_sessions, uploads
+from mirror.registry import answers, downloads, manifests, upload_sessions, uploads
+from mirror.registry.answers import reworded
 from mirror.registry.auth import PUSH, Credentials
 from mirror.registry.options import ConnectionOptions
-from mirror.registry.refusals import reworded
 from mirror.registry.transport import Transport, Wire
 from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import OpenUpload
 from mirror.run import Run
 
+# What is asked of a registry, whoever answers: one host, or the replicas of a cluster's registry.
+# `RegistryClient` says what each method of a reader promises.
 
-def _nothing() -> None:
-    pass
+
+class RegistryReader(Protocol):
+    """Reads content; thread-safe. `host` is for messages."""
+
+    @property
+    def host(self) -> str: ...
+    def within(self, run: Run) -> Self: ...
+    def close(self) -> None: ...
+    def ping(self) -> None: ...
+    def manifest(self, repository: str, reference: str | Digest) -> Manifest: ...
+    def resolve(
+        self, repository: str, reference: str | Digest, *, known: Descriptor | None = None
+    ) -> Descriptor | None: ...
+    def blob_size(self, repository: str, digest: Digest) -> int | None: ...
+    def blob(
+        self,
+        repository: str,
+        digest: Digest,
+        *,
+        size: int | None = None,
+        offset: int = 0,
+        verify: bool = True,
+    ) -> Generator[bytes, None, None]: ...
+    def tags(self, repository: str) -> list[str]: ...
+    def catalogue(self) -> Iterator[str]: ...
+    def referrers(
+        self, repository: str, digest: Digest, artifact_type: str | None = None
+    ) -> list[Child]: ...
+    def referrers_api(
+        self, repository: str, digest: Digest, artifact_type: str | None = None
+    ) -> list[Child] | None: ...
 
 
-class RegistryClient:
+class RegistryWriter(RegistryReader, Protocol):
+    """Reads and writes content; thread-safe. Writing is the same wherever the registry lies."""
+
+    def _writing(self, repository: str, action: str = "push") -> tuple[Transport, str]:
+        """What sends requests to the registry that takes writes, and what that calls `repository`.
+
+        `action` is `push` or `delete`, for a mode that refuses it.
+        """
+
+    def upload(
+        self,
+        repository: str,
+        digest: Digest,
+        size: int,
+        content: Callable[[int], Generator[bytes, None, None]],
+        *,
+        opened: OpenUpload | None = None,
+        journal: UploadJournal | None = None,
+    ) -> int:
+        """Send a blob (POST and PUT, end-4 and end-6; large ones by PATCH, end-5, in chunks).
+
+        `content(offset)` opens its bytes from there on; it is called anew for each attempt, and
+        what it raises ends the upload. A cut upload is continued where the registry says it got
+        to, else it starts anew. `opened` is a session to
+        begin with. A session that fails is cancelled at the registry, best effort; with a
+        `journal` one that only was interrupted stays, and a later call goes on with it. Returns the
+        bytes sent, repeated ones included.
+
+        Raises:
+            SizeMismatchError: `content` is longer or shorter than `size`.
+            StalledError: too little moved for too long, in every attempt.
+        """
+        transport, path = self._writing(repository)
+        return uploads.Upload(
+            transport, path, digest, size, content, opened=opened, journal=journal
+        ).run()
+
+    def open_upload(self, repository: str) -> OpenUpload:
+        """Open an upload session (POST, end-4a), which proves that pushing is allowed.
+
+        Hand it to `upload`, or to `cancel_upload` so that nothing stays behind.
+        """
+        return upload_sessions.open_upload(*self._writing(repository))
+
+    def cancel_upload(self, repository: str, upload: OpenUpload) -> bool:
+        """Let the registry forget a session (DELETE), and say whether it answered.
+
+        Nothing is raised: the registry also forgets by itself.
+        """
+        transport, path = self._writing(repository)
+        return upload_sessions.cancel(transport, upload.location, (PUSH.format(path),))
+
+    def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
+        """Make a blob of `from_repository` one of `repository` too, without sending it (end-11).
+
+        False where the registry does not: upload it then.
+        """
+        answer = self.mount_or_open(repository, digest, from_repository)
+        if isinstance(answer, OpenUpload):
+            self.cancel_upload(repository, answer)
+            return False
+        return answer
+
+    def mount_or_open(
+        self, repository: str, digest: Digest, from_repository: str
+    ) -> bool | OpenUpload:
+        """As `mount`, but hands out the upload session that most registries open instead."""
+        transport, path = self._writing(repository)
+        _, source = self._writing(from_repository)
+        return upload_sessions.mount_or_open(transport, path, digest, source)
+
+    def put_manifest(self, repository: str, reference: str | Digest, manifest: Manifest) -> None:
+        """Put `manifest` under a tag or its own digest, byte for byte (end-7).
+
+        Raises:
+            ValueError: `reference` is the digest of something else.
+            DigestMismatchError: the registry says that it stored other bytes.
+        """
+        transport, path = self._writing(repository)
+        manifests.put(transport, path, reference, manifest)
+
+    def delete_manifest(self, repository: str, digest: Digest) -> None:
+        """Delete a manifest and with it all tags that name it (end-9).
+
+        Raises:
+            RegistryNotFoundError: there is none.
+        """
+        transport, path = self._writing(repository, "delete")
+        manifests.delete(transport, path, digest)
+
+    def delete_tag(self, repository: str, tag: str) -> None:
+        """Delete a tag and keep its manifest (end-9); many registries cannot, and refuse.
+
+        Raises:
+            RegistryNotFoundError: there is none.
+        """
+        transport, path = self._writing(repository, "delete")
+        manifests.delete(transport, path, tag)
+
+    def delete_blob(self, repository: str, digest: Digest) -> None:
+        """Delete a blob from a repository (end-10).
+
+        Raises:
+            RegistryNotFoundError: there is none.
+        """
+        transport, path = self._writing(repository, "delete")
+        manifests.delete_at(transport, path, transport.at(path, f"blobs/{digest}"))
+
+
+class RegistryClient(RegistryWriter):
     """Speaks the OCI Distribution API v1.1 with one registry host (`host[:port]`).
 
     A context manager, safe to use from many threads; the constructor touches no network. One
@@ -53,10 +193,14 @@ class RegistryClient:
         credentials: Credentials | None = None,
         on_event: OnEvent = ignore,
     ) -> None:
-        self.host = host
         self._wire = Wire(host, options=options or ConnectionOptions(), credentials=credentials)
         self._close: Callable[[], None] = self._wire.close
         self._transport = Transport(self._wire, Run(on_event=on_event))
+
+    @property
+    def host(self) -> str:
+        """The registry, `host[:port]`."""
+        return self._wire.host
 
     def within(self, run: Run) -> RegistryClient:
         """A view of this client for one run: every wait listens to it, events go to its listener.
@@ -67,8 +211,11 @@ class RegistryClient:
         """
         view = copy.copy(self)
         view._transport = self._transport.within(run)
-        view._close = _nothing
+        view._close = lambda: None
         return view
+
+    def _writing(self, repository: str, action: str = "push") -> tuple[Transport, str]:  # noqa: ARG002
+        return self._transport, repository
 
     def __enter__(self) -> RegistryClient:
         return self
@@ -101,7 +248,7 @@ class RegistryClient:
         """
         url = self._transport.url("/v2/")
         try:
-            self._transport.call("GET", url, accept=statuses.READ, limit=1 << 20)
+            self._transport.call("GET", url, accept=answers.READ, limit=1 << 20)
         except RegistryNotFoundError as err:
             text = f"{self.host} is not a registry (HTTP 404 for /v2/); check host and port"
             raise reworded(err, text, UnreachableError) from err
@@ -135,31 +282,6 @@ class RegistryClient:
         """
         return manifests.resolve(self._transport, repository, reference, known)
 
-    def put_manifest(self, repository: str, reference: str | Digest, manifest: Manifest) -> None:
-        """Put `manifest` under a tag or its own digest, byte for byte (end-7).
-
-        Raises:
-            ValueError: `reference` is the digest of something else.
-            DigestMismatchError: the registry says that it stored other bytes.
-        """
-        manifests.put(self._transport, repository, reference, manifest)
-
-    def delete_manifest(self, repository: str, digest: Digest) -> None:
-        """Delete a manifest and with it all tags that name it (end-9).
-
-        Raises:
-            RegistryNotFoundError: there is none.
-        """
-        manifests.delete(self._transport, repository, digest)
-
-    def delete_tag(self, repository: str, tag: str) -> None:
-        """Delete a tag and keep its manifest (end-9); many registries cannot, and refuse.
-
-        Raises:
-            RegistryNotFoundError: there is none.
-        """
-        manifests.delete(self._transport, repository, tag)
-
     # -- blobs ---------------------------------------------------------------------------------
 
     def blob_size(self, repository: str, digest: Digest) -> int | None:
@@ -192,73 +314,6 @@ class RegistryClient:
         return downloads.Download(
             self._transport, repository, digest, size, offset, verify=verify
         ).chunks()
-
-    def upload(
-        self,
-        repository: str,
-        digest: Digest,
-        size: int,
-        content: Callable[[int], Generator[bytes, None, None]],
-        *,
-        opened: OpenUpload | None = None,
-        journal: UploadJournal | None = None,
-    ) -> int:
-        """Send a blob (POST and PUT, end-4 and end-6; large ones by PATCH, end-5, in chunks).
-
-        `content(offset)` opens its bytes from there on; it is called anew for each attempt, and
-        what it raises ends the upload. A cut upload is
-        continued where the registry says it got to, else it starts anew. `opened` is a session to
-        begin with. A session that fails is cancelled at the registry, best effort; with a
-        `journal` one that only was interrupted stays, and a later call goes on with it. Returns the
-        bytes sent, repeated ones included.
-
-        Raises:
-            SizeMismatchError: `content` is longer or shorter than `size`.
-            StalledError: too little moved for too long, in every attempt.
-        """
-        return uploads.Upload(
-            self._transport, repository, digest, size, content, opened=opened, journal=journal
-        ).run()
-
-    def open_upload(self, repository: str) -> OpenUpload:
-        """Open an upload session (POST, end-4a), which proves that pushing is allowed.
-
-        Hand it to `upload`, or to `cancel_upload` so that nothing stays behind.
-        """
-        return upload_sessions.open_upload(self._transport, repository)
-
-    def cancel_upload(self, repository: str, upload: OpenUpload) -> bool:
-        """Let the registry forget a session (DELETE), and say whether it answered.
-
-        Nothing is raised: the registry also forgets by itself.
-        """
-        return upload_sessions.cancel(self._transport, upload.location, (PUSH.format(repository),))
-
-    def mount(self, repository: str, digest: Digest, from_repository: str) -> bool:
-        """Make a blob of `from_repository` one of `repository` too, without sending it (end-11).
-
-        False where the registry does not: upload it then.
-        """
-        answer = self.mount_or_open(repository, digest, from_repository)
-        if isinstance(answer, OpenUpload):
-            self.cancel_upload(repository, answer)
-            return False
-        return answer
-
-    def mount_or_open(
-        self, repository: str, digest: Digest, from_repository: str
-    ) -> bool | OpenUpload:
-        """As `mount`, but hands out the upload session that most registries open instead."""
-        return upload_sessions.mount_or_open(self._transport, repository, digest, from_repository)
-
-    def delete_blob(self, repository: str, digest: Digest) -> None:
-        """Delete a blob from a repository (end-10).
-
-        Raises:
-            RegistryNotFoundError: there is none.
-        """
-        url = self._transport.at(repository, f"blobs/{digest}")
-        manifests.delete_at(self._transport, repository, url)
 
     # -- listings ------------------------------------------------------------------------------
 
@@ -295,66 +350,3 @@ class RegistryClient:
     ) -> list[Child] | None:
         """The same as the registry's own API has it; None from a registry without that API."""
         return manifests.referrers_api(self._transport, repository, digest, artifact_type)
-
-
-# What is asked of a registry, whoever answers: one host, or the replicas of a cluster's registry.
-# `RegistryClient` says what each method promises.
-
-
-class RegistryReader(Protocol):
-    """Reads content; thread-safe. `host` is for messages."""
-
-    @property
-    def host(self) -> str: ...
-    def within(self, run: Run) -> Self: ...
-    def close(self) -> None: ...
-    def ping(self) -> None: ...
-    def manifest(self, repository: str, reference: str | Digest) -> Manifest: ...
-    def resolve(
-        self, repository: str, reference: str | Digest, *, known: Descriptor | None = None
-    ) -> Descriptor | None: ...
-    def blob_size(self, repository: str, digest: Digest) -> int | None: ...
-    def blob(
-        self,
-        repository: str,
-        digest: Digest,
-        *,
-        size: int | None = None,
-        offset: int = 0,
-        verify: bool = True,
-    ) -> Generator[bytes, None, None]: ...
-    def tags(self, repository: str) -> list[str]: ...
-    def catalogue(self) -> Iterator[str]: ...
-    def referrers(
-        self, repository: str, digest: Digest, artifact_type: str | None = None
-    ) -> list[Child]: ...
-    def referrers_api(
-        self, repository: str, digest: Digest, artifact_type: str | None = None
-    ) -> list[Child] | None: ...
-
-
-class RegistryWriter(RegistryReader, Protocol):
-    """Reads and writes content; thread-safe."""
-
-    def upload(
-        self,
-        repository: str,
-        digest: Digest,
-        size: int,
-        content: Callable[[int], Generator[bytes, None, None]],
-        *,
-        opened: OpenUpload | None = ...,
-        journal: UploadJournal | None = ...,
-    ) -> int: ...
-    def open_upload(self, repository: str) -> OpenUpload: ...
-    def cancel_upload(self, repository: str, upload: OpenUpload) -> bool: ...
-    def mount_or_open(
-        self, repository: str, digest: Digest, from_repository: str
-    ) -> bool | OpenUpload: ...
-    def mount(self, repository: str, digest: Digest, from_repository: str) -> bool: ...
-    def put_manifest(
-        self, repository: str, reference: str | Digest, manifest: Manifest
-    ) -> None: ...
-    def delete_manifest(self, repository: str, digest: Digest) -> None: ...
-    def delete_tag(self, repository: str, tag: str) -> None: ...
-    def delete_blob(self, repository: str, digest: Digest) -> None: ...

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from mirror.errors import ConflictError, RegistryError, SizeMismatchError, UnreachableError
 from mirror.oci import Digest, Verifier
-from mirror.registry import refusals
+from mirror.registry import answers
 from mirror.registry.addresses import host_of
 from mirror.registry.auth import PULL, Scopes
 from mirror.registry.failures import TransientFailure
@@ -145,7 +145,7 @@ class Download:
             return
         host, coding = self._transport.host, headers.get("content-encoding", "identity")
         if is_page(headers):
-            raise refusals.page(200, self._where, host)
+            raise answers.page(200, self._where, host)
         if coding.lower() != "identity":
             raise RegistryError(
                 f"{self._where}: {host} sends this blob encoded ({clean(coding)}) although its "
@@ -179,10 +179,10 @@ def probe_size(transport: Transport, repository: str, digest: Digest, wanted: Sc
         status, headers = response.status, response.headers
         size = headers.length if status == 200 else None
         if size is not None and is_page(headers) and "docker-content-digest" not in headers:
-            raise refusals.page(status, where, transport.host)
+            raise answers.page(status, where, transport.host)
         if status == 404 or size is not None:
             return size
-        failure = refusals.from_answer(status, headers, b"", where=where, host=transport.host)
+        failure = answers.from_answer(status, headers, b"", where=where, host=transport.host)
     if isinstance(failure, TransientFailure):
         raise failure
     return _size_by_first_byte(transport, url, wanted)

@@ -4,10 +4,9 @@ A retry helps against the weather (a connection that breaks, a server that is bu
 an answer: 401, 403, 404 or wrong bytes are final.
 
 Everything foreign (ssl, sockets) is translated here and nowhere else; what answers mean is in
-`refusals`. Each function returns
-what to raise: a `TransientFailure` where sending the same again can help, else the error itself.
-Messages name the host and the next step, and never contain a query (it may carry a signature) or
-a header.
+`answers`. Each function returns what to raise: a `TransientFailure` where sending the same again
+can help, else the error itself. Messages name the host and the next step, and never contain a query
+(it may carry a signature) or a header.
 """
 
 from __future__ import annotations

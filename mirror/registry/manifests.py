@@ -30,10 +30,10 @@ from mirror.oci.manifest import (
     OCI_MANIFEST,
 )
 from mirror.oci.reference import check_tag, referrers_tag, valid_repository, valid_tag
-from mirror.registry import statuses
+from mirror.registry import answers
+from mirror.registry.answers import reworded
 from mirror.registry.auth import CATALOGUE, DELETE, PULL, PUSH, Scopes
 from mirror.registry.http1 import clean
-from mirror.registry.refusals import reworded
 from mirror.registry.transport import Answer, Transport
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
@@ -62,7 +62,7 @@ def get(transport: Transport, repository: str, reference: str | Digest) -> Manif
         answer = transport.call(
             "GET",
             url,
-            accept=statuses.READ,
+            accept=answers.READ,
             limit=MAX_MANIFEST_BYTES + 1,
             scopes=(PULL.format(repository),),
             headers={"Accept": ACCEPT},
@@ -93,12 +93,12 @@ def resolve(
         answer = transport.call(
             "HEAD",
             _url(transport, repository, reference),
-            accept=statuses.READ + (statuses.UNCHANGED if known else ()),
+            accept=answers.READ + (answers.UNCHANGED if known else ()),
             limit=0,
             scopes=(PULL.format(repository),),
             headers={"Accept": ACCEPT, **condition},
         )
-        if answer.status in statuses.UNCHANGED:
+        if answer.status in answers.UNCHANGED:
             return known
         told = _told(answer)
         if told is not None and (isinstance(reference, str) or reference == told.digest):
@@ -126,7 +126,7 @@ def put(transport: Transport, repository: str, reference: str | Digest, manifest
         answer = transport.call(
             "PUT",
             url,
-            accept=(*statuses.PUT_MANIFEST, *statuses.UNSAID),
+            accept=(*answers.PUT_MANIFEST, *answers.UNSAID),
             limit=_MAX_ANSWER_BYTES,
             scopes=(PUSH.format(repository),),
             headers={"Content-Type": manifest.media_type},
@@ -137,7 +137,7 @@ def put(transport: Transport, repository: str, reference: str | Digest, manifest
         if not hint:
             raise
         raise reworded(err, f"{err}; {hint}") from err
-    if answer.status not in statuses.PUT_MANIFEST:
+    if answer.status not in answers.PUT_MANIFEST:
         there = resolve(transport, repository, reference)
         if there is None or there.digest != manifest.digest:
             raise transport.refused(answer, transport.where("PUT", url))
@@ -185,11 +185,11 @@ def delete_at(transport: Transport, repository: str, url: str) -> None:
         answer = transport.call(
             "DELETE",
             url,
-            accept=(*statuses.DELETE, *statuses.UNSAID),
+            accept=(*answers.DELETE, *answers.UNSAID),
             limit=_MAX_ANSWER_BYTES,
             scopes=(DELETE.format(repository),),
         )
-        if answer.status not in statuses.DELETE and not _is_gone(transport, repository, url):
+        if answer.status not in answers.DELETE and not _is_gone(transport, repository, url):
             raise transport.refused(answer, where)
     except RegistryError as err:
         if err.status == 405 or "UNSUPPORTED" in err.codes:
@@ -204,7 +204,7 @@ def delete_at(transport: Transport, repository: str, url: str) -> None:
 def _is_gone(transport: Transport, repository: str, url: str) -> bool:
     scopes, headers = (PULL.format(repository),), {"Accept": ACCEPT}
     try:
-        transport.call("HEAD", url, accept=statuses.READ, limit=0, scopes=scopes, headers=headers)
+        transport.call("HEAD", url, accept=answers.READ, limit=0, scopes=scopes, headers=headers)
     except RegistryNotFoundError:
         return True
     return False
@@ -389,7 +389,7 @@ def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterat
     where = transport.where("GET", url)
     while True:
         seen.add(url)
-        answer = transport.call("GET", url, accept=statuses.READ, limit=limit, scopes=wanted)
+        answer = transport.call("GET", url, accept=answers.READ, limit=limit, scopes=wanted)
         limit -= len(answer.body)
         yield answer
         try:

@@ -13,9 +13,9 @@ import httpx
 
 from mirror.errors import RegistryError
 from mirror.registry.addresses import host_of, path_of
+from mirror.registry.answers import unreadable
 from mirror.registry.connections import Connections, read_whole
 from mirror.registry.http1 import Body, Patience, Response
-from mirror.registry.refusals import unreadable
 
 _MAX_REDIRECTS = 5
 _MAX_BYTES = 1 << 20

@@ -17,7 +17,7 @@ from mirror.errors import CancelledError, InvalidReferenceError, MirrorError, Re
 from mirror.events import Warned
 from mirror.oci import Repository
 from mirror.oci.reference import check_repository
-from mirror.registry import failures, refusals
+from mirror.registry import answers, failures
 from mirror.registry.addresses import Home, Origin, host_of, path_of
 from mirror.registry.auth import Authenticator, Credentials, Scopes, parse_challenges
 from mirror.registry.connections import Connections, read_whole
@@ -247,7 +247,7 @@ class Transport:
     def refused(self, answer: Answer, where: str, authorization: str | None = None) -> Exception:
         """What an answer means that is not what was asked for."""
         host, login = self._named(answer.url), self._auth.login(authorization)
-        return refusals.from_answer(
+        return answers.from_answer(
             answer.status, answer.headers, answer.body, where=where, host=host, login=login
         )
 
@@ -401,7 +401,7 @@ class Transport:
         pieces = self.watch(where).received(response.pieces())
         body = read_whole(response.headers, pieces, limit)
         if strict and (body is None or len(body) > limit):
-            raise refusals.unreadable(response.status, response.headers, limit, where, self.host)
+            raise answers.unreadable(response.status, response.headers, limit, where, self.host)
         return (body or b"")[:limit]
 
     def _discard(self, response: Response) -> None:
@@ -438,7 +438,7 @@ class Transport:
                 )
             if answer.status_code == 200:
                 return body
-            raise refusals.from_token_server(
+            raise answers.from_token_server(
                 answer.status_code,
                 answer.headers,
                 body,

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from mirror.errors import MirrorError, RegistryError, SizeMismatchError
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository
-from mirror.registry import statuses
+from mirror.registry import answers
 from mirror.registry.auth import PULL, PUSH, Scopes, merge_scopes
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Body
@@ -50,7 +50,7 @@ def open_upload(transport: Transport, repository: str) -> OpenUpload:
     """See `RegistryClient.open_upload`."""
     url = transport.at(repository, "blobs/uploads/")
     answer = transport.call(
-        "POST", url, accept=statuses.OPEN, limit=MAX_ANSWER_BYTES, scopes=(PUSH.format(repository),)
+        "POST", url, accept=answers.OPEN, limit=MAX_ANSWER_BYTES, scopes=(PUSH.format(repository),)
     )
     return OpenUpload(location_of(transport, answer))
 
@@ -65,7 +65,7 @@ def mount_or_open(
     wanted = merge_scopes((PUSH.format(repository),), (PULL.format(from_repository),))
     try:
         answer = transport.call(
-            "POST", url, accept=statuses.MOUNT, limit=MAX_ANSWER_BYTES, scopes=wanted
+            "POST", url, accept=answers.MOUNT, limit=MAX_ANSWER_BYTES, scopes=wanted
         )
     except RegistryError as err:
         # Mounting only spares an upload: where it is refused, the upload tells the real reason.
@@ -89,7 +89,7 @@ def cancel(transport: Transport, location: str, wanted: Scopes) -> bool:
     patience_s = _STOPPED_CANCEL_S if transport.run.stopped else _CANCEL_S
     try:
         aside = transport.within(Run().with_deadline(patience_s))
-        attempt(aside, "DELETE", location, accept=statuses.CANCEL, wanted=wanted)
+        attempt(aside, "DELETE", location, accept=answers.CANCEL, wanted=wanted)
     except (MirrorError, TransientFailure) as err:
         _log.debug("an upload session could not be cancelled: %s", err)
         error = err.error if isinstance(err, TransientFailure) else err

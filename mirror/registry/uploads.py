@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from mirror.errors import CancelledError, DeniedError, MirrorError, RegistryError, UnreachableError
 from mirror.oci import Digest
-from mirror.registry import downloads, statuses, upload_sessions
+from mirror.registry import answers, downloads, upload_sessions
 from mirror.registry.auth import PUSH
 from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Body
@@ -177,7 +177,7 @@ class Upload:
         url = transport.at(self._repository, "blobs/uploads/")
         # One attempt here, as `run` has the patience: two loops would multiply.
         answer = upload_sessions.attempt(
-            transport, "POST", url, accept=statuses.OPEN, wanted=self._scopes
+            transport, "POST", url, accept=answers.OPEN, wanted=self._scopes
         )
         session = _Session(upload_sessions.location_of(transport, answer))
         self._learn(session, answer)
@@ -224,9 +224,9 @@ class Upload:
         return True
 
     def _complete(self, url: str, headers: dict[str, str], start: int, count: int) -> None:
-        said = (*statuses.PUT_BLOB, *statuses.UNSAID)
+        said = (*answers.PUT_BLOB, *answers.UNSAID)
         answer = self._send("PUT", url, headers, start, count, said)
-        if answer.status not in statuses.PUT_BLOB and not self._arrived():
+        if answer.status not in answers.PUT_BLOB and not self._arrived():
             raise self._transport.refused(answer, self._where)
 
     def _patch(self, session: _Session, length: int) -> None:
@@ -237,7 +237,7 @@ class Upload:
             "Content-Range": f"{start}-{start + count - 1}",
         }
         try:
-            answer = self._send("PATCH", session.location, headers, start, count, statuses.CHUNK)
+            answer = self._send("PATCH", session.location, headers, start, count, answers.CHUNK)
         except RegistryError as err:
             if err.status == 413 and length > session.min_chunk and self._form.shrink():
                 self._ask(session, err)
@@ -279,7 +279,7 @@ class Upload:
                 self._transport,
                 "GET",
                 session.location,
-                accept=statuses.SESSION,
+                accept=answers.SESSION,
                 wanted=self._scopes,
             )
         except RegistryError as err:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from mirror.events import (
     TagDone,
     TransferStarted,
     Warned,
+    serialised,
 )
 from mirror.reports.messages import json_line, message
 
@@ -57,14 +57,8 @@ def progress(
         listener = _Documents(stream)
     else:
         listener = _Lines(stream, quiet=form == "none", items=items)
-    lock = threading.Lock()
-
-    def hear(event: Event) -> None:
-        with lock:
-            listener(event)
-
     try:
-        yield hear
+        yield serialised(listener)
     finally:
         listener.close()
 

@@ -40,11 +40,9 @@ class BlobReader(Protocol):
     def size(self) -> int: ...
     def read_at(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; empty only at the end."""
-        ...
 
     def pieces(self, offset: int, length: int) -> Sequence[FilePiece]:
         """Where these bytes lie in files, in order; nothing if they must be read by `read_at`."""
-        ...
 
     def close(self) -> None: ...
 
@@ -55,35 +53,27 @@ class ReadableStore(Protocol):
 
     def repositories(self) -> Sequence[str]:
         """Every repository that holds a manifest, in code-point order."""
-        ...
 
     def has_repository(self, repository: str) -> bool:
         """Whether `repository` holds a manifest."""
-        ...
 
     def tags(self, repository: str) -> Sequence[str]:
         """The repository's tags in code-point order; empty if there are none."""
-        ...
 
     def resolve(self, repository: str, tag: str) -> Digest | None:
         """The digest that `tag` names; None if there is no such tag."""
-        ...
 
     def manifest(self, repository: str, digest: Digest) -> StoredManifest | None:
         """A manifest of this repository, None if it is not there."""
-        ...
 
     def blob_size(self, repository: str, digest: Digest) -> int | None:
         """The size in bytes of a blob of this repository, None if it is not there."""
-        ...
 
     def open_blob(self, repository: str, digest: Digest) -> BlobReader | None:
         """Open a blob of this repository, None if it is not there."""
-        ...
 
     def referrers(self, repository: str, subject: Digest) -> Sequence[Digest]:
         """The manifests of this repository whose `subject` is that one, in order of digest."""
-        ...
 
 
 class Staging(Protocol):
@@ -92,7 +82,6 @@ class Staging(Protocol):
     @property
     def size(self) -> int:
         """Bytes written so far."""
-        ...
 
     def write(self, data: bytes) -> None: ...
     def commit(self, repository: str, digest: Digest) -> None:
@@ -101,11 +90,9 @@ class Staging(Protocol):
         Raises:
             DigestMismatchError: these bytes have another digest; nothing is kept.
         """
-        ...
 
     def discard(self) -> None:
         """Drop the bytes; harmless after `commit` and when repeated."""
-        ...
 
 
 @runtime_checkable
@@ -114,27 +101,21 @@ class Store(ReadableStore, Protocol):
 
     def stage(self, algorithm: str = "sha256") -> Staging:
         """Begin an upload whose digest is expected in `algorithm`."""
-        ...
 
     def mount_blob(self, source: str, target: str, digest: Digest) -> bool:
         """Make a blob of repository `source` one of `target` too; False if it is not there."""
-        ...
 
     def put_manifest(self, repository: str, manifest: Manifest, tag: str | None = None) -> None:
         """Keep `manifest` and then, in one step, point `tag` at it."""
-        ...
 
     def delete_manifest(self, repository: str, digest: Digest) -> bool:
         """Remove a manifest and every tag that names it."""
-        ...
 
     def delete_tag(self, repository: str, tag: str) -> bool:
         """Remove a tag; its manifest stays."""
-        ...
 
     def delete_blob(self, repository: str, digest: Digest) -> bool:
         """Remove a blob from this repository; others that hold it keep it."""
-        ...
 
 
 class RunningDigest:

@@ -92,7 +92,6 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """What a person calls it, for messages."""
-        ...
 
     def manifest(self, repository: str, digest: Digest) -> Manifest:
         """The manifest with that digest.
@@ -101,13 +100,11 @@ class Source(Protocol):
             NotFoundError: `repository` has no such manifest.
             IntegrityError: what is there under that name is something else.
         """
-        ...
 
     def blob(
         self, repository: str, digest: Digest, size: int, offset: int = 0
     ) -> Generator[bytes, None, None]:
         """The bytes of a blob of `size` bytes, from `offset` to its end; not yet verified."""
-        ...
 
 
 class Target(Protocol):
@@ -116,11 +113,9 @@ class Target(Protocol):
     @property
     def name(self) -> str:
         """What a person calls it, for messages."""
-        ...
 
     def held(self, wanted: Inventory) -> Inventory:
         """What of `wanted` is there already, as far as this target can tell."""
-        ...
 
     def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
         """Bring a blob into every repository of `step.into`; return the bytes that moved.
@@ -128,22 +123,18 @@ class Target(Protocol):
         Never leaves wrong bytes under a digest: `content` raises before its last chunk if they
         are, and a target completes a blob only with its last byte.
         """
-        ...
 
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
         """Store a manifest by its digest. All it reaches is there already."""
-        ...
 
     def list_referrer(self, repository: str, manifest: Manifest) -> None:
         """List `manifest`, which has a subject, where others look for what refers to that.
 
         Called when it is stored, unless a tag that is about to turn holds the list.
         """
-        ...
 
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         """Let `tag` name `manifest`, which is there already."""
-        ...
 
 
 _CHUNK = 1 << 20

@@ -88,11 +88,9 @@ class Plan:
         return sum(map(len, self.tags))
 
 
-def _one_stage(_repository: str, _tag: str) -> int:
-    return 0
-
-
-def make_plan(wanted: Inventory, held: Inventory, *, stage: TagStage = _one_stage) -> Plan:
+def make_plan(
+    wanted: Inventory, held: Inventory, *, stage: TagStage = lambda _repository, _tag: 0
+) -> Plan:
     """Say what a place that holds `held` must get to serve all of `wanted`.
 
     `held` may know more than `wanted` does; extras are left alone, and serve as mount sources.

@@ -201,7 +201,12 @@ def remove(
         return work
 
     if removal.tags and deletes_tags(tree, _TRIAL_TAG):
-        failures = _each(removal.tags, dropping(_drop_tag_alone), tree, run)
+        failures = _each(
+            removal.tags,
+            dropping(lambda _, one: delete_tag(tree, one.repository, one.tag)),
+            tree,
+            run,
+        )
     else:
         # One after another within a repository: to delete a manifest, distribution reads all of
         # the repository's tags, and fails on one that is being written at that moment.
@@ -257,10 +262,6 @@ def _each(
 
 _TRIAL_TAG = "trial"
 """The tag, beside the statements, on which `remove` tries how tags can be deleted."""
-
-
-def _drop_tag_alone(tree: RegistryTree, one: DropTag) -> None:
-    delete_tag(tree, one.repository, one.tag)
 
 
 def _drop_tag(tree: RegistryTree, one: DropTag) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.commands.version import DISTRIBUTION
+from mirror.commands.program import DISTRIBUTION
 from tests.support.program import ROOT, call_mirror
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mirror.cli import main
-from mirror.commands.writing import SCHEMAS
+from mirror.commands.profiles import SCHEMAS, schema
 
 _HEAD = """\
 # Settings files
@@ -30,7 +30,7 @@ _TABLE = "| Key | Takes | Default | Meaning |\n|---|---|---|---|"
 def described() -> dict[str, dict[str, Any]]:
     """The schemas that say of each of their keys what it means, by the kind of file."""
     with click.Context(main):  # that of profiles has all options of the program
-        schemas = {kind: make() for kind, make in SCHEMAS.items()}
+        schemas = {kind: schema(kind) for kind in SCHEMAS}
     return {
         kind: one
         for kind, one in schemas.items()

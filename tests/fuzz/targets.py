@@ -28,12 +28,12 @@ from mirror.oci.tar_stream import TarStream
 from mirror.registry import credentials as stored
 from mirror.registry import http1, streams
 from mirror.registry.addresses import Home
+from mirror.registry.answers import from_answer, from_token_server
 from mirror.registry.auth import Authenticator, parse_challenges
 from mirror.registry.downloads import _CONTENT_RANGE
 from mirror.registry.failures import retry_after_s
 from mirror.registry.manifests import next_link
 from mirror.registry.options import Proxy
-from mirror.registry.refusals import from_answer, from_token_server
 from mirror.release.constraints import Constraint, read_version
 from mirror.release.contracts import parse_contract
 from mirror.release.discovery import parse_changelog

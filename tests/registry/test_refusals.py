@@ -12,7 +12,7 @@ from mirror.errors import DeniedError, RegistryError, RegistryNotFoundError, Unr
 from mirror.oci import Digest, Manifest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.registry import Credentials, RegistryClient
-from mirror.registry.refusals import reason_in
+from mirror.registry.answers import reason_in
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.hostile import json_documents
 from tests.support.scripted_server import Reply, Request

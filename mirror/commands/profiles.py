@@ -1,91 +1,48 @@
-"""What helps people to write less: profiles with settings for every command, JSON Schemas of
-settings, and completion by shells."""
+"""Profiles, with settings for every command, and the JSON Schemas of all files with settings."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
 
 from mirror.commands import options
 from mirror.commands.errors import PROFILE, print_json
-from mirror.commands.process import show, tell
 from mirror.documents import read_mapping
-from mirror.errors import FileSystemError, InputError, InvalidReferenceError, MirrorError
-from mirror.layout import CHANNELS, MODULES, PACKAGES
+from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
 
 # -- mirror config ---------------------------------------------------------------------------------
 
-
-def _pull() -> dict[str, Any]:
-    from mirror.config import PullConfig
-
-    return PullConfig.model_json_schema(by_alias=True)
-
-
-def _watch() -> dict[str, Any]:
-    from mirror.watch.settings import WatchSettings
-
-    return WatchSettings.model_json_schema(by_alias=True)
-
-
-def _fleet() -> dict[str, Any]:
-    from mirror.watch.fleet import Fleet
-
-    return Fleet.model_json_schema(by_alias=True)
-
-
-def _sites() -> dict[str, Any]:
-    from mirror.nodeconfig.cluster import AccessFile
-
-    return AccessFile.model_json_schema(by_alias=True)
-
-
-def _facts() -> dict[str, Any]:
-    from pydantic import TypeAdapter
-
-    from mirror.modes.outcomes import ClusterFacts
-
-    return TypeAdapter(ClusterFacts).json_schema(by_alias=True)
-
-
-def _progress() -> dict[str, Any]:
-    from mirror.reports.progress import event_schema
-
-    return event_schema()
-
-
-def _profiles() -> dict[str, Any]:
-    program = click.get_current_context().find_root().command
-    assert isinstance(program, click.Group)
-    return profiles_schema(program)
-
-
-SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "pull": _pull,
-    "watch": _watch,
-    "fleet": _fleet,
-    "sites": _sites,
-    "facts": _facts,
-    "progress": _progress,
-    "profiles": _profiles,
+SCHEMAS = {
+    "pull": "config.PullConfig",
+    "watch": "watch.settings.WatchSettings",
+    "fleet": "watch.fleet.Fleet",
+    "sites": "nodeconfig.cluster.AccessFile",
+    "facts": "modes.outcomes.ClusterFacts",
+    "progress": "reports.progress.event_schema",
+    "profiles": "commands.profiles.profiles_schema",
 }
-"""What has a schema → what makes it. Their rooms are imported when they are asked for."""
+"""What has a schema → the type that it is made of, or what makes it, imported when asked for."""
 
 
 def schema(kind: str) -> dict[str, Any]:
     """The JSON Schema of one of `SCHEMAS`, with the name that others may refer to it by."""
+    from pydantic import TypeAdapter
+
+    module, _, name = SCHEMAS[kind].rpartition(".")
+    found = getattr(import_module(f"mirror.{module}"), name)
+    made = TypeAdapter(found).json_schema(by_alias=True) if isinstance(found, type) else found()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:deckhouse:mirror:schema:{kind}",
-        **SCHEMAS[kind](),
+        **made,
     }
 
 
@@ -254,8 +211,10 @@ def _commands(group: click.Group, words: str = "") -> Iterator[tuple[str, click.
             yield f"{words}{name}", command
 
 
-def profiles_schema(program: click.Group) -> dict[str, Any]:
+def profiles_schema() -> dict[str, Any]:
     """The JSON Schema of a file with profiles; settings of a pull may stand beside them."""
+    program = click.get_current_context().find_root().command
+    assert isinstance(program, click.Group)
     definitions: dict[str, Any] = {}
     sections = {}
     for name, command in _commands(program):
@@ -301,109 +260,3 @@ def _definition(key: str, param: click.Parameter) -> dict[str, Any]:
         one = {"anyOf": [one, {"type": "array", "items": one}]}
     text = getattr(param, "help", None) or "Where the command's REGISTRY is not given."
     return {"description": " ".join(text.split()), **one}
-
-
-# -- what a shell offers for what is being typed ---------------------------------------------------
-#
-# Nothing here asks a registry: a shell waits for the answer.
-
-Offer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
-
-def offering(values: Iterable[str]) -> Offer:
-    """Offers these values."""
-    known = tuple(values)
-
-    def offer(_ctx: click.Context, _option: click.Parameter, typed: str) -> list[CompletionItem]:
-        return [CompletionItem(value) for value in known if value.startswith(typed)]
-
-    return offer
-
-
-def items_below(root: str) -> Offer:
-    """Offers the names (`modules/NAME`) of the bundle that the command line names."""
-
-    def offer(ctx: click.Context, option: click.Parameter, typed: str) -> list[CompletionItem]:
-        from mirror.bundle.reader import read_inventory
-
-        names: set[str] = set()
-        # Before an option without its value, click leaves arguments where they were.
-        for place in (ctx.params.get("base"), ctx.params.get("bundle_dir"), *ctx.args):
-            with suppress(MirrorError, OSError):  # no bundle is there, or not yet
-                file = Path(place or "")
-                if not file.is_file() and not file.is_dir():
-                    continue  # at a pipe or a terminal the shell would wait
-                names |= {
-                    path.removeprefix(f"{root}/").partition("/")[0]
-                    for path in read_inventory(file).repositories
-                    if path.startswith(f"{root}/")
-                }
-        return offering(sorted(names))(ctx, option, typed)
-
-    return offer
-
-
-PULL = {
-    "deckhouse_tag": offering(CHANNELS),
-    "include_module": items_below(MODULES),
-    "exclude_module": items_below(MODULES),
-    "include_package": items_below(PACKAGES),
-    "exclude_package": items_below(PACKAGES),
-    "platform": offering(["linux/amd64", "linux/arm64"]),
-    "images_bundle_chunk_size": offering(["cd", "dvd", "dvd-dl", "bd", "fat32", "700MB", "4GiB"]),
-}
-"""Settings of a pull → what to offer for them."""
-
-
-def folder(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """Leaves it to the shell to offer files and folders."""
-    return [CompletionItem(typed, type="file")]
-
-
-# -- the scripts -----------------------------------------------------------------------------------
-
-_PLACES = {
-    "bash": ("XDG_DATA_HOME", ".local/share", "bash-completion/completions/mirror"),
-    "zsh": ("XDG_DATA_HOME", ".local/share", "zsh/site-functions/_mirror"),
-    "fish": ("XDG_CONFIG_HOME", ".config", "fish/completions/mirror.fish"),
-}
-"""Shell → the variable that names the base folder, its default, and the file below it."""
-
-_HINTS = {
-    "bash": "new shells have it, if the package bash-completion is installed",
-    "zsh": "new shells have it, if .zshrc has this before compinit:\n  fpath=({folder} $fpath)",
-    "fish": "new shells have it",
-}
-
-
-@click.command("completion", epilog=options.example("mirror completion bash --install"))
-@click.argument("shell", type=click.Choice([*_PLACES]), required=False)
-@click.option(
-    "--install", is_flag=True, help="Write the script to where this user's shell looks for it."
-)
-def completion_command(*, shell: str | None, install: bool) -> None:
-    """Print the script by which a shell completes commands, options and values of `mirror`.
-
-    The shell then offers files, choices, release channels, and the modules and packages of the
-    bundle that the command line names.
-    """
-    if shell is None:
-        raise click.UsageError(f"Name the shell: {', '.join(_PLACES)}.")
-    found = get_completion_class(shell)
-    assert found is not None  # one of click's own
-    script = found(click.Command("mirror"), {}, "mirror", "_MIRROR_COMPLETE").source().strip()
-    if not install:
-        show(script)
-        return
-    variable, default, name = _PLACES[shell]
-    base = Path(os.environ.get(variable) or Path.home() / default)
-    file = base / name
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{script}\n", encoding="utf-8")
-    except OSError as err:
-        raise FileSystemError(
-            f"{file} cannot be written: {err.strerror}; print the script without --install, and "
-            "put it where the shell looks for it"
-        ) from err
-    tell(f"{file} is written; {_HINTS[shell].format(folder=file.parent)}")
