@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,6 @@ from mirror.events import (
     TagDone,
     TransferStarted,
     Warned,
-    serialised,
 )
 from mirror.reports.messages import json_line, message
 
@@ -57,8 +57,14 @@ def progress(
         listener = _Documents(stream)
     else:
         listener = _Lines(stream, quiet=form == "none", items=items)
+    lock = threading.Lock()
+
+    def hear(event: Event) -> None:
+        with lock:
+            listener(event)
+
     try:
-        yield serialised(listener)
+        yield hear
     finally:
         listener.close()
 
