@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -269,6 +270,8 @@ class Staging:
         self.journal, self.files = journal, files
         self.places: dict[tuple[str, Digest], list[Place]] = {}
         self.own: list[Place] = []
+        self._lock = threading.Lock()
+        self._between: dict[str, deque[Place]] = {}  # by archive, in its order; under the lock
         try:
             for name, archive in sorted(seal.archives.items()):
                 file = files[name]
@@ -276,8 +279,12 @@ class Staging:
                 if follow is not None:
                     claimed = [entry for entry in archive.entries if journal.claims(file, entry)]
                     follower = follow(archive, file, claimed)
+                manifests = archive.inventory.manifest_nodes()
+                between = self._between[name] = deque()
                 for entry in archive.entries:
                     place = Place(name, file, entry, None if file.reports else follower)
+                    if not file.reports and (entry.content or entry.digest in manifests):
+                        between.append(place)
                     if entry.content is None:
                         key = (entry.repository, entry.digest)
                         self.places.setdefault(key, []).append(place)
@@ -296,6 +303,17 @@ class Staging:
     def has(self, place: Place) -> bool:
         """Whether an interrupted run has brought all of the content of a place."""
         return self.journal.holds(place.file, place.entry)
+
+    def due_before(self, blob: Place) -> list[Place]:
+        """What lies between blobs (manifests, an archive's own files) before that of a place.
+
+        Each is returned once. Archives that report themselves want it as soon as it is known.
+        """
+        due, waiting = list[Place](), self._between[blob.archive]
+        with self._lock:
+            while waiting and waiting[0].entry.offset < blob.entry.offset:
+                due.append(waiting.popleft())
+        return due
 
     def in_archive_order(self, plan: Plan) -> Plan:
         """The same plan, its blobs in the order in which they lie in the archives."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from mirror.bundle.staging import ArchiveFile, Place, Staging
 from mirror.bundle.sums import CompanionFiles
 from mirror.errors import ChangedLeftoversError, IntegrityError, MirrorError, SizeMismatchError
 from mirror.oci import Digest, Manifest
-from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder, Plan
+from mirror.sync import BlobContent, CopyBlob, Inventory, InventoryBuilder, Plan, Source
 
 if TYPE_CHECKING:
     from mirror.bundle.compress import Compressor
@@ -42,7 +42,8 @@ class BundleWriter:
 
     Content that several layouts hold is taken once and written to each. Digests of archives and
     parts are computed while they are written, by a thread for each archive that follows the writers
-    and may compress what it reads.
+    and may compress what it reads. What lies between blobs is written before the blob behind it, or
+    the thread could not pass; `known` has the manifests for that.
 
     Where the folder holds this bundle already, `is_complete` says so and there is nothing to do:
     always behind a pull that was stopped while it cleared up, otherwise without `force`. `notices`
@@ -57,11 +58,12 @@ class BundleWriter:
         packing: Packing = AS_USUAL,
         *,
         force: bool = True,
+        known: Source | None = None,
     ) -> None:
         if packing.gost_digest:
             gost.require()
         self._place = FolderPlace(folder) if isinstance(folder, Path) else folder
-        self._seal, self._packing, self._force = seal, packing, force
+        self._seal, self._packing, self._force, self._known = seal, packing, force, known
         self._companions = CompanionFiles(files or {}, packing.sign, packing.gost_digest)
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
         self._followers: dict[str, Follower] = {}
@@ -224,6 +226,8 @@ class BundleWriter:
     def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
         places = self._fitting(self._of(step.into, step.digest), f"blob {step.digest}", step.size)
         sent = 0
+        for place in places:
+            self._write_before(place)
         if not self._take_over(step, places):
             content, begun = self._begin(step, places, content)
             try:
@@ -307,10 +311,21 @@ class BundleWriter:
                 write()
         return position - begun
 
+    def _write_before(self, blob: Place) -> None:
+        for place in self._state.due_before(blob):
+            entry, raw = place.entry, place.entry.content
+            if raw is None and self._known is not None:
+                with suppress(MirrorError):  # whoever brings it meets that, too
+                    raw = self._known.manifest(entry.repository, entry.digest).raw
+            if raw is not None and len(raw) == entry.size:
+                place.write(0, raw)
+                self._record([place])
+
     def put_manifest(self, repository: str, manifest: Manifest) -> None:
         places = self._of((repository,), manifest.digest)
         for place in self._fitting(places, f"manifest {manifest.digest}", len(manifest.raw)):
-            place.write(0, manifest.raw)
+            if not self._has(place):
+                place.write(0, manifest.raw)
         self._record(places)
 
     def list_referrer(self, repository: str, manifest: Manifest) -> None:
@@ -339,6 +354,9 @@ class BundleWriter:
         with self._lock:
             self._written.update((place.archive, place.entry.offset) for place in places)
 
+    def _has(self, place: Place) -> bool:
+        return (place.archive, place.entry.offset) in self._written
+
     # -- completion ----------------------------------------------------------------------------
 
     def finish(self) -> None:
@@ -355,8 +373,9 @@ class BundleWriter:
         files = self._state.files
         for place in self._state.own:
             assert place.entry.content is not None
-            place.write(0, place.entry.content)
-            self._record([place])
+            if not self._has(place):
+                place.write(0, place.entry.content)
+        self._record(self._state.own)
         for archive in self._archives:
             files[archive.name].write(archive.trailer_offset, bytes(TRAILER_SIZE))
             self._followers[archive.name].done(archive.trailer_offset, TRAILER_SIZE)

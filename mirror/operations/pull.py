@@ -358,7 +358,8 @@ def _pack(
     run: Run,
 ) -> Packed:
     carried = seal.carried
-    with BundleWriter(place_of(folder, run), seal, files, packing, force=force) as writer:
+    place = place_of(folder, run)
+    with BundleWriter(place, seal, files, packing, force=force, known=source) as writer:
         if not writer.is_complete:
             plan = make_plan(carried, writer.held(carried))
             there = carried.blob_sizes()

@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Generator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,36 @@ def test_blobs_are_asked_for_in_the_order_in_which_they_lie(tmp_path: Path) -> N
             for step in ordered
         ]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("known", [STORE, None, MemoryStore()], ids=["known", "unknown", "lost"])
+def test_what_lies_before_a_blob_is_there_with_it_so_that_sums_follow(
+    known: MemoryStore | None, tmp_path: Path
+) -> None:
+    with BundleWriter(tmp_path, SEAL, known=known) as writer:
+        plan = make_plan(WANTED, Inventory())
+        (staged,) = writer.stages(plan)
+        seen = {}
+        for step in staged.blobs:
+            writer.put_blob(step, BlobContent(STORE, step.source, step.digest, step.size))
+            seen[step.digest] = files_in(tmp_path)
+        transfer(replace(plan, blobs=()), STORE, writer)
+        writer.finish()
+    whole = files_in(tmp_path)
+    manifests = WANTED.manifest_nodes()
+    lacking = set()
+    for archive in ARCHIVES:
+        between = [one for one in archive.entries if one.content or one.digest in manifests]
+        for entry in archive.entries:
+            if entry.digest not in seen:
+                continue
+            there = seen[entry.digest][f"{archive.name}.partial"]
+            for one in between:
+                stretch = slice(one.offset, one.end)
+                if one.offset < entry.offset and there[stretch] != whole[archive.name][stretch]:
+                    lacking.add(one.digest)
+    assert lacking <= manifests.keys()
+    assert bool(lacking) == (known is not STORE)
 
 
 # -- names are promises ----------------------------------------------------------------------------
