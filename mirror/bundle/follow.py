@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Protocol
 
@@ -29,6 +31,9 @@ class Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
+LARGE = 16 << 20
+"""Bytes of a blob from which on it matters how many are written at once."""
+LOOK_S = 0.1
 MakeHash = Callable[[], Hash]
 SHA256: Mapping[str, MakeHash] = MappingProxyType({"sha256": hashlib.sha256})
 
@@ -222,6 +227,41 @@ class Follower:
                     )
                 self._awaited = start, enough
                 self._changed.wait(self._run.remaining_s())
+
+
+class Lanes:
+    """Lets large blobs be written in order where the processors are the limit. Thread-safe.
+
+    More of them at once than there are processors are no faster there, and who follows the writers
+    gets along only with the first. Where a network is the limit, more are faster: another one
+    begins whenever `LOOK_S` pass in which two thirds of the processors' time are left.
+
+    `used` is the processor time of this process so far, in seconds.
+    """
+
+    def __init__(self, processors: int, used: Callable[[], float] = time.process_time) -> None:
+        self._processors, self._used = processors, used
+        self._free, self._next = threading.Semaphore(processors), threading.Lock()
+
+    @contextmanager
+    def one(self, size: int) -> Iterator[None]:
+        """The block writes a blob of so many bytes; those that are not large do not wait."""
+        is_counted = size >= LARGE and self._begun()
+        try:
+            yield
+        finally:
+            if is_counted:
+                self._free.release()
+
+    def _begun(self) -> bool:
+        with self._next:  # the others wait behind it
+            while True:
+                began, used = time.monotonic(), self._used()
+                if self._free.acquire(timeout=LOOK_S):
+                    return True
+                share = (self._used() - used) / (time.monotonic() - began)
+                if share < self._processors / 3:
+                    return False
 
 
 class Recheck:

@@ -6,6 +6,7 @@ The next pull into the same folder completes one that was stopped anywhere (`mir
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.folder import AS_USUAL, Packing, possible_names
-from mirror.bundle.follow import Follower, MakeHash, Recheck
+from mirror.bundle.follow import Follower, Lanes, MakeHash, Recheck
 from mirror.bundle.format import PARTIAL_SUFFIX, compressed_bound, part_sizes
 from mirror.bundle.place import BundlePlace, FolderPlace
 from mirror.bundle.seal import Seal, check_limits
@@ -71,7 +72,7 @@ class BundleWriter:
         self._compressors: dict[str, Compressor] = {}
         self._written: set[tuple[str, int]] = set()  # (archive, offset), under the lock
         self._replaced: set[Digest] = set()  # wrong bytes of these were final; under the lock
-        self._lock = threading.Lock()
+        self._lock, self._lanes = threading.Lock(), Lanes(os.cpu_count() or 1)
         self._now: Staging | None = None
         self._earlier: Staging | None = None
         self._reusable: dict[Digest, Place] = {}
@@ -228,20 +229,22 @@ class BundleWriter:
         sent = 0
         for place in places:
             self._write_before(place)
-        if not self._take_over(step, places):
-            content, begun = self._begin(step, places, content)
-            try:
-                sent = self._write(step, places, content, begun, final=not begun)
-            except IntegrityError:
-                if not begun:
-                    with self._lock:
-                        self._replaced.add(step.digest)
-                    raise
-                # Perhaps what lay here was wrong, and not what came: once more, from the start.
-                sent = self._write(step, places, content.restarted(), 0, final=False)
-            if begun:
-                for place in places:
-                    place.is_final()
+        # A place without a follower has an order of its own.
+        with self._lanes.one(step.size if places[0].follower else 0):
+            if not self._take_over(step, places):
+                content, begun = self._begin(step, places, content)
+                try:
+                    sent = self._write(step, places, content, begun, final=not begun)
+                except IntegrityError:
+                    if not begun:
+                        with self._lock:
+                            self._replaced.add(step.digest)
+                        raise
+                    # Perhaps what lay here was wrong, and not what came: once more, from the start.
+                    sent = self._write(step, places, content.restarted(), 0, final=False)
+                if begun:
+                    for place in places:
+                        place.is_final()
         self._state.journal.note(step.digest, step.size)
         self._record(places)
         return sent

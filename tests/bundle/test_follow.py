@@ -5,10 +5,13 @@ import hashlib
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from random import Random
+from threading import Semaphore
 
 import pytest
 from hypothesis import given
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 
 from mirror.bundle import follow
 from mirror.bundle.files import CHUNK, PartedWriter, ReadAt
-from mirror.bundle.follow import Follower, Hash
+from mirror.bundle.follow import LARGE, Follower, Hash, Lanes
 from mirror.durable import Folder
 from mirror.errors import CancelledError, DamagedBundleError, IntegrityError
 from mirror.run import Cancellation, Run
@@ -264,3 +267,53 @@ def test_only_bytes_of_the_file_can_be_done(offset: int, size: int) -> None:
     follower = Follower(Written(100).chunks, [100])
     with follower, pytest.raises(ValueError, match="not all below 100"):
         follower.done(offset, size)
+
+
+# -- how many large blobs at once ------------------------------------------------------------------
+
+
+def test_where_processors_are_busy_each_has_one_large_blob_and_small_ones_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(follow, "LOOK_S", 0.001)
+    looks = Semaphore(0)
+
+    def used() -> float:
+        looks.release()
+        return 2 * time.monotonic()
+
+    with written_at_once(Lanes(2, used), [LARGE] * 4 + [LARGE - 1, 0]) as begun:
+        first = [begun.get(timeout=PATIENCE_S) for _ in range(4)]
+        for _ in range(20):
+            assert looks.acquire(timeout=PATIENCE_S)
+        assert begun.empty()
+    assert sorted(first) == [0, LARGE - 1, LARGE, LARGE]
+    assert [begun.get(), begun.get()] == [LARGE, LARGE]
+
+
+def test_where_processors_wait_for_the_network_every_large_blob_begins() -> None:
+    with written_at_once(Lanes(2, lambda: 0.0), [LARGE] * 4) as begun:
+        assert [begun.get(timeout=PATIENCE_S) for _ in range(4)] == [LARGE] * 4
+
+
+@contextmanager
+def written_at_once(lanes: Lanes, sizes: Sequence[int]) -> Iterator[SimpleQueue[int]]:
+    """Blobs of these sizes are written, each by a thread, until the block is over.
+
+    Yields the sizes of those that have begun."""
+    begun, over = SimpleQueue[int](), threading.Event()
+
+    def write(size: int) -> None:
+        with lanes.one(size):
+            begun.put(size)
+            over.wait(PATIENCE_S)
+
+    writers = [threading.Thread(target=write, args=(size,)) for size in sizes]
+    for writer in writers:
+        writer.start()
+    try:
+        yield begun
+    finally:
+        over.set()
+        for writer in writers:
+            writer.join()
