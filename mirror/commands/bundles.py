@@ -33,7 +33,7 @@ from mirror.release.discovery import discovery_images
 from mirror.release.select import component_names
 from mirror.reports.bundles import merge_summary
 from mirror.reports.page import html
-from mirror.sync import Finding, Inventory
+from mirror.sync import Inventory
 
 if TYPE_CHECKING:
     from mirror.serve import Auth
@@ -62,20 +62,9 @@ def inspect_command(
         )
     textless = work.as_json and html_file is None
     names = {} if textless else component_names(reader, reader.carried())
-    page = "" if html_file is None else _written(work, html_file, html(found, names, findings))
-    work.show(found, lambda shown, _: insight_text(shown, names) + page)
-
-
-def write_page(work: Work, file: Path, reader: BundleReader, findings: Sequence[Finding]) -> str:
-    """Write the page about a bundle, with what was found wrong; return what a result says of it."""
-    names = component_names(reader, reader.carried())
-    return _written(work, file, html(inspect_bundle(reader), names, findings))
-
-
-def _written(work: Work, file: Path, page: str) -> str:
-    if not work.write(file, page.encode()):
-        return ""
-    return f"\n\nThe page is {file}; any browser opens it offline"
+    if html_file is not None:
+        work.write_page(html_file, html(found, names, findings))
+    work.show(found, lambda shown, _: insight_text(shown, names))
 
 
 def _about(setting: str) -> str | None:

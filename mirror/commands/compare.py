@@ -42,7 +42,8 @@ from mirror.reports.bundles import (
     registry_summary,
     repair_summary,
 )
-from mirror.reports.registries import diff_summary, status_summary
+from mirror.reports.registries import diff_html, diff_summary, status_summary
+from mirror.sync.observation import Finding
 from mirror.sync.tree import RegistrySource
 
 _DIFFER = 3
@@ -72,9 +73,12 @@ def status_command(
 @click.command("diff", epilog=options.example("mirror diff bundle registry.example.com/dkp"))
 @click.argument("a", shell_complete=folder)
 @click.argument("b", shell_complete=folder)
+@options.html_file
 @registries_options
 @options.running
-def diff_command(*, a: str, b: str, access: AccessOptions, work: Work) -> None:
+def diff_command(
+    *, a: str, b: str, html_file: Path | None, access: AccessOptions, work: Work
+) -> None:
     """Show the differences between A and B, by repository and tag, with sizes.
 
     Each is a bundle's folder, here or at an address (https://host/path), a file with an
@@ -89,6 +93,8 @@ def diff_command(*, a: str, b: str, access: AccessOptions, work: Work) -> None:
     code = _DIFFER if report.difference else 0
     if report.failures:
         code = report.failures[0].error.exit_code
+    if html_file is not None:
+        work.write_page(html_file, diff_html(report))
     work.show(report, diff_summary, code=code)
 
 
@@ -152,27 +158,42 @@ def verify_command(
             "--quick is about a bundle and --against about a registry, where nothing is read back "
             "without --deep; drop one of them"
         )
-    for given, name in ((key_file, "--key"), (html_file, "--html")):
-        if given is not None and registry:
-            raise InputError(
-                f"{name} is about a bundle and --against about a registry; use one at a time"
-            )
+    if key_file is not None and registry:
+        raise InputError(
+            "--key is about a bundle and --against about a registry; use one at a time"
+        )
     key = key_file.read_bytes() if key_file is not None else None
     target = cluster.reach(against, access, writes=False) if registry else None
     reader = work.enter_context(BundleReader([located(bundle_dir, access.connection(), work)]))
     if target is None:
         whole = verify(reader, key=key, quick=quick, run=work.run)
-        page = ""
-        if html_file is not None:
-            from mirror.commands.bundles import write_page
-
-            page = write_page(work, html_file, reader, whole.findings)
-        code = IntegrityError.exit_code if whole.findings else 0
-        work.show(whole, lambda shown, took: bundle_summary(shown, took) + page, code=code)
+        _write_page(work, html_file, reader, whole.findings, bundle_summary(whole, 0), "\n")
+        work.show(whole, bundle_summary, code=IntegrityError.exit_code if whole.findings else 0)
     else:
         tree = work.enter_context(target.open(work.on_event))
         held = verify(reader, against=tree, deep=deep, run=work.run)
+        _write_page(work, html_file, reader, held.findings, registry_summary(held, 0), "\n")
         work.show(held, registry_summary, code=IntegrityError.exit_code if held.findings else 0)
+
+
+def _write_page(
+    work: Work,
+    file: Path | None,
+    reader: BundleReader,
+    findings: Sequence[Finding],
+    summary: str,
+    end: str,
+) -> None:
+    """Write the page about a bundle, if one is asked for, with `summary` up to its first `end`."""
+    if file is None:
+        return
+    from mirror.bundle.inspect import inspect_bundle  # these are loaded for a page alone
+    from mirror.release.select import component_names
+    from mirror.reports.page import html
+
+    said = "; ".join(map(str.strip, summary.partition(end)[0].splitlines()))
+    names = component_names(reader, reader.carried())
+    work.write_page(file, html(inspect_bundle(reader), names, findings, [("Result", said)]))
 
 
 @click.command(
@@ -195,6 +216,7 @@ def verify_command(
 @click.option(
     "--key", "key_file", type=FILE, help="Check the bundle's signature with this public key (PEM)."
 )
+@options.html_file
 @keyed_registry_options
 @options.running
 def repair_command(
@@ -203,6 +225,7 @@ def repair_command(
     others: Sequence[str],
     request: Path | None,
     key_file: Path | None,
+    html_file: Path | None,
     access: AccessOptions,
     work: Work,
 ) -> None:
@@ -237,7 +260,12 @@ def repair_command(
     if request is not None and code and not lacking:
         told = f"{request} was not written: what is damaged comes whole from a copy, since it is a"
         tell(f"{told} compressed archive or a file beside the archives", "warning")
-    work.show(report, partial(repair_summary, request=request), code=code)
+    summary = partial(repair_summary, request=request)
+    if html_file is not None:
+        with BundleReader([bundle_dir]) as reader:
+            found = report.verified.findings
+            _write_page(work, html_file, reader, found, summary(report, 0), "\n\n")
+    work.show(report, summary, code=code)
 
 
 @click.command(

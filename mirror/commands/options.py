@@ -184,6 +184,7 @@ class Work(ExitStack):
         super().__init__()
         self.as_json, self._wide, self._started = as_json, wide, time.monotonic()
         self._unwritten: MirrorError | None = None
+        self._page = ""
         self._form = form = form or ("none" if as_json or quiet else "auto")
         if verbose > 1 and form == "auto":
             self._form = form = "plain"  # a bar among many lines would be drawn again behind each
@@ -229,6 +230,11 @@ class Work(ExitStack):
             self._unwritten = err
         return self._unwritten is None
 
+    def write_page(self, file: Path, page: str) -> None:
+        """Write a page, of which the result says where it is."""
+        if self.write(file, page.encode()):
+            self._page = f"\n\nThe page is {file}; any browser opens it offline"
+
     def show(
         self,
         report: Shown,
@@ -250,7 +256,7 @@ class Work(ExitStack):
         if self.as_json:
             document = {**report.to_document(), **more, "elapsedSeconds": round(elapsed, 3)}
         else:
-            text = summary(report, elapsed)
+            text = summary(report, elapsed) + self._page
             whole = whole or code == IntegrityError.exit_code
             lines = [text if whole else self._fitted(text, sys.stdout)]
         self.say(document, lines, code=code)

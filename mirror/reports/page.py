@@ -33,7 +33,7 @@ Names: TypeAlias = Mapping[Digest, str]
 """What images that go by their digests are called: `module/image`."""
 
 _NO_NAMES: Names = MappingProxyType({})
-_BYTES = ("Size#", "Own#", "In this delta#", "Behind#", "Rate#")
+_BYTES = ("Size#", "Own#", "In this delta#", "Behind#", "Rate#", "In A#", "In B#")
 
 
 def escape(text: str) -> str:
@@ -41,11 +41,17 @@ def escape(text: str) -> str:
     return html_escape(printable(text))
 
 
-def html(found: BundleInsight, names: Names = _NO_NAMES, findings: Sequence[Finding] = ()) -> str:
+def html(
+    found: BundleInsight,
+    names: Names = _NO_NAMES,
+    findings: Sequence[Finding] = (),
+    notes: Iterable[tuple[str, str]] = (),
+) -> str:
     """Render the page; equal insights give equal pages.
 
     Of a delta the map shows what the delta itself carries, and the tables tell it beside the whole.
-    `findings` are what a repair must bring; they stand before everything else.
+    `findings` are what a repair must bring; they stand before everything else. `notes`, a title and
+    a text each, say in the head what was done with the bundle.
     """
     shown = found.carried or found
     kinds = {component.kind for component in shown.components}
@@ -59,15 +65,17 @@ def html(found: BundleInsight, names: Names = _NO_NAMES, findings: Sequence[Find
         for archive in found.archives
     )
     layers = ((f"{one.digest}", one.size, one.images, one.copies) for one in found.layers)
-    return _filled(
+    return filled(
         title(found),
         _origin(found),
-        _summary(found),
+        _summary(found, notes),
         {
             "Components": _components(found),
             "Images": _images(found, names),
-            "Largest layers": _table("layers", ("Layer", "Size#", "Images#", "Copies#"), layers),
-            "Archives": _table(
+            "Largest layers": data_table(
+                "layers", ("Layer", "Size#", "Images#", "Copies#"), layers
+            ),
+            "Archives": data_table(
                 "archives", ("Archive", "Size#", "Repositories#", "Images#"), archives
             ),
         },
@@ -77,7 +85,7 @@ def html(found: BundleInsight, names: Names = _NO_NAMES, findings: Sequence[Find
     )
 
 
-def _filled(
+def filled(
     title: str,
     origin: Iterable[str],
     summary: str,
@@ -115,7 +123,7 @@ def fleet_html(found: FleetStatus) -> str:
     """Who holds which generation, as a page; equal states give equal pages."""
     late = [one for one in found.members if not one.complete]
     away = sum(one.error is not None for one in late)
-    tiles = (
+    large = (
         ("Complete", f"{found.complete}", f"of {counted(len(found.members), 'member')}"),
         ("Late", f"{len(late) - away}", "answer, and do not hold it"),
         ("Silent", f"{away}", "do not answer"),
@@ -131,11 +139,11 @@ def fleet_html(found: FleetStatus) -> str:
         for one in sorted(found.members, key=lambda one: one.complete)
     )
     titles = ("Member", "Ring", "State", "Generation#", "Lag#", "Behind#", "Rate#", "Says")
-    return _filled(
+    return filled(
         f"Fleet of {found.hub}: generation {found.generation or 'unknown'}",
         (f"Statement <code>{found.statement}</code>",),
-        _tiles(tiles),
-        {"Members": _table("members", titles, rows)},
+        tiles(large),
+        {"Members": data_table("members", titles, rows)},
     )
 
 
@@ -173,8 +181,8 @@ def _breakable(path: str) -> str:
     return escape(path).replace("/", "/<wbr>")
 
 
-def _summary(found: BundleInsight) -> str:
-    tiles: tuple[tuple[str, str, str], ...] = (
+def _summary(found: BundleInsight, notes: Iterable[tuple[str, str]]) -> str:
+    told: tuple[tuple[str, str, str], ...] = (
         ("Size", size_text(found.size), f"{counted(len(found.archives), 'archive')}"),
         (
             "Images",
@@ -189,18 +197,18 @@ def _summary(found: BundleInsight) -> str:
         carried = found.carried
         note = counts(manifest=carried.manifests, blob=carried.blobs)
         rest = f"of {size_text(found.unique)} that the registry will hold"
-        tiles = (
+        told = (
             ("In this delta", size_text(carried.unique), note),
             ("At the base", size_text(found.omissions.size), rest),
-            *tiles[:2],
+            *told[:2],
         )
     omissions = tuple(found.omissions.rows())
     return (
-        _tiles(tiles)
+        tiles(told)
         + ("" if omissions else _bar(found))
         + "".join(
             f"<p><b>{escape(title)}</b>: {escape(text)}.</p>"
-            for title, text in (*found.compressed_rows(), *omissions)
+            for title, text in (*notes, *found.compressed_rows(), *omissions)
         )
         + f"<p><small>{'' if omissions else _BAR_LEGEND}"
         + f"Inventory <code>{found.inventory}</code>, "
@@ -208,11 +216,11 @@ def _summary(found: BundleInsight) -> str:
     )
 
 
-def _tiles(tiles: Iterable[tuple[str, str, str]]) -> str:
+def tiles(told: Iterable[tuple[str, str, str]]) -> str:
     """What is told in large letters: title, value, note."""
     shown = (
         f"<div><b>{escape(title)}</b><strong>{escape(value)}</strong>{escape(note)}</div>"
-        for title, value, note in tiles
+        for title, value, note in told
     )
     return f'<div class="tiles">{"".join(shown)}</div>'
 
@@ -243,7 +251,7 @@ def _bar(found: BundleInsight) -> str:
 
 def _components(found: BundleInsight) -> str:
     own = _carried(found)
-    return _table(
+    return data_table(
         "components",
         ("Component", "Kind", "Size#", *_delta(found), "Images#", "Versions", "Channels"),
         (
@@ -286,12 +294,12 @@ def _damage(findings: Sequence[Finding], names: Names) -> str:
     digests = (f"{one.digest or ''}" for one in findings)
     titles = ("Archive", "Missing or damaged", "Repository", "Component", "Tags")
     title = f"<h2>Damage: {counted(len(findings), 'finding')}</h2>"
-    return f'<section class="damage">{title}{_table("damage", titles, rows, digests)}</section>'
+    return f'<section class="damage">{title}{data_table("damage", titles, rows, digests)}</section>'
 
 
 def _images(found: BundleInsight, names: Names) -> str:
     own = _carried(found)
-    return _table(
+    return data_table(
         "images",
         ("Image", "Repository", "Size#", *_delta(found), "Own#", "Layers#"),
         (
@@ -325,7 +333,7 @@ def _every_image(
                 yield archive, repository, image
 
 
-def _table(
+def data_table(
     name: str,
     titles: Sequence[str],
     rows: Iterable[Sequence[str | int]],

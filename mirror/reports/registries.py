@@ -12,6 +12,7 @@ from mirror.errors import counted, counts, paragraph
 from mirror.layout import RELEASE_CHANNEL, publication_stage
 from mirror.operations.replicate import Outcome, ReplicaResult
 from mirror.reports.bundles import duration_text, few, lines_of, page, table
+from mirror.reports.messages import fitted
 
 if TYPE_CHECKING:
     from mirror.operations.compare import (
@@ -138,6 +139,47 @@ def _tag_line(one: TagDifference) -> str:
         return f"+ {one.tag}  {size_text(one.their_size)}  {one.theirs}"
     sizes = f"{size_text(one.our_size)} → {size_text(one.their_size)}"
     return f"~ {one.tag}  {sizes}  {one.ours} → {one.theirs}"
+
+
+def diff_html(report: DiffReport) -> str:
+    """The same as a page; equal reports give equal pages."""
+    from mirror.reports.page import data_table, escape, filled, tiles
+
+    found, failures = report.difference, report.failures
+    sides = zip(
+        ("only in A", "only in B"), (found.our_manifests, found.their_manifests), strict=True
+    )
+    untagged = [(digest, path or "/", where) for where, many in sides for path, digest in many]
+    tags = (
+        (fitted(one.tag, None), one.repository or "/", _end(one), one.our_size, one.their_size)
+        for one in found.tags
+    )
+    named = (f"{one.tag} {one.ours} {one.theirs}" for one in found.tags)
+    titles = ("Tag", "Repository", "Difference", "In A#", "In B#")
+    sections = {"Tags": data_table("tags", titles, tags, named)}
+    if untagged:
+        rows = ((fitted(f"{digest}", None), *more) for digest, *more in untagged)
+        shown = data_table("images", ("Image", *titles[1:3]), rows, (f"{d}" for d, *_ in untagged))
+        sections["Images without a tag"] = shown
+    if failures:
+        rows = ((one.place, one.item, f"{one.error}") for one in failures)
+        sections["Not compared"] = data_table("failures", ("Place", "What", "Why"), rows)
+    large = (
+        ("Different", f"{len(found.tags)}", "tags"),
+        ("Only in A", size_text(found.only_ours), "of blobs"),
+        ("Only in B", size_text(found.only_theirs), "of blobs"),
+    )
+    places = (("A", report.a, report.a_digest), ("B", report.b, report.b_digest))
+    return filled(
+        f"{report.a} and {report.b} {'differ' if found or failures else 'hold the same'}",
+        (f"{one}: <code>{escape(name)}</code>, inventory {digest}" for one, name, digest in places),
+        tiles(large),
+        sections,
+    )
+
+
+def _end(one: TagDifference) -> str:
+    return "only in A" if one.theirs is None else "only in B" if one.ours is None else "changed"
 
 
 def status_summary(report: StatusReport, elapsed_s: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from mirror.commands.options import RESULT_FILE
 from mirror.errors import InputError
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.program import call_mirror
 from tests.support.release_source import Source
 from tests.support.tools import require_tool
@@ -158,8 +160,42 @@ def test_a_verification_writes_the_page_with_all_that_it_found(
     text = page.read_text(encoding="utf-8")
     assert "<h2>Damage: " in text
     assert "<td>platform.tar" in text
-    run = call_mirror("verify", bundle, "--html", page, "--against", "registry.example/dkp")
-    run.failed(2, "--html is about a bundle and --against about a registry")
+    repaired = call_mirror("repair", bundle, "--from", parted, "--html", page).succeeded()
+    assert repaired.stdout.endswith(f"The page is {page}; any browser opens it offline\n")
+    text = page.read_text(encoding="utf-8")
+    assert "<h2>Damage: " not in text
+    assert re.search(rf"<b>Result</b>: repaired: [^;]+ written; [^;]+ from {parted}\.</p>", text)
+
+
+def test_a_page_says_what_a_registry_lacks_of_a_bundle(
+    parted: Path, embedded_registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    root, page = f"{embedded_registry.address}/dkp", tmp_path / "report.html"
+    call_mirror("push", parted, root, "--insecure").succeeded()
+    verify = ("verify", parted, "--against", root, "--insecure", "--html", page)
+    call_mirror(*verify).succeeded()
+    assert f"<b>Result</b>: Registry {root} holds the whole bundle" in page.read_text("utf-8")
+    for method in ("HEAD", "GET"):
+        embedded_registry.faults.add(Fault(Answer(404), method=method, path=".*/security/.*"))
+    call_mirror(*verify).failed(4)
+    text = page.read_text(encoding="utf-8")
+    assert f"<b>Result</b>: Registry {root} does not hold the whole bundle: " in text
+    assert "<h2>Damage: " in text
+
+
+def test_a_page_says_what_differs_between_two_places(
+    parted: Path, bundle: Path, tmp_path: Path
+) -> None:
+    page, other = tmp_path / "report.html", tmp_path / "other"
+    run = call_mirror("diff", parted, parted, "--html", page).succeeded()
+    assert run.stdout.endswith(f"The page is {page}; any browser opens it offline\n")
+    assert f"<title>{parted} and {parted} hold the same</title>" in page.read_text("utf-8")
+    other.mkdir()
+    shutil.copy(bundle / "platform.tar", other)
+    call_mirror("diff", bundle, other, "--html", page).failed(3)
+    text = page.read_text(encoding="utf-8")
+    assert f"<title>{bundle} and {other} differ</title>" in text
+    assert "<td>v1.1.0</td><td>modules/<wbr>console</td><td>only in A</td>" in text
 
 
 def test_findings_are_told_though_the_file_for_them_cannot_be_written(

@@ -13,10 +13,15 @@ import pytest
 
 from mirror.bundle.archive import Omissions
 from mirror.bundle.inspect import BundleInsight, insight
+from mirror.errors import MirrorError
 from mirror.oci import Descriptor, Digest
 from mirror.oci import manifest as types
+from mirror.operations.compare import DiffReport
 from mirror.reports.page import fleet_html, html, title
+from mirror.reports.registries import diff_html
 from mirror.sync import Finding, Inventory, InventoryBuilder, ManifestNode
+from mirror.sync.observation import Failure
+from mirror.sync.plan import Difference, TagDifference
 from mirror.watch.fleet_status import FleetStatus, Standing
 from tests.support.browser import Browser, browsing
 
@@ -243,6 +248,42 @@ def test_what_is_missing_stands_first_by_names_that_say_something() -> None:
     assert "Damage" not in html(sample(), {}, ())
 
 
+def difference(tag: str = HOSTILE) -> DiffReport:
+    """Two places with tags of each kind, images without a tag, and one that was not read."""
+    ours, theirs = (Digest.of(name) for name in (b"ours", b"theirs"))
+    lost = Failure("registry.example/dkp", "modules/m1:v1.0.0", MirrorError("not there"))
+    found = Difference(
+        (
+            TagDifference("", "v1.0.1", ours, theirs, 1 << 20, 2 << 20),
+            TagDifference(LONG_PATH, ours.encoded, ours, None, 1 << 20),
+            TagDifference("modules/m1", tag, None, theirs, 0, 3 << 30),
+        ),
+        (("modules/m2", ours),),
+        (("", theirs),),
+        1 << 20,
+        3 << 30,
+    )
+    return DiffReport("bundle", f"registry.example/{tag}", ours, theirs, found, (lost,))
+
+
+def test_the_page_of_a_difference_has_every_tag_with_its_sizes() -> None:
+    page = read(diff_html(difference()))
+    tags, images, failures = (
+        [[cell.words() for cell in row.all("td")] for row in table.all("tbody")[0].all("tr")]
+        for table in page.all("table")
+    )
+    short = Digest.of(b"ours").encoded[:12]
+    assert failures == [["registry.example/dkp", "modules/m1:v1.0.0", "not there"]]
+    assert tags == [
+        ["v1.0.1", "/", "changed", "1.0 MiB", "2.0 MiB"],
+        [short, LONG_PATH, "only in A", "1.0 MiB", "0 B"],
+        [HOSTILE, "modules/m1", "only in B", "0 B", "3.0 GiB"],
+    ]
+    assert [row[1:] for row in images] == [["modules/m2", "only in A"], ["/", "only in B"]]
+    assert page.all("h1")[0].text.endswith(" differ")
+    assert page.all("img") == []
+
+
 # -- the page in a browser -------------------------------------------------------------------------
 
 
@@ -395,6 +436,24 @@ BROKEN = """[...document.querySelectorAll("td, th")].flatMap((cell) => {
   }
   return words;
 })"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_of_a_difference_nothing_is_wider_than_screen_or_paper(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    for media, dark in (("", False), ("", True), ("print", False)):
+        browser.media(media, dark=dark)
+        page = show(browser, diff_html(difference("v0.0.9")), tmp_path, width=width)
+        assert page.all("html")[0].attributes.get("data-ready") == "yes", "the script failed"
+        assert browser.evaluate(WIDER) == []
+        assert browser.evaluate(BROKEN) == []
+    browser.media()
+    assert search(browser, f"{Digest.of(b'theirs')}") == [
+        "v1.0.1",
+        "v0.0.9",
+        f"sha256:{Digest.of(b'theirs').encoded[:12]}",
+    ]
 
 
 @pytest.mark.parametrize("width", [390, 700, 1280])
