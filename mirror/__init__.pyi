@@ -10,6 +10,7 @@ from mirror.bundle.location import Objects as Objects
 from mirror.bundle.location import Readable as Readable
 from mirror.bundle.location import RemotePath as RemotePath
 from mirror.bundle.reader import BundleReader as BundleReader
+from mirror.bundle.shards import Shard as Shard
 from mirror.bundle.static_server import remote_folder as remote_folder
 from mirror.bundle.verify import BundleReport as BundleReport
 from mirror.controller import Reconciled as Reconciled
@@ -182,6 +183,8 @@ from mirror.operations.replicate import ReplicaResult as ReplicaResult
 from mirror.operations.rollback import RollbackReport as RollbackReport
 from mirror.operations.rollback import TagTurn as TagTurn
 from mirror.operations.rollback import rollback as rollback
+from mirror.operations.shards import ShardReport as ShardReport
+from mirror.operations.shards import pull_shard as pull_shard
 from mirror.operations.sync import SyncReport as SyncReport
 from mirror.operations.sync import sync_replicas as sync_replicas
 from mirror.operations.trees import RegistryInventory as RegistryInventory

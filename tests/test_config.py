@@ -31,6 +31,7 @@ OUTSIDE = {
     "dry_run": "what to do",
     "base": "what to compare with",
     "only": "what a repair lacks",
+    "shard": "which machine this is",
     "force": "what to do with what is there",
     "no_pull_resume": "what to do with what is there",
     "verbose_summary": "how to tell",

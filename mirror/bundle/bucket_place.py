@@ -153,7 +153,7 @@ class BucketPlace:
             PARTIAL_SEAL: sealed,
         }
         self._sealed = sealed
-        self._plan = _plan(marks[JOURNAL], sealed)
+        self._plan = plan_of(marks[JOURNAL], sealed)
         states = self._bucket.states(self._run)
         self._before = states.get(SEAL)
         if packing.resume and all(self._read(name, states) == data for name, data in marks.items()):
@@ -165,13 +165,11 @@ class BucketPlace:
 
     def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> Staging:
         room = Room(self._run.jobs * PART, self._run)
-        bucket, run = self._bucket, self._run
-        states = bucket.states(run) if keep else {}
-        uploads = dict(bucket.uploads(run)) if keep else {}
-        self._files = files = {}
-        for name, archive in sorted(seal.archives.items()):
-            files[name] = BucketArchive(bucket, archive, part_size, self._plan, room, run)
-            files[name].resume(states, uploads)
+        self._files = files = {
+            name: BucketArchive(self._bucket, archive, part_size, self._plan, room, self._run)
+            for name, archive in sorted(seal.archives.items())
+        }
+        self._resume(keep=keep)
 
         def followed(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
             files[archive.name].follower = follower = follow(archive, file, claimed)
@@ -184,6 +182,12 @@ class BucketPlace:
         for archive in seal.archives.values():
             files[archive.name].write(archive.trailer_offset, bytes(TRAILER_SIZE))
         return staging
+
+    def _resume(self, *, keep: bool) -> None:
+        states = self._bucket.states(self._run) if keep else {}
+        uploads = dict(self._bucket.uploads(self._run)) if keep else {}
+        for file in self._files.values():
+            file.resume(states, uploads)
 
     def earlier(self) -> AbstractContextManager[Staging | None]:
         """Nothing: what another plan has uploaded cannot be read."""
@@ -260,7 +264,7 @@ class BucketPlace:
         if SEAL in states or PARTIAL_SEAL not in states:
             return marks
         sealed = self._read(PARTIAL_SEAL, states)
-        plan = _plan(self._read(JOURNAL, states), sealed)
+        plan = plan_of(self._read(JOURNAL, states), sealed)
         archives = [name for name in states if is_of_a_bundle(name)]
         plans = [self._bucket.plan_of(name, self._run) or (0, "") for name in archives]
         made = [name for name, (_, of) in zip(archives, plans, strict=True) if of == plan]
@@ -269,6 +273,6 @@ class BucketPlace:
         return [*made, *(name for name in own if name in states), *marks]
 
 
-def _plan(cuts: bytes, sealed: bytes) -> str:
+def plan_of(cuts: bytes, sealed: bytes) -> str:
     """What objects say of whose they are: a digest of how archives are cut, and of the seal."""
     return Digest.of(cuts + sealed).encoded

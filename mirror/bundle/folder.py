@@ -24,6 +24,7 @@ from mirror.bundle.format import (
     PARTIAL_SEAL,
     PARTIAL_SUFFIX,
     SEAL,
+    SHARD_MARK,
     SIGNATURE,
     SUMS,
     ZSTD_SUFFIX,
@@ -254,8 +255,8 @@ def listed(folder: Folder) -> list[str]:
 def is_leftover(name: str) -> bool:
     """Whether interrupted pulls leave files of this name."""
     final = name.removesuffix(PARTIAL_SUFFIX)
-    if {name, final} & {JOURNAL, EARLIER, PARTIAL_SEAL}:  # or what was to take its place
-        return True
+    if SHARD_MARK.fullmatch(name) or {name, final} & {JOURNAL, EARLIER, PARTIAL_SEAL}:
+        return True  # or what was to take its place
     return final != name and (final in (*OWN_FILES, TOOL_FILE) or is_of_a_bundle(final))
 
 

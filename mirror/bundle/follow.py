@@ -265,14 +265,14 @@ class Lanes:
 
 
 class Recheck:
-    """Compares some entries of an archive, whose bytes it takes in their order, from the first on.
+    """Compares some entries of an archive, whose bytes it takes in their order, from `start` on.
 
     Header, content and padding count. Not thread-safe.
     """
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(self, entries: Iterable[Entry], start: int = 0) -> None:
         self._entries = iter(sorted(entries, key=lambda entry: entry.offset))
-        self._position = 0
+        self._position = start
         self._wrong: list[Digest] = []
         self._next()
 

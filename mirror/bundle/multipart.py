@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from mirror.bundle.bucket import Bucket, Part
 from mirror.bundle.files import CHUNK
 from mirror.bundle.follow import Follower, Ranges
 from mirror.bundle.format import file_names, part_sizes
-from mirror.errors import DamagedBundleError
+from mirror.errors import DamagedBundleError, RegistryNotFoundError
 from mirror.oci import Digest
 from mirror.registry.downloads import FileState
 from mirror.run import Run
@@ -80,7 +80,7 @@ class Room:
 
 
 @dataclass(slots=True)
-class _Object:
+class Object:
     """An object under way: bytes of an archive from `start` on."""
 
     name: str
@@ -99,7 +99,7 @@ class _Stretch:
     `early` are pieces that came before anything else of it did.
     """
 
-    of: _Object
+    of: Object
     number: int
     start: int
     end: int
@@ -134,11 +134,11 @@ class BucketArchive:
         self.follower: Follower | None = None
         names = [*file_names(archive.name, archive.size, part_size)]
         sizes = part_sizes(archive.size, part_size or archive.size)
-        self.objects: list[_Object] = []
+        self.objects: list[Object] = []
         self._stretches: list[_Stretch] = []
         ends, start = [entry.end for entry in archive.entries], 0
         for name, size in zip(names, sizes, strict=True):
-            one = _Object(name, start, size)
+            one = Object(name, start, size)
             self.objects.append(one)
             for number, end in enumerate(cut(ends, start, one.start + size), 1):
                 self._stretches.append(_Stretch(one, number, start, end))
@@ -182,6 +182,20 @@ class BucketArchive:
                         each.is_up = False
         self.reads_back = self.begun
         self._is_hashed = not self.reads_back
+        self._advance()
+
+    def seams(self) -> Iterator[int]:
+        """Yield where parts end in the archive, except for those ends that lie inside of an entry:
+        what is between two of them can be sent, and proved right, by itself."""
+        ends = {self.archive.size, *(entry.end for entry in self.archive.entries)}
+        return (stretch.end for stretch in self._stretches if stretch.end in ends)
+
+    def narrow(self, start: int, stop: int) -> None:
+        """Leave the parts outside of these bytes, which begin and end at seams, to others. It is
+        behind `resume`, and then all of the archive is read back."""
+        for stretch in self._stretches:
+            stretch.is_up = stretch.is_up or not start <= stretch.start < stop
+        self._is_hashed, self.reads_back = False, True
         self._advance()
 
     @property
@@ -324,6 +338,20 @@ class BucketArchive:
                 self._bucket.complete(one.name, one.upload, parts, self._plan, self._run)
                 one.is_complete = True
         return self.archive.size
+
+    def join(self, one: Object) -> bool:
+        """Make an object of its upload, if all parts have arrived, whoever sent them; whether this
+        was done now."""
+        assert one.upload is not None, "others know of it, too"
+        sizes = {each.number: each.size for each in self._stretches if each.of is one}
+        try:
+            parts = self._bucket.parts(one.name, one.upload, self._run)
+        except RegistryNotFoundError:  # another was first
+            return False
+        if {number: part.size for number, part in parts.items()} != sizes:
+            return False
+        self._bucket.complete(one.name, one.upload, parts, self._plan, self._run)
+        return True
 
     def _read_back(self) -> Generator[bytes, None, None]:
         states = self._bucket.states(self._run)

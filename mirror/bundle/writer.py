@@ -390,7 +390,7 @@ class BundleWriter:
                         where=self.name,
                         advice="nothing is sealed",
                     )
-        self._check_replaced()
+        self.check_replaced()
         self._place.give_way()
         for archive in () if self._packing.compress else self._archives:
             size = files[archive.name].sync()
@@ -432,8 +432,12 @@ class BundleWriter:
                 advice="run the same command again, which fetches these anew",
             )
 
-    def _check_replaced(self) -> None:
-        """Raise ChangedLeftoversError if bytes that were not the last ones may have been hashed."""
+    def check_replaced(self) -> None:
+        """Check that no bytes came that were not the last ones: they may have been hashed, or sent.
+
+        Raises:
+            ChangedLeftoversError: some did; a new writer goes on.
+        """
         if self._replaced:
             raise ChangedLeftoversError(
                 f"{len(self._replaced)} of the blobs came damaged and were replaced by sound ones",

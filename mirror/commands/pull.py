@@ -30,13 +30,21 @@ from mirror.config import PullConfig
 from mirror.durable import os_errors
 from mirror.errors import InputError, InvalidReferenceError, NoSpaceError, printable
 from mirror.events import Warned
+from mirror.layout import tool_name
+from mirror.oci import Digest
 from mirror.operations.clean import clean
-from mirror.operations.pull import place_of, plan_patch, plan_pull
-from mirror.release.source import SourceTree
-from mirror.reports.bundles import clean_summary, plan_summary, pull_summary, verbose_pull_summary
+from mirror.operations.pull import PullPlan, place_of, plan_patch, plan_pull
+from mirror.release.source import ReleaseSource, SourceTree
+from mirror.reports.bundles import (
+    clean_summary,
+    plan_summary,
+    pull_summary,
+    verbose_pull_summary,
+)
 
 if TYPE_CHECKING:
     from mirror.bundle.bucket import Bucket
+    from mirror.bundle.shards import Shard
 
 
 def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -> options.Decorator:
@@ -119,6 +127,12 @@ def _opposite(name: str) -> str:
     type=FILE,
     help="Pull just what this file of `mirror repair --request` lists: a patch for that bundle.",
 )
+@click.option(
+    "--shard",
+    metavar="N/COUNT",
+    help="Carry one of COUNT shares of a bundle in a bucket, as 3/8, which as many machines make "
+    "together. `auto`: the share of a pod of a Kubernetes Indexed Job.",
+)
 @flag("--force", text="Replace the bundle that is in BUNDLE_DIR.")
 @options.yes
 @flag("--no-pull-resume", text="Start over; ignore what an interrupted pull left.")
@@ -144,6 +158,7 @@ def pull_command(
     dry_run: bool,
     base: str | None,
     only: Path | None,
+    shard: str | None,
     force: bool,
     yes: bool,
     no_pull_resume: bool,
@@ -222,34 +237,58 @@ def pull_command(
     for warning in warnings:
         work.on_event(Warned(warning))
     place = _place(bundle_dir, access, work)
-    place_of(place, run).check(force=force)
+    part = None if shard is None else _shard(shard, place, dry_run=dry_run, force=force)
+    if part is None:
+        place_of(place, run).check(force=force)
     if force and not dry_run:
         options.confirm_replacing(work, place, yes)
-    if base_tree is not None:
-        with base_tree.open(work.on_event) as at_base:
-            from mirror.operations.trees import registry_inventory  # for such a base alone
-
-            held = registry_inventory(at_base, run=run).inventory
     tree = SourceTree(source.root, source.modules_suffix)
-    if only is not None:
-        planned = plan_patch(client, tree, read_inventory(only), run=run)
-    else:
-        planned = plan_pull(
+    chosen = config.selection_document()
+
+    def planned() -> PullPlan:
+        if only is not None:
+            return plan_patch(client, tree, read_inventory(only), run=run)
+        base_held = held
+        if base_tree is not None:
+            with base_tree.open(work.on_event) as at_base:
+                from mirror.operations.trees import registry_inventory  # for such a base alone
+
+                base_held = registry_inventory(at_base, run=run).inventory
+        return plan_pull(
             client,
             tree,
             selection,
-            selection=config.selection_document(),
-            base=held,
+            selection=chosen,
+            base=base_held,
             dedupe=config.dedupe,
             tool=tool,
             run=run,
         )
-    if dry_run:
-        _tell_space(work, place, sum(planned.archives.values()))
-        work.show(planned, plan_summary)
+
+    if part is not None and not isinstance(place, Path):
+        from mirror.operations.shards import pull_shard  # few need these
+        from mirror.reports.registries import shard_summary
+
+        asked = {
+            "selection": chosen,
+            "source": str(tree.root),
+            "modules-path-suffix": tree.modules_suffix,
+            "base": base if held is None else str(held.digest()),
+            "only": None if only is None else str(read_inventory(only).digest()),
+            "dedupe": config.dedupe,
+            "tool": None if tool is None else str(Digest.of(tool)),
+            "version": tool_name(),
+        }
+        content = ReleaseSource(client.within(run), tree, run=run).content
+        report = pull_shard(place, part, asked, planned, content, packing=packing, run=run)
+        work.show(report, shard_summary)
+    elif dry_run:
+        plan = planned()
+        _tell_space(work, place, sum(plan.archives.values()))
+        work.show(plan, plan_summary)
     else:
-        report = planned.carry_out(place, force=force, packing=packing, run=run)
-        work.show(report, verbose_pull_summary if verbose_summary else pull_summary)
+        done = planned().carry_out(place, force=force, packing=packing, run=run)
+        work.show(done, verbose_pull_summary if verbose_summary else pull_summary)
 
 
 @click.command("clean", epilog=options.example("mirror clean s3://bundles/1.70 --dry-run"))
@@ -273,6 +312,18 @@ def clean_command(
         if found.removed:
             work.confirm(f"Remove this from {place} for good?")
     work.show(clean(place, dry_run=dry_run, run=work.run), clean_summary)
+
+
+def _shard(text: str, place: Path | Bucket, *, dry_run: bool, force: bool) -> Shard:
+    """Which share of the bundle this machine makes."""
+    from mirror.bundle.shards import Shard  # few need it
+
+    if isinstance(place, Path):
+        raise InputError("--shard is for a bundle in a bucket: s3://bucket/prefix, not a folder")
+    for given, option in ((dry_run, "--dry-run"), (force, "--force")):
+        if given:
+            raise InputError(f"--shard takes no {option}; leave one of them out")
+    return Shard.parse(text)
 
 
 def _tool(config: PullConfig) -> bytes | None:

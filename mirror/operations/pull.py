@@ -357,21 +357,27 @@ def _pack(
     taken: list[int],
     run: Run,
 ) -> Packed:
-    carried = seal.carried
     place = place_of(folder, run)
     with BundleWriter(place, seal, files, packing, force=force, known=source) as writer:
         if not writer.is_complete:
-            plan = make_plan(carried, writer.held(carried))
-            there = carried.blob_sizes()
-            missing = {step.digest for step in plan.blobs}
-            earlier = sum(size for digest, size in there.items() if digest not in missing)
-            taken += (
-                transfer(stage, source, writer, earlier=earlier, run=run).sent
-                for stage in writer.stages(plan)
-            )
+            fill(writer, seal.carried, source, taken, run)
             writer.finish()
     for notice in writer.notices:
         run.on_event(Warned(notice))
     sizes = {archive.name: archive.size for archive in seal.archives.values()}
     compressed = Compressed(sizes, writer.stored) if packing.compress else None
     return Packed(sizes, sum(taken), compressed)
+
+
+def fill(
+    writer: BundleWriter, carried: Inventory, source: Source, taken: list[int], run: Run
+) -> None:
+    """Bring a bundle's writer what it lacks; add to `taken` the bytes of blobs that came for it."""
+    plan = make_plan(carried, writer.held(carried))
+    there = carried.blob_sizes()
+    missing = {step.digest for step in plan.blobs}
+    earlier = sum(size for digest, size in there.items() if digest not in missing)
+    taken += (
+        transfer(stage, source, writer, earlier=earlier, run=run).sent
+        for stage in writer.stages(plan)
+    )

@@ -1,4 +1,4 @@
-"""Summaries of commands about registries: sync, diff, status, prune, and generations."""
+"""Summaries of commands about registries: sync, diff, status, prune, and generations; of shards."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mirror.operations.prune import PruneReport
     from mirror.operations.push_reports import QuorumReport
     from mirror.operations.rollback import RollbackReport
+    from mirror.operations.shards import ShardReport
     from mirror.operations.sync import SyncReport
     from mirror.sync.observation import Failure
     from mirror.sync.plan import TagDifference
@@ -396,3 +397,13 @@ def quorum_summary(report: QuorumReport, elapsed_s: float) -> str:
             f"done in {duration_text(elapsed_s)}",
         ),
     )
+
+
+def shard_summary(report: ShardReport, elapsed_s: float) -> str:
+    """What one of several machines did, in words."""
+    title = f"Shard {report.shard} of bundle {report.bundle} is there"
+    if report.is_sealed:
+        title = f"Bundle {report.bundle} is complete"
+    awaited = [f"  {counted(len(report.awaited), 'file')} of it await other shards"]
+    fetched = f"{size_text(report.fetched)} fetched in {duration_text(elapsed_s)}"
+    return page(title, [], awaited if report.awaited else [], foot=(fetched,))

@@ -38,6 +38,41 @@ def test_a_pull_makes_the_bundle_that_a_folder_would_hold(
     }
 
 
+def test_machines_that_share_a_pull_make_the_same_bundle(
+    storage: ObjectStorage, source: Source, bundle: Path
+) -> None:
+    """Two as the pods of an Indexed Job are told, and one by hand."""
+    place = "s3://bundles/shared"
+    pull = ("pull", place, "--source", source.root, "--insecure", "--shard")
+    env = {**storage.environment(), "JOB_COMPLETIONS": "3"}
+    first = call_mirror(*pull, "auto", env={**env, "JOB_COMPLETION_INDEX": "0"}).succeeded()
+    assert f"Shard 1/3 of bundle {place} is there" in first.stdout
+    assert "of it await other shards" in first.stdout
+    third = call_mirror(*pull, "auto", "--json", env={**env, "JOB_COMPLETION_INDEX": "2"})
+    assert (third.document["shard"], third.document["sealed"]) == ("3/3", False)
+    done = call_mirror(*pull, "2/3", env=env).succeeded()
+    assert f"Bundle {place} is complete" in done.stdout
+    assert storage.content("shared") == {path.name: path.read_bytes() for path in bundle.iterdir()}
+    call_mirror(*pull, "2/3", env=env).succeeded()
+    call_mirror(*pull, "2/2", env=env).failed(2, "s3://bundles/shared is not empty")
+
+
+@pytest.mark.parametrize(
+    ("place", "more", "told"),
+    [
+        ("bundle", ("--shard", "1/2"), "--shard is for a bundle in a bucket: s3://bucket/prefix"),
+        ("s3://bundles/x", ("--shard", "2/1"), "2/1 is not one of several shards"),
+        ("s3://bundles/x", ("--shard", "1/2", "--force"), "--shard takes no --force"),
+        ("s3://bundles/x", ("--shard", "1/2", "--dry-run"), "--shard takes no --dry-run"),
+    ],
+)
+def test_what_a_shard_cannot_do_is_told(
+    source: Source, tmp_path: Path, place: str, more: tuple[str, ...], told: str
+) -> None:
+    where = place if "://" in place else tmp_path / place
+    call_mirror("pull", where, "--source", source.root, "--insecure", *more).failed(2, told)
+
+
 def test_who_reads_bundles_reads_that_one(
     storage: ObjectStorage, bundle: Path, embedded_registry: EmbeddedRegistry
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from starlette.routing import Route
 
+from mirror.bundle.shards import Shard
 from mirror.layout import tool_name
 from mirror.watch.daemon import Daemon, create_app
 from mirror.watch.fleet import Fleet
@@ -70,7 +71,7 @@ def test_the_chart_installs_this_version() -> None:
     assert described["appVersion"] == tool_name().removeprefix("mirror ")
 
 
-@pytest.mark.parametrize("name", chart.FILES)
+@pytest.mark.parametrize("name", [*chart.FILES, "pull-job.yaml"])
 def test_the_api_takes_every_object(name: str) -> None:
     for one in plain(name):
         if one["kind"] not in FOREIGN:
@@ -144,6 +145,21 @@ def test_the_pod_may_do_nothing_that_it_need_not() -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
+
+
+def test_every_pod_of_a_job_of_shards_has_a_share_of_its_own() -> None:
+    job = the("Job", plain("pull-job.yaml"))["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    env = {one["name"]: one["value"] for one in container["env"]}
+    assert job["completionMode"] == "Indexed"
+    assert job["parallelism"] == job["completions"]
+    shares = [
+        Shard.parse("auto", {**env, "JOB_COMPLETION_INDEX": str(index)})
+        for index in range(job["completions"])
+    ]
+    assert shares == [Shard(index + 1, 8) for index in range(8)]
+    pull = ("--shard=0/1" if one == "--shard=auto" else one for one in container["args"])
+    call_mirror(*pull, env=env).failed(2, "0/1 is not one of several shards")
 
 
 def test_services_monitors_and_policies_find_the_pod() -> None:

@@ -1,0 +1,424 @@
+"""A bundle that several machines make in one bucket, each a share, without talking to each other.
+
+What all go by lies in the bucket, put there by the first of them under the condition that nothing
+is there (`Agreed`): what was asked for, the seal, and the upload of each file. Who carries what
+follows from that alone (`share`). Whoever finds that all parts of a file have arrived makes the
+object, reads it back for its sums and writes these down, in a small object of its own. Whoever
+finds the sums of all files seals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from mirror.bundle import gost
+from mirror.bundle.bucket import Bucket
+from mirror.bundle.bucket_place import BucketPlace, plan_of
+from mirror.bundle.folder import Packing, not_empty
+from mirror.bundle.follow import Hash, MakeHash, Recheck
+from mirror.bundle.format import (
+    PARTIAL_SEAL,
+    PARTIAL_SUFFIX,
+    SEAL,
+    SHARD_MARK,
+    SIGNATURE,
+    file_names,
+)
+from mirror.bundle.multipart import PART, BucketArchive, Object
+from mirror.bundle.seal import Seal, check_limits, parse_seal
+from mirror.bundle.staging import JOURNAL
+from mirror.bundle.sums import CompanionFiles
+from mirror.documents import parse_json
+from mirror.errors import (
+    ConflictError,
+    DamagedBundleError,
+    InputError,
+    IntegrityError,
+    RegistryNotFoundError,
+    counted,
+    printable,
+)
+from mirror.events import PhaseAdvanced, PhaseStarted
+from mirror.registry.downloads import FileState
+from mirror.run import Run, gather
+from mirror.sync.inventory import canonical_json
+
+_SHARD = re.compile(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})")
+_RECORD = re.compile(r"shard-[0-9]+" + re.escape(PARTIAL_SUFFIX))
+_AGREED = "shards" + PARTIAL_SUFFIX
+_AGAIN = "give this bundle up with `mirror clean`, and run all shards again"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of `count` machines that share a work; `number` counts from 1."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> Shard:
+        """Read `3/8`. `auto` is what the pod of an Indexed Job of Kubernetes is told by
+        JOB_COMPLETION_INDEX, which counts from 0, and JOB_COMPLETIONS.
+
+        Raises:
+            InputError: it is something else.
+        """
+        given = text
+        if text == "auto":
+            index, count = (environment.get(f"JOB_COMPLETION{end}", "") for end in ("_INDEX", "S"))
+            if not index.isdecimal():
+                raise InputError(
+                    "--shard auto takes its number from JOB_COMPLETION_INDEX, which only pods of "
+                    "an Indexed Job have; write it as --shard 3/8"
+                )
+            text = f"{int(index) + 1}/{count}"
+            given = f"JOB_COMPLETION_INDEX={index} with JOB_COMPLETIONS={count}"
+        found = _SHARD.fullmatch(text)
+        if found is None or int(found[1]) > int(found[2]):
+            raise InputError(
+                f"{printable(given)} is not one of several shards; write its number and how many "
+                "there are, as 3/8: from 1/8 to 8/8"
+            )
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+def share(sizes: Sequence[int], shard: Shard) -> range:
+    """Which of these pieces are a shard's: neighbours, whose middles lie in its part of all bytes.
+
+    Each piece is in one share. No share is above the mean by more than the largest piece.
+    """
+    total, position, mine = sum(sizes), 0, []
+    for number, size in enumerate(sizes):
+        middle = (2 * position + size) * shard.count // (2 * total) if total else 0
+        if min(middle, shard.count - 1) == shard.number - 1:
+            mine.append(number)
+        position += size
+    return range(mine[0], mine[-1] + 1) if mine else range(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What all shards go by: what was `asked` for, as JSON values; the seal; the `files` beside the
+    archives; and the id of each file's upload, by its name."""
+
+    asked: Mapping[str, Any]
+    sealed: bytes = field(repr=False)
+    files: Mapping[str, bytes] = field(repr=False)
+    uploads: Mapping[str, str] = field(repr=False)
+
+    def to_json(self) -> bytes:
+        files = {name: b64encode(data).decode() for name, data in self.files.items()}
+        seal = self.sealed.decode()
+        return canonical_json(
+            {"asked": self.asked, "seal": seal, "files": files, "uploads": self.uploads}
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Agreed:
+        """Read one.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            found = parse_json(data)
+            files = {str(name): b64decode(text) for name, text in found["files"].items()}
+            uploads = {str(name): str(upload) for name, upload in found["uploads"].items()}
+            return cls(dict(found["asked"]), found["seal"].encode(), files, uploads)
+        except (KeyError, TypeError, AttributeError) as err:
+            raise ValueError(str(err)) from err
+
+
+class ShardPlace(BucketPlace):
+    """A place in a bucket of which one machine fills a share.
+
+    First `agreed`, or else `agree`; then a writer fills the share; then `close_files`, and `seal`.
+    """
+
+    def __init__(
+        self, bucket: Bucket, shard: Shard, asked: Mapping[str, Any], packing: Packing, run: Run
+    ) -> None:
+        super().__init__(bucket, run)
+        if packing.compress or not packing.resume:
+            what = "--compress" if packing.compress else "--no-pull-resume"
+            raise InputError(f"a bundle that several machines make takes no {what}; leave it out")
+        self._shard, self.packing = shard, packing
+        self._asked: dict[str, Any] = {
+            **asked,
+            "shards": shard.count,
+            "images-bundle-chunk-size": packing.part_size,
+            "gost-digest": packing.gost_digest,
+            "signature": packing.sign is not None,
+            "part": PART,
+        }
+        self._own: list[tuple[BucketArchive, Object]] = []
+        self._agreed: Agreed | None = None
+        self._record = f"shard-{shard.number}{PARTIAL_SUFFIX}"
+        self._noted: dict[str, Mapping[str, str]] = {}
+
+    # -- what all go by ----------------------------------------------------------------------------
+
+    def is_sealed(self) -> bool:
+        """Whether the bundle of just this is there; what was left beside it is cleared up.
+
+        Raises:
+            InputError: something else is there, or is being made there.
+        """
+        states = self._bucket.states(self._run)
+        agreed = self._read_agreed(states)
+        if SEAL not in states:
+            return False
+        sealed = self._read(SEAL, states)
+        seal = parse_seal(sealed, SEAL)
+        first = next(iter(self._names(seal)), "")
+        there = self._bucket.plan_of(first, self._run)
+        if there is None or there[1] != self._plan_for(sealed):
+            raise not_empty(self.where, SEAL)
+        if agreed is not None or any(map(SHARD_MARK.fullmatch, states)):
+            super().clear()
+        return True
+
+    def agreed(self) -> Agreed | None:
+        """What the first shard has put there; None if this is the first.
+
+        Raises:
+            InputError: something else is there, or is being made there.
+        """
+        states = self._bucket.states(self._run)
+        self._agreed = self._read_agreed(states)
+        if self._agreed is None:
+            self.check(force=False)
+        return self._agreed
+
+    def _read_agreed(self, states: Mapping[str, FileState]) -> Agreed | None:
+        if _AGREED not in states:
+            if JOURNAL in states:
+                raise InputError(
+                    f"a pull without --shard is under way in {self.where}; let it end, give it up "
+                    "with `mirror clean`, or name another place for the shards"
+                )
+            return None
+        try:
+            found = Agreed.from_json(self._read(_AGREED, states))
+        except ValueError as err:
+            raise DamagedBundleError(
+                f"it is not what shards agree upon: {err}",
+                where=f"{self.where}/{_AGREED}",
+                advice=_AGAIN,
+            ) from err
+        theirs, ours = dict(found.asked), self._asked
+        differing = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+        if differing:
+            raise InputError(
+                f"{self.where}: shard {self._shard} is asked for something else than the first one "
+                f"was: {', '.join(sorted(differing))} differ; run all with the same options and "
+                "version, or name another place"
+            )
+        return found
+
+    def agree(self, seal: Seal, files: Mapping[str, bytes]) -> Agreed:
+        """Put down what all are to go by, unless another was first; what counts."""
+        sealed = check_limits(seal)
+        names, plan = self._names(seal), self._plan_for(sealed)
+        begun = gather(names, lambda name: self._bucket.begin(name, plan, self._run), run=self._run)
+        uploads = dict(zip(names, begun, strict=True))
+        data = Agreed(self._asked, sealed, files, uploads).to_json()
+        while True:
+            is_first = self._bucket.put(_AGREED, data, self._run, only_new=True)
+            self._agreed = self._read_agreed(self._bucket.states(self._run))
+            if self._agreed is not None:
+                break
+        if not is_first:
+            gather(
+                uploads.items(),
+                lambda one: self._bucket.abort(one[0], one[1], self._run),
+                run=self._run,
+            )
+        return self._agreed
+
+    def _names(self, seal: Seal) -> list[str]:
+        """The files that the archives are."""
+        archives = sorted(seal.archives.items())
+        size = self.packing.part_size
+        return [one for name, each in archives for one in file_names(name, each.size, size)]
+
+    def _plan_for(self, sealed: bytes) -> str:
+        return plan_of(canonical_json(self._asked), sealed)
+
+    # -- the share ---------------------------------------------------------------------------------
+
+    def complete(
+        self, _seal: Seal, _sealed: bytes, _packing: Packing, *, force: bool
+    ) -> tuple[dict[str, int], str] | None:
+        del force
+        return None
+
+    def begin(self, _seal: Seal, sealed: bytes, _packing: Packing, _needed: int) -> bool:
+        assert self._agreed is not None, "first all agree"
+        self._sealed, self._plan = self._agreed.sealed, self._plan_for(sealed)
+        states = self._bucket.states(self._run)
+        for name, data in ((JOURNAL, canonical_json(self._asked)), (PARTIAL_SEAL, self._sealed)):
+            if name not in states:  # they say whose files lie here, for whoever cleans up
+                self._bucket.put(name, data, self._run)
+        return True
+
+    def _resume(self, *, keep: bool) -> None:
+        del keep
+        pieces: list[tuple[BucketArchive, int, int]] = []
+        for file in self._files.values():
+            pieces += ((file, *ends) for ends in pairwise((0, *file.seams())))
+        mine = share([stop - start for _, start, stop in pieces], self._shard)
+        shares: dict[BucketArchive, tuple[int, int]] = {}
+        for file, start, stop in (pieces[number] for number in mine):
+            shares[file] = (shares.get(file, (start, stop))[0], stop)
+        self._own = [
+            (file, one)
+            for file, (start, stop) in shares.items()
+            for one in file.objects
+            if one.start < stop and start < one.start + one.size
+        ]
+        for is_last in (False, True):
+            try:
+                self._resume_shares()
+                break
+            except RegistryNotFoundError as err:  # of an upload that was completed just now
+                if is_last:
+                    raise ConflictError(
+                        f"an upload that all shards had agreed upon is gone ({err})",
+                        where=self.where,
+                        advice=_AGAIN,
+                    ) from err
+        for file in self._files.values():
+            file.narrow(*shares.get(file, (0, 0)))
+
+    def _resume_shares(self) -> None:
+        assert self._agreed is not None, "first all agree"
+        states, uploads = self._bucket.states(self._run), self._agreed.uploads
+        own = {one.name: uploads[one.name] for _, one in self._own}
+        for file in {file for file, _ in self._own}:
+            file.resume(states, own)
+        for _, one in self._own:
+            one.upload = own[one.name]
+
+    def clear(self) -> None:
+        """Do nothing: others are at work here."""
+
+    # -- completion --------------------------------------------------------------------------------
+
+    def close_files(self) -> list[str]:
+        """Make the objects of which all parts have arrived, read them back and write their sums
+        down, for those files that this shard has a part of; the names of those it has read.
+
+        Raises:
+            IntegrityError: what lies in the bucket is not what was sent.
+        """
+        sums = self._sums()
+        own = [(file, one) for file, one in self._own if one.name not in sums]
+        self._note(own, lambda file, one: file.join(one))
+        # What another has completed it reads, too. If it died before that, this is left to us.
+        sums = self._sums()
+        self._note(
+            [(file, one) for file, one in own if one.name not in sums],
+            lambda _file, one: self._bucket.plan_of(one.name, self._run) == (one.size, self._plan),
+        )
+        return sorted(self._noted)
+
+    def _note(
+        self,
+        files: Iterable[tuple[BucketArchive, Object]],
+        wanted: Callable[[BucketArchive, Object], bool],
+    ) -> None:
+        todo = [pair for pair in files if wanted(*pair)]
+        if not todo:
+            return
+        self._run.on_event(PhaseStarted("reading back for the sums", len(todo)))
+        states = self._bucket.states(self._run)
+        lock = threading.Lock()  # over the record
+
+        def note(pair: tuple[BucketArchive, Object]) -> None:
+            file, one = pair
+            digests = self._read_back(file, one, states[one.name])
+            with lock:
+                self._noted[one.name] = digests
+                record = {"plan": self._plan, "files": self._noted}
+                self._bucket.put(self._record, canonical_json(record), self._run)
+            self._run.on_event(PhaseAdvanced())
+
+        gather(todo, note, run=self._run)
+
+    def _read_back(self, file: BucketArchive, one: Object, state: FileState) -> dict[str, str]:
+        """The sums of an object, whose blobs must be right; one that lies in two files counts by
+        these sums alone."""
+        makers: dict[str, MakeHash] = {"sha256": hashlib.sha256}
+        if self.packing.gost_digest:
+            makers["gost"] = gost.GostHash
+        made: dict[str, Hash] = {name: make() for name, make in makers.items()}
+        stop = one.start + one.size
+        recheck = Recheck(
+            (
+                each
+                for each in file.archive.entries
+                if one.start <= each.offset and each.end <= stop
+            ),
+            one.start,
+        )
+        for piece in self._bucket.chunks(one.name, state, 0, one.size, self._run):
+            for each in made.values():
+                each.update(piece)
+            recheck.update(piece)
+        if recheck.wrong:
+            raise IntegrityError(
+                f"{counted(len(recheck.wrong), 'file')} of {one.name} are not in the bucket as "
+                f"they were sent",
+                where=self.where,
+                advice=_AGAIN,
+            )
+        return {name: each.hexdigest() for name, each in made.items()}
+
+    def _sums(self) -> dict[str, Mapping[str, str]]:
+        """The sums that any shard has written down, by file."""
+        states = self._bucket.states(self._run)
+        found: dict[str, Mapping[str, str]] = {}
+        for name in filter(_RECORD.fullmatch, states):
+            try:
+                record = parse_json(self._read(name, states))
+                if record["plan"] == self._plan:
+                    found |= record["files"]
+                    if name == self._record:
+                        self._noted |= record["files"]
+            except (ValueError, KeyError, TypeError, ConflictError, RegistryNotFoundError):
+                continue  # it changes just now, or goes
+        return found
+
+    def seal(self) -> list[str]:
+        """Seal the bundle, if the sums of all its files are known; the names of those that lack."""
+        assert self._agreed is not None, "first all agree"
+        sums = self._sums()
+        lacking = sorted(set(self._agreed.uploads) - set(sums))
+        if lacking:
+            return [] if self.is_sealed() else lacking
+        packing = self.packing
+        sign = None if packing.sign is None else self._sign
+        beside = CompanionFiles(self._agreed.files, sign, packing.gost_digest)
+        self.take((), beside.render(self._sealed, sums), sums)
+        super().clear()
+        return []
+
+    def _sign(self, sealed: bytes) -> bytes:
+        """A signature: the same for all who seal, though each could make another."""
+        assert self.packing.sign is not None
+        name = SIGNATURE + PARTIAL_SUFFIX
+        self._bucket.put(name, self.packing.sign(sealed), self._run, only_new=True)
+        return self._read(name, self._bucket.states(self._run))
