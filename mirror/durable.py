@@ -293,14 +293,14 @@ def _one(name: str) -> str:
 # -- by path ---------------------------------------------------------------------------------------
 
 
-def write_durably(path: Path, data: bytes, *, mode: int | None = None) -> None:
+def write_durably(path: Path, data: bytes) -> None:
     """`Folder.write` in the folder of `path`.
 
     Raises:
         FileSystemError, NoSpaceError: the system refuses.
     """
     with os_errors(path, "write"), Folder(path.parent) as folder:
-        folder.write(path.name, data, mode=mode)
+        folder.write(path.name, data)
 
 
 def write_if_changed(path: Path, data: bytes, *, mode: int) -> bool:

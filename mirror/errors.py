@@ -143,12 +143,12 @@ class SourceContentError(MirrorError):
     """The source's release tree lacks information that it must have (where, and what is wrong)."""
 
     @classmethod
-    def of_all(cls, texts: Collection[str], *, most: int = 20) -> SourceContentError:
-        """One error for images that the source lacks; it has the first `most` of `texts`."""
+    def of_all(cls, texts: Collection[str]) -> SourceContentError:
+        """One error for images that the source lacks; it names the first 20."""
         if len(texts) == 1:
             return cls(*texts)
-        more = f"\n  and {len(texts) - most} more" if len(texts) > most else ""
-        lines = "".join(f"\n  {text}" for text in list(texts)[:most])
+        more = f"\n  and {len(texts) - 20} more" if len(texts) > 20 else ""
+        lines = "".join(f"\n  {text}" for text in list(texts)[:20])
         return cls(f"the source lacks {len(texts)} images:{lines}{more}")
 
 

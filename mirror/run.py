@@ -200,13 +200,13 @@ class Run:
         )
 
     @contextmanager
-    def child(self, *, jobs: int | None = None, on_event: OnEvent | None = None) -> Iterator[Run]:
+    def child(self, *, jobs: int | None = None) -> Iterator[Run]:
         """A run for a part of the work, with a cancellation of its own.
 
         It is cancelled with this one, and when an exception leaves the block, so no thread of that
         part outlives its caller. This run's own cancellation is never touched.
         """
-        part = replace(Run.of(self), jobs=jobs or self.jobs, on_event=on_event or self.on_event)
+        part = replace(Run.of(self), jobs=jobs or self.jobs)
         try:
             yield part
         except BaseException:

@@ -339,11 +339,11 @@ class RemoteFile(Readable):
         self._kept = [(start, data) for (start, _), data in zip(wanted, found, strict=True)]
 
 
-def merged(stretches: Iterable[Stretch], gap: int = _GAP) -> list[Stretch]:
-    """Join stretches with less than `gap` bytes between them; sorted."""
+def merged(stretches: Iterable[Stretch]) -> list[Stretch]:
+    """Join stretches with less than `_GAP` bytes between them; sorted."""
     found: list[Stretch] = []
     for start, end in sorted(stretches):
-        if found and start - found[-1][1] < gap:
+        if found and start - found[-1][1] < _GAP:
             found[-1] = (found[-1][0], max(end, found[-1][1]))
         else:
             found.append((start, end))

@@ -255,12 +255,12 @@ class Forward(Readable):
     context manager.
     """
 
-    def __init__(self, file: SeekableFile, threads: int = 2) -> None:
-        self._file, self._threads = file, threads
+    def __init__(self, file: SeekableFile) -> None:
+        self._file = file
         self._closing = ExitStack()
         self._packed = file.packed
         self.path, self.size = file.path, file.size
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decompress")
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="decompress")
         self._ahead: deque[tuple[int, Future[bytes]]] = deque()
         self._next = 0  # the first frame that was not read
         self._now: tuple[int, bytes | MirrorError] = (-1, b"")

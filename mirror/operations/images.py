@@ -34,6 +34,7 @@ from mirror.release.discovery import CHANGELOG_YAML, parse_changelog
 from mirror.release.source import VERSION_JSON, ReleaseInfo, parse_release
 from mirror.run import Run
 from mirror.sync import InventoryBuilder, ManifestNode, make_plan
+from mirror.sync.content import graph
 from mirror.sync.publication import Publication
 from mirror.sync.publication_state import PublicationState
 from mirror.sync.transfer import TransferReport
@@ -226,16 +227,11 @@ def copy_image(
     content = RegistrySource(reader, lambda _: repository)
     builder = InventoryBuilder()
     top = content.fetch(place, reference)
-    left, seen = [top], {top.digest}
-    while left:
-        manifest = left.pop()
+    for manifest in graph(top, partial(content.fetch, place)):
         builder.add_manifest(place, ManifestNode.of(manifest))
         for layer in manifest.foreign:  # a registry need not hold them
             if reader.blob_size(repository, layer.digest) == layer.size:
                 builder.add_blob(place, layer.digest, layer.size)
-        fresh = {child.descriptor.digest for child in manifest.children} - seen
-        left += [content.fetch(place, digest) for digest in sorted(fresh)]
-        seen |= fresh
     name = tag or (reference if isinstance(reference, str) else None)
     if name is not None:
         builder.add_tag(place, name, top.digest)

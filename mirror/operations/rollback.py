@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from mirror.documents import document
@@ -39,6 +40,7 @@ from mirror.sync import (
     RepositoryContent,
     make_plan,
 )
+from mirror.sync.content import graph
 from mirror.sync.plan import (
     Tags,
     differing,
@@ -255,18 +257,12 @@ class _Rollback:
         builder.add_inventory(tags_only(others))
         source = self.tree.source()
 
-        def graph(path: str, root: Digest) -> list[ManifestNode]:
-            nodes: dict[Digest, ManifestNode] = {}
-            pending = [root]
-            while pending:
-                digest = pending.pop()
-                if digest not in nodes:  # indexes may name one image in many ways
-                    nodes[digest] = ManifestNode.of(source.manifest(path, digest))
-                    pending += [child.digest for child in nodes[digest].children]
-            return [*nodes.values()]
+        def nodes_below(path: str, root: Digest) -> list[ManifestNode]:
+            fetch = partial(source.manifest, path)
+            return [*map(ManifestNode.of, graph(fetch(root), fetch))]
 
         roots = {(path, digest) for path, tags in others.items() for digest in tags.values()}
-        graphs, lost = self._read(sorted(roots), graph)
+        graphs, lost = self._read(sorted(roots), nodes_below)
         if lost:
             raise self._incomplete(lost)
         for path, nodes in graphs:

@@ -32,6 +32,7 @@ ZERO_COPY = "http.response.zerocopysend"
 
 KEEP_ALIVE_S = 75
 _START_TIMEOUT_S = 30.0
+_GRACE_S = 0.2
 _BACKLOG = 1024
 _SENDERS = 32
 """Files that are sent at a time without passing through this process; more are read and sent."""
@@ -171,9 +172,8 @@ class _Server(uvicorn.Server):
     That matters to programs that start hundreds of servers, such as tests.
     """
 
-    def __init__(self, config: uvicorn.Config, grace_s: float) -> None:
+    def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._grace_s = grace_s
         self.running = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
@@ -194,7 +194,7 @@ class _Server(uvicorn.Server):
             server.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()  # closes idle ones; busy ones close after their answer
-        deadline = asyncio.get_running_loop().time() + self._grace_s
+        deadline = asyncio.get_running_loop().time() + _GRACE_S
         while self._busy() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.005)
         for connection in list(self.server_state.connections):
@@ -327,7 +327,6 @@ class ServerThread:
         *,
         certificate: Path | None = None,
         key: Path | None = None,
-        grace_s: float = 0.2,
         limits: Limits | None = None,
     ) -> None:
         files = _Files()
@@ -356,7 +355,7 @@ class ServerThread:
         )
         self._files = files
         config.load()  # here, where the caller hears of a bad certificate
-        self._server = _Server(config, grace_s)
+        self._server = _Server(config)
         self._listener = listener
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="mirror-serve")
@@ -369,7 +368,7 @@ class ServerThread:
             raise RuntimeError("the server did not start") from self._failure
 
     def stop(self) -> None:
-        """Close idle connections at once, and busy ones after at most `grace_s` seconds."""
+        """Close idle connections at once, and busy ones after at most `_GRACE_S` seconds."""
         self._server.stop()
         self._thread.join()
         self._files.close()

@@ -7,7 +7,7 @@ targets. Repository paths are relative to the root that the inventory shares.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -135,6 +135,17 @@ class Target(Protocol):
 
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         """Let `tag` name `manifest`, which is there already."""
+
+
+def graph(root: Manifest, fetch: Callable[[Digest], Manifest | None]) -> Iterator[Manifest]:
+    """`root` and all manifests below it, each once: what `fetch` gives of those that it names."""
+    left, seen = [root], {root.digest}
+    while left:
+        manifest = left.pop()
+        yield manifest
+        fresh = {child.descriptor.digest for child in manifest.children} - seen
+        seen |= fresh
+        left += filter(None, map(fetch, sorted(fresh)))
 
 
 _CHUNK = 1 << 20

@@ -30,7 +30,7 @@ from mirror.events import (
 from mirror.oci import Digest, Manifest, ManifestNode
 from mirror.oci.reference import referrers_tag
 from mirror.run import PerItemErrors, Run, for_each
-from mirror.sync.content import Source, Target
+from mirror.sync.content import Source, Target, graph
 from mirror.sync.failover import BlobContent, FailoverSource
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, archives_of, make_plan
@@ -352,19 +352,16 @@ class _Transfer:
     def _reached(self, repository: str, manifest: Manifest) -> Inventory:
         """`manifest` and all below it that the source has, which may lack children of an index."""
         builder = InventoryBuilder()
-        pending, seen = [manifest], set[Digest]()
-        while pending:
-            one = pending.pop()
-            if one.digest in seen:
-                continue
-            seen.add(one.digest)
-            node = ManifestNode.of(one)
+
+        def fetch(digest: Digest) -> Manifest | None:
+            with suppress(NotFoundError, NoSoundCopyError):
+                return self._source.manifest(repository, digest)
+            return None
+
+        for node in map(ManifestNode.of, graph(manifest, fetch)):
             builder.add_manifest(repository, node, closed=False)
             for blob in node.blobs:
                 builder.add_blob(repository, blob.digest, blob.size)
-            for child in node.children:
-                with suppress(NotFoundError, NoSoundCopyError):
-                    pending.append(self._source.manifest(repository, child.digest))
         return builder.build()
 
 

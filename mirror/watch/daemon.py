@@ -61,14 +61,13 @@ class Daemon:
         *,
         schedule: Schedule,
         this: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.followers = tuple(followers)
         self.state = State(self.followers, this)
         self.metrics = Metrics(self.followers)
         self._cycle, self._schedule = cycle, schedule
-        self._clock, self._chance = clock, chance
+        self._chance = chance
         self._run = Run()
         self._woken = {name: threading.Event() for name in self.followers}
         self._threads = [
@@ -107,12 +106,12 @@ class Daemon:
         while not self._run.stopped:
             # Cleared before the look: a push during it gets a look of its own.
             woken.clear()
-            started = self._clock()
+            started = time.monotonic()
             level = self._schedule.level(started, audited, read)
             result = self._look(replica, level)
             if self._run.stopped:
                 break
-            result = replace(result, duration_s=self._clock() - started)
+            result = replace(result, duration_s=time.monotonic() - started)
             self.state.note(replica, result)
             self.metrics.record(replica, result, now_s=time.time())
             for error in result.errors:
@@ -143,11 +142,11 @@ class Daemon:
 
     def _look(self, replica: str, level: CheckLevel) -> CycleResult:
         """One cycle, and what became of it."""
-        self.state.begin(replica, self._clock())
+        self.state.begin(replica, time.monotonic())
 
         def hear(event: Event) -> None:
             if isinstance(event, BytesMoved):
-                self.state.moved(replica, event.count, self._clock())
+                self.state.moved(replica, event.count, time.monotonic())
 
         run = Run.of(self._run).heard_by(side_by_side(hear, replica))
         try:
