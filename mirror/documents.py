@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from mirror.errors import InputError
+from mirror.errors import InputError, MirrorError
 
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 _ODD_NUMBER = re.compile("[-+]?0[0-9xb]|.*[0-9][_:][0-9]")
@@ -67,13 +67,28 @@ class StrictLoader(yaml.SafeLoader):
         return value
 
 
+def file_bytes(path: Path, error: Callable[[str], MirrorError] = InputError) -> bytes:
+    """The content of a file that a person named."""
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise error(f"cannot read {path}: {err.strerror}") from err
+
+
+def file_text(path: Path, error: Callable[[str], MirrorError] = InputError) -> str:
+    """The same as text."""
+    try:
+        return file_bytes(path, error).decode()
+    except UnicodeDecodeError:
+        raise error(f"{path} is not text") from None
+
+
 def read_mapping(path: Path, help_text: str = "") -> dict[str, Any]:
     """The settings in a YAML file, or InputError, whose message `help_text` ends."""
     hint = f"; {help_text}" if help_text else ""
+    content = file_bytes(path)
     try:
-        document = yaml.load(path.read_bytes(), StrictLoader)  # noqa: S506 -- a SafeLoader
-    except OSError as err:
-        raise InputError(f"cannot read {path}: {err.strerror}") from err
+        document = yaml.load(content, StrictLoader)  # noqa: S506 -- a SafeLoader
     except ConstructorError as err:
         raise InputError(f"{path}: {err.problem}{line(err)}{hint}") from err
     except (yaml.YAMLError, ValueError, RecursionError) as err:

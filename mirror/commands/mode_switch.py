@@ -13,12 +13,13 @@ from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.cluster_files import required_cluster_options
 from mirror.commands.options import FILE, Work, flag, grouped
-from mirror.documents import document
+from mirror.documents import document, file_text
 from mirror.errors import (
     InputError,
     IntegrityError,
     InvalidSettingsError,
     MirrorError,
+    RequiredImagesError,
     common_exit_code,
 )
 from mirror.modes.check import CheckReport, ItemState, check_images, connect_with, targets_for
@@ -32,7 +33,6 @@ from mirror.modes.required import (
     from_digest_list,
     from_inventory,
     from_values,
-    read_digest_list,
     relaxed,
 )
 from mirror.modes.routes import Mode, Verdict
@@ -224,7 +224,7 @@ class _Required:
         if mode is CheckMode.RELAX:
             return relaxed(deployment)
         if self.digests_file is not None:
-            digests = read_digest_list(self.digests_file)
+            digests = file_text(self.digests_file, RequiredImagesError)
             return from_digest_list(digests, str(self.digests_file), deployment)
         if self.inventory_path is not None:
             return from_inventory(read_inventory(self.inventory_path), deployment)

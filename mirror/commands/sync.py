@@ -286,7 +286,7 @@ def fleet_status_command(
     from mirror.durable import write_durably
     from mirror.reports.page import fleet_html
     from mirror.watch.fleet import Fleet
-    from mirror.watch.fleet_status import fleet_status
+    from mirror.watch.monitoring import fleet_status
 
     found = fleet_status(Fleet.load(file), run=work.run)
     if prometheus is not None:

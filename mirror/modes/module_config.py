@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mirror.documents import parse_json, read_documents
+from mirror.documents import file_bytes, parse_json, read_documents
 from mirror.errors import InputError, InvalidSettingsError
 from mirror.modes.constants import DEFAULT_IMAGES_REPO
 
@@ -41,11 +41,7 @@ def find_registry(source: Path | str | Mapping[str, Any]) -> FoundSettings:
         hint = " (to read a file, give its path as a Path)"
         return _of(read_documents(source, "the settings", _EXPECTED + hint), "the settings")
     where = str(source)
-    try:
-        raw = source.read_bytes()
-    except OSError as err:
-        raise InputError(f"cannot read {where}: {err.strerror}") from err
-    documents = read_documents(raw, where, _EXPECTED)
+    documents = read_documents(file_bytes(source), where, _EXPECTED)
     if not documents:
         # A redirection whose command failed leaves an empty file, which must not pass for the
         # deprecated kind of Unmanaged.

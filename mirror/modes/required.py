@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mirror.documents import parse_json
@@ -149,16 +148,6 @@ def relaxed(deployment: Mapping[str, Any] | None) -> RequiredSet:
             "deployment names it by digest"
         )
     return RequiredSet.of(CheckMode.RELAX, own[:1])
-
-
-def read_digest_list(path: Path) -> str:
-    """The text of a digest list."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as err:
-        raise RequiredImagesError(f"cannot read {path}: {err.strerror}") from err
-    except UnicodeDecodeError:
-        raise RequiredImagesError(f"{path} is not text") from None
 
 
 def critical_modules(modules: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

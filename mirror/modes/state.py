@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from mirror.documents import StrictLoader, document, line
+from mirror.documents import StrictLoader, document, file_text, line
 from mirror.durable import write_if_changed
 from mirror.errors import InvalidStateError
 from mirror.modes.constants import (
@@ -270,12 +270,7 @@ class RegistryState:
         where = "the state"
         if isinstance(source, Path):
             where = str(source)
-            try:
-                source = source.read_text(encoding="utf-8")
-            except OSError as err:
-                raise InvalidStateError(f"cannot read {where}: {err.strerror}") from err
-            except UnicodeDecodeError:
-                raise InvalidStateError(f"{where} is not text") from None
+            source = file_text(source, InvalidStateError)
         content = _yaml(source, where) if isinstance(source, str) else source
         if content is None:
             return cls()

@@ -15,7 +15,7 @@ import yaml
 from pydantic import SecretStr, TypeAdapter, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from mirror.documents import StrictLoader, line, problems, read_documents
+from mirror.documents import StrictLoader, file_bytes, line, problems, read_documents
 from mirror.errors import FileSystemError, InputError, RenderingError
 from mirror.modes import constants, module_config
 from mirror.modes.constants import PUSH_NAME, RegistryUser
@@ -187,9 +187,7 @@ def _node(row: Any, where: str) -> Node:
 def read_text(path: Path) -> str:
     """The text of a file that a person named."""
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as err:
-        raise FileSystemError(f"cannot read {path}: {err.strerror}") from err
+        return file_bytes(path, FileSystemError).decode()
     except UnicodeDecodeError as err:
         raise RenderingError(f"{path}: expected text in UTF-8, found other bytes") from err
 
@@ -327,7 +325,7 @@ def load_facts(path: Path) -> ClusterFacts:
 
 def read_document(path: Path) -> Mapping[str, Any]:
     """The one mapping that a YAML or JSON file holds; an empty one if the file is empty."""
-    documents = read_documents(_read(path), str(path), "expected keys and values")
+    documents = read_documents(file_bytes(path), str(path), "expected keys and values")
     if len(documents) > 1:
         raise InputError(f"{path}: it holds {len(documents)} documents; keep one")
     return documents[0] if documents else {}
@@ -336,7 +334,7 @@ def read_document(path: Path) -> Mapping[str, Any]:
 def read_modules(path: Path) -> list[Mapping[str, Any]]:
     """The objects Module that a file holds: those of a `List`, or each as a document of its own."""
     documents = read_documents(
-        _read(path), str(path), "expected what `kubectl get modules -o yaml` prints"
+        file_bytes(path), str(path), "expected what `kubectl get modules -o yaml` prints"
     )
     found: Any = documents
     if len(documents) == 1 and documents[0].get("kind") != "Module":
@@ -365,15 +363,8 @@ def _parsed(
 
 
 def _authority(path: Path) -> str:
-    text = _read(path).decode("utf-8", errors="replace")
+    text = file_bytes(path).decode("utf-8", errors="replace")
     problem = module_config.certificates(text)
     if problem is not None:
         raise InputError(f"{path}: {problem}")
     return text
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as err:
-        raise InputError(f"cannot read {path}: {err.strerror}") from err

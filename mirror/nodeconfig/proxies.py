@@ -4,7 +4,8 @@ The **balancer** passes TCP through and reads no TLS: certificates and logins st
 and replica. A replica that refused a connection is left out for a second. The **relay**
 rewrites paths for clients that cannot do so: stock containerd on a node, and the API plane where
 the registry is not Deckhouse's fork. Logins, challenges and redirects pass through it unchanged; it
-only reads. nginx's format has no library that writes it, so every value is checked before.
+only reads. The files are `balancer.conf` and `relay.conf` beside this module; nginx's format has no
+library that writes it, so every value is checked before.
 
 Each has a static pod of its own, which runs the file as rendered. When a static pod's manifest
 changes, the kubelet ends its containers and starts the new ones some ten seconds later. So a
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import PurePosixPath
 from string import Template
 from typing import Any
@@ -57,72 +59,9 @@ class Nginx:
         checked_file_path(self.system_authorities, "file of system authorities")
 
 
-_BALANCER = Template("""\
-${modules}worker_processes 2;
-worker_rlimit_nofile 130048;
-worker_shutdown_timeout 10s;
-pid ${runtime}/registry-proxy.pid;
-error_log stderr notice;
+def _template(name: str) -> Template:
+    return Template(resources.files("mirror.nodeconfig").joinpath(name).read_text(encoding="utf-8"))
 
-events {
-  multi_accept on;
-  worker_connections 16384;
-}
-
-stream {
-  upstream registry {
-    least_conn;
-${servers}
-  }
-
-  server {
-    listen ${listen};
-    proxy_pass registry;
-    proxy_connect_timeout 1s;
-    proxy_timeout 1h;
-  }
-}
-""")
-
-_RELAY = Template("""\
-worker_processes 2;
-worker_rlimit_nofile 130048;
-worker_shutdown_timeout 10s;
-pid ${runtime}/registry-relay.pid;
-error_log stderr notice;
-
-events {
-  multi_accept on;
-  worker_connections 4096;
-}
-
-http {
-  access_log off;
-  server_tokens off;
-  client_body_temp_path ${runtime}/client_body;
-  proxy_temp_path ${runtime}/proxy;
-  fastcgi_temp_path ${runtime}/fastcgi;
-  uwsgi_temp_path ${runtime}/uwsgi;
-  scgi_temp_path ${runtime}/scgi;
-
-  server {
-    listen ${listen};
-${tls}
-    merge_slashes off;
-    proxy_http_version 1.1;
-    proxy_buffering off;
-    proxy_redirect off;
-    proxy_connect_timeout 10s;
-    proxy_read_timeout 5m;
-
-${locations}
-    location / {
-      default_type application/json;
-      return 404 '{"errors":[{"code":"NAME_UNKNOWN","message":"only ${logical} is here"}]}\\n';
-    }
-  }
-}
-""")
 
 _TARGET = Template("""\
       limit_except GET {
@@ -139,13 +78,17 @@ def balancer_conf(node: Node, masters: Iterable[Node], nginx: Nginx) -> bytes:
     replicas = sorted({master.registry for master in masters if master.master})
     if not replicas:
         raise ValueError("a balancer needs at least one replica")
-    return _BALANCER.substitute(
-        modules="".join(f"load_module {module};\n" for module in nginx.modules),
-        runtime=nginx.runtime,
-        # With nginx's own 10 s it had none left when replicas start anew one after the other.
-        servers="\n".join(f"    server {replica} fail_timeout=1s;" for replica in replicas),
-        listen=node.balancer,
-    ).encode()
+    return (
+        _template("balancer.conf")
+        .substitute(
+            modules="".join(f"load_module {module};\n" for module in nginx.modules),
+            runtime=nginx.runtime,
+            # With nginx's own 10 s it had none left when replicas start anew one after the other.
+            servers="\n".join(f"    server {replica} fail_timeout=1s;" for replica in replicas),
+            listen=node.balancer,
+        )
+        .encode()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +109,17 @@ def relay_conf(
     if pair is not None:
         certificate, key = (checked_file_path(path, "file of a certificate") for path in pair)
         own = f"    ssl_certificate {certificate};\n    ssl_certificate_key {key};\n"
-    return _RELAY.substitute(
-        runtime=nginx.runtime,
-        listen=listen if pair is None else f"{listen} ssl",
-        tls=own,
-        locations="\n".join(_locations(one, nginx) for one in registries),
-        logical=LOGICAL_PATH,
-    ).encode()
+    return (
+        _template("relay.conf")
+        .substitute(
+            runtime=nginx.runtime,
+            listen=listen if pair is None else f"{listen} ssl",
+            tls=own,
+            locations="\n".join(_locations(one, nginx) for one in registries),
+            logical=LOGICAL_PATH,
+        )
+        .encode()
+    )
 
 
 def _locations(one: Relayed, nginx: Nginx) -> str:

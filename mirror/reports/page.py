@@ -27,7 +27,7 @@ from mirror.oci import Digest
 from mirror.sync import Finding
 
 if TYPE_CHECKING:
-    from mirror.watch.fleet_status import FleetStatus
+    from mirror.watch.monitoring import FleetStatus
 
 Names: TypeAlias = Mapping[Digest, str]
 """What images that go by their digests are called: `module/image`."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mirror.sync.observation import Failure
     from mirror.sync.plan import TagDifference
     from mirror.sync.removal import Removal
-    from mirror.watch.fleet_status import FleetStatus, Standing
+    from mirror.watch.monitoring import FleetStatus, Standing
 
 _MOST = 50
 

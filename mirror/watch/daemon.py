@@ -33,7 +33,7 @@ from mirror.sync.statement import StatementKeys
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import CycleResult, Replicator
 from mirror.watch.fleet import Fleet, Rollouts, Staging, client_of
-from mirror.watch.metrics import Metrics
+from mirror.watch.monitoring import Metrics
 from mirror.watch.settings import CheckLevel, Schedule, WatchedRegistry, WatchSettings
 
 _log = logging.getLogger(__name__)

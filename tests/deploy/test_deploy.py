@@ -17,7 +17,7 @@ from mirror.bundle.shards import Shard
 from mirror.layout import tool_name
 from mirror.watch.daemon import Daemon, create_app
 from mirror.watch.fleet import Fleet
-from mirror.watch.metrics import Metrics
+from mirror.watch.monitoring import Metrics
 from mirror.watch.settings import WatchSettings
 from shipping import deb
 from tests.deploy import chart

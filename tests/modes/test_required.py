@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from mirror.documents import file_text
 from mirror.errors import RequiredImagesError
 from mirror.modes.required import (
     RequiredImage,
@@ -19,7 +20,6 @@ from mirror.modes.required import (
     from_inventory,
     from_values,
     kebab,
-    read_digest_list,
     relaxed,
     required_images,
 )
@@ -171,7 +171,7 @@ def test_a_list_comes_in_three_forms(tmp_path: Path) -> None:
     for text in (lines, nested, listed):
         file = tmp_path / "digests"
         file.write_text(text)
-        required = from_digest_list(read_digest_list(file), str(file))
+        required = from_digest_list(file_text(file, RequiredImagesError), str(file))
         assert [str(image.reference) for image in required.images] == wanted
     assert "module/node-manager/one" in by_source(from_digest_list(nested))
 
@@ -196,7 +196,7 @@ def test_another_list_is_refused_with_its_reason(text: str, said: str) -> None:
 
 def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequiredImagesError, match="cannot read"):
-        read_digest_list(tmp_path / "none")
+        file_text(tmp_path / "none", RequiredImagesError)
 
 
 @given(inventories())

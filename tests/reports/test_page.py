@@ -22,7 +22,7 @@ from mirror.reports.registries import diff_html
 from mirror.sync import Finding, Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.observation import Failure
 from mirror.sync.plan import Difference, TagDifference
-from mirror.watch.fleet_status import FleetStatus, Standing
+from mirror.watch.monitoring import FleetStatus, Standing
 from tests.support.browser import Browser, browsing
 
 HOSTILE = "</script><img src=x onerror=\"document.title='pwned'\">'&<b>"

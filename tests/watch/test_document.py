@@ -12,7 +12,7 @@ import yaml
 from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Daemon, create_app
 from mirror.watch.fleet import Fleet
-from mirror.watch.metrics import Metrics
+from mirror.watch.monitoring import Metrics
 from mirror.watch.settings import CheckLevel, Schedule, WatchedRegistry, WatchSettings
 from tests.support.program import ROOT
 

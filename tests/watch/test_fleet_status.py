@@ -23,7 +23,7 @@ from mirror.testing import Delay, Fault
 from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Daemon, create_app
 from mirror.watch.fleet import Fleet
-from mirror.watch.fleet_status import FleetStatus, Standing, fleet_status
+from mirror.watch.monitoring import FleetStatus, Standing, fleet_status
 from mirror.watch.settings import CheckLevel, Schedule
 from tests.support.inventories import sample_store
 from tests.support.processes import free_port
