@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from mirror.oci import Digest
+
+Failure = TypeVar("Failure", bound=BaseException)
 
 EXIT_CODES = {
     0: "done",
@@ -194,6 +196,17 @@ _SHORTAGES = {
     "memory": ("there is no more memory", "ulimit -v, a container's memory"),
 }
 _SCARCE = {errno.EMFILE: "files", errno.ENFILE: "files", errno.ENOMEM: "memory"}
+
+
+def same(err: Failure) -> Failure:
+    """An error of its own with the same content, for another thread to raise.
+
+    Raising changes an error's traceback.
+    """
+    twin = type(err).__new__(type(err), *err.args)
+    twin.__dict__.update(err.__dict__)
+    twin.__cause__ = err.__cause__
+    return twin
 
 
 def shortage(err: BaseException) -> ResourceError | None:

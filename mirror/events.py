@@ -7,7 +7,6 @@ listener that is not thread-safe in `serialised`.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -155,34 +154,6 @@ OnEvent: TypeAlias = Callable[[Event], None]
 
 def ignore(_event: Event) -> None:
     """A listener that ignores every event."""
-
-
-class ArchiveTally:
-    """Counts what is left to do of each archive, and tells `listener` of one that is through.
-
-    It tells nothing where there is one archive only. Thread-safe.
-    """
-
-    def __init__(self, listener: OnEvent) -> None:
-        self._listener, self._lock = listener, threading.Lock()
-        self._left, self._sizes = Counter[str](), Counter[str]()  # under the lock
-        self._through = 0
-
-    def expect(self, archive: str, size: int = 0) -> None:
-        """Note one thing more to do of `archive`, of `size` bytes."""
-        with self._lock:
-            self._left[archive] += 1
-            self._sizes[archive] += size
-
-    def done(self, archive: str) -> None:
-        """Note that one of them is done; of an archive that is not known, do nothing."""
-        with self._lock:
-            self._left[archive] -= 1
-            if not self._left[archive]:
-                self._through += 1
-                size, total = self._sizes[archive], len(self._sizes)
-                if total > 1:
-                    self._listener(ArchiveDone(archive, size, self._through, total))
 
 
 def serialised(listener: OnEvent) -> OnEvent:

@@ -10,6 +10,7 @@ import itertools
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from mirror.errors import (
     NoSpaceError,
     UnreachableError,
 )
-from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, ignore
+from mirror.events import ArchiveDone, OnEvent, PhaseAdvanced, PhaseStarted, ignore
 
 DEFAULT_JOBS = 8
 """Threads for work that waits for networks and disks; hashing and sockets release the GIL."""
@@ -416,3 +417,31 @@ class PerItemErrors:
             if self._refused >= _REFUSALS and not self._answered:
                 raise err
         return err
+
+
+class ArchiveTally:
+    """Counts what is left to do of each archive, and tells `listener` of one that is through.
+
+    It tells nothing where there is one archive only. Thread-safe.
+    """
+
+    def __init__(self, listener: OnEvent) -> None:
+        self._listener, self._lock = listener, threading.Lock()
+        self._left, self._sizes = Counter[str](), Counter[str]()  # under the lock
+        self._through = 0
+
+    def expect(self, archive: str, size: int = 0) -> None:
+        """Note one thing more to do of `archive`, of `size` bytes."""
+        with self._lock:
+            self._left[archive] += 1
+            self._sizes[archive] += size
+
+    def done(self, archive: str) -> None:
+        """Note that one of them is done; of an archive that is not known, do nothing."""
+        with self._lock:
+            self._left[archive] -= 1
+            if not self._left[archive]:
+                self._through += 1
+                size, total = self._sizes[archive], len(self._sizes)
+                if total > 1:
+                    self._listener(ArchiveDone(archive, size, self._through, total))

@@ -48,9 +48,9 @@ from mirror.errors import (
     MirrorError,
     SignatureError,
 )
-from mirror.events import ArchiveTally, BlobDone, BytesMoved, TransferStarted, Warned
+from mirror.events import BlobDone, BytesMoved, TransferStarted, Warned
 from mirror.oci import Digest
-from mirror.run import Run, for_each
+from mirror.run import ArchiveTally, Run, for_each
 from mirror.sync import Dependents, Finding, Inventory
 from mirror.sync.observation import listed
 

@@ -20,10 +20,9 @@ from typing import Protocol, TypeAlias
 from urllib.parse import urlencode, urlsplit
 
 from mirror.documents import parse_json
-from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError
+from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError, same
 from mirror.registry.addresses import check_address
 from mirror.registry.answers import Login
-from mirror.registry.failures import same
 
 _log = logging.getLogger(__name__)
 

@@ -376,14 +376,6 @@ def stalled(where: str, host: str, options: ConnectionOptions) -> TransientFailu
     )
 
 
-def same(err: MirrorError) -> MirrorError:
-    """An error of its own with the same content, for another thread to raise."""
-    twin = type(err).__new__(type(err), *err.args)
-    twin.__dict__.update(err.__dict__)
-    twin.__cause__ = err.__cause__
-    return twin
-
-
 def _causes(err: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     current: BaseException | None = err

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from math import inf
 from weakref import WeakValueDictionary
 
-from mirror.errors import RegistryError
-from mirror.registry.failures import Tally, TransientFailure, retry_after_s, same
+from mirror.errors import RegistryError, same
+from mirror.registry.failures import Tally, TransientFailure, retry_after_s
 from mirror.registry.options import ConnectionOptions
 
 _CUT = 0.7  # what a refusal leaves of the width

@@ -20,6 +20,7 @@ from mirror.errors import (
     RegistryError,
     RegistryNotFoundError,
     SourceContentError,
+    same,
 )
 from mirror.events import PhaseAdvanced, PhaseStarted, Warned
 from mirror.layout import (
@@ -234,7 +235,7 @@ class ReleaseSource:
                 raise
         error = future.exception()
         if error is not None:
-            raise _own(error) from error
+            raise same(error) from error
         return future.result()
 
     # -- words ---------------------------------------------------------------------------------
@@ -252,13 +253,6 @@ class ReleaseSource:
             f"{self.where(repository, reference)} is not there, though {needed_by} leads to it; "
             f"the source is incomplete: ask its owner, or select other releases{way_out}"
         )
-
-
-def _own(error: BaseException) -> BaseException:
-    """A copy of an error, for one more thread to raise: raising changes an error's traceback."""
-    copy = type(error).__new__(type(error), *error.args)
-    copy.__dict__.update(error.__dict__)
-    return copy
 
 
 # -- releases and their channels -------------------------------------------------------------------

@@ -19,7 +19,6 @@ from mirror.errors import (
     SizeMismatchError,
 )
 from mirror.events import (
-    ArchiveTally,
     BlobDone,
     BytesMoved,
     ManifestDone,
@@ -29,7 +28,7 @@ from mirror.events import (
 )
 from mirror.oci import Digest, Manifest, ManifestNode
 from mirror.oci.reference import referrers_tag
-from mirror.run import PerItemErrors, Run, for_each
+from mirror.run import ArchiveTally, PerItemErrors, Run, for_each
 from mirror.sync.content import Source, Target, graph
 from mirror.sync.failover import BlobContent, FailoverSource
 from mirror.sync.inventory import Inventory, InventoryBuilder
