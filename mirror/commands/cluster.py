@@ -29,9 +29,9 @@ from mirror.commands.mode_render import (
 )
 from mirror.commands.options import FILE, Decorator, Work, flag, grouped
 from mirror.commands.process import handling
-from mirror.controller import lead
 from mirror.controller.cluster import Controller
 from mirror.controller.kube import RESOURCES, KubeApi, Lease
+from mirror.controller.leading import lead
 from mirror.documents import read_documents
 from mirror.errors import InputError, UnreachableError
 from mirror.layout import normalised_suffix

@@ -10,35 +10,28 @@ stage before its objects are rolled out. A stage that was rolled out is never ta
 from __future__ import annotations
 
 import json
-import logging
-import threading
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pydantic import SecretStr
 
 from mirror.errors import InvalidStateError, MirrorError
 from mirror.modes import outcomes
-from mirror.modes.constants import NAMESPACE, ConditionType
+from mirror.modes.constants import ConditionType
 from mirror.modes.outcomes import ClusterFacts, ReplicaPod, StepOutcome
 from mirror.modes.plan import SwitchPlan, plan_switch
 from mirror.modes.routes import ModeKind, Verdict, conditions_of
 from mirror.modes.settings import RegistrySettings
-from mirror.modes.state import RegistryState, inputs_hash
+from mirror.modes.state import Reason, RegistryState, inputs_hash
 from mirror.nodeconfig import objects
 from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.object_secrets import PROXY_CONFIG
+from mirror.nodeconfig.object_secrets import NODE_CONFIG, PROXY_CONFIG, Object
 from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render
+from mirror.nodeconfig.rotation import next_turn
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets
-from mirror.run import Run
-
-if TYPE_CHECKING:
-    from mirror.controller.cluster import Controller
-    from mirror.controller.kube import KubeApi, Lease
 
 PAUSE_S = 10.0
 """How long to wait for the cluster where nothing tells of a change."""
@@ -46,7 +39,6 @@ REST_S = 60.0
 """How long a cluster at rest is left alone."""
 
 DEFAULTS = RenderOptions()
-_log = logging.getLogger(__name__)
 _C = ConditionType
 _LATE = frozenset({"deckhouse-registry", "registry-bashible-config", objects.SERVICE})
 """What others read at once, so that it comes after the services that it leads to."""
@@ -82,8 +74,9 @@ class Reconciled:
     """What a pass came to, to be carried out in the order of the fields.
 
     `rendered` is what is due now, for `step`; nothing where it is None. With `complete` it is all
-    that the cluster needs, and what is ours and not in it may go. Look again after `requeue_s`
-    seconds, or when something changes.
+    that the cluster needs, and what is ours and not in it may go. The services of the masters in
+    `waiting` keep their files until the others serve. Look again after `requeue_s` seconds, or when
+    something changes.
     """
 
     plan: SwitchPlan
@@ -91,8 +84,16 @@ class Reconciled:
     kept: ServiceSecrets | None = field(default=None, repr=False)
     rendered: Rendered | None = None
     step: ConditionType | None = None
+    waiting: frozenset[str] = frozenset()
     complete: bool = False
     requeue_s: float = REST_S
+
+    @property
+    def due(self) -> list[Object]:
+        """The objects to apply now, in their order."""
+        held = {f"{NODE_CONFIG}{name}" for name in self.waiting}
+        every = () if self.rendered is None else self.rendered.objects
+        return [one for one in every if one["metadata"]["name"] not in held]
 
     @property
     def reached(self) -> bool:
@@ -120,18 +121,21 @@ def reconcile(
     *,
     installed: RegistrySettings | None = None,
     options: RenderOptions = DEFAULTS,
+    rotate: str = "",
 ) -> Reconciled:
     """One pass towards `wanted` (a ModuleConfig, or its registry section), which is written down.
 
     `kept` are the secrets of the last pass, None at the first. `installed` has the registry of the
-    installation, for a cluster in which no switch was completed yet. `now` has its zone.
+    installation, for a cluster in which no switch was completed yet. `now` has its zone. `rotate`
+    asks for a rotation of secrets (`authority,token,users`), which begins in a managed mode that is
+    reached; it was taken when `kept.rotation` is there.
 
     Raises:
         InvalidSettingsError: `wanted` breaks rules.
         InvalidStateError: another program wrote `state`.
         MirrorError: the nodes or settings cannot be rendered.
     """
-    target, memory = RegistrySettings.load(wanted), _memory(state)
+    target, memory, before = RegistrySettings.load(wanted), _memory(state), state
     current = installed or RegistrySettings()
     if memory.get("completed"):
         current = RegistrySettings.load(memory["completed"])
@@ -162,8 +166,8 @@ def reconcile(
     switch = Switch(target, previous, facts, nodes, kept, site, options)
     state = state.advanced(plan.target, switch.observe, now, saved_parameters=saved)
     order = conditions_of(plan.target, saved_parameters=saved)
-    unready = next((one.type for one in state.conditions if not one.status), _C.READY)
-    reached = order.index(unready)
+    unready = {one.type for one in state.conditions if not one.status}
+    reached = next(at for at, one in enumerate(order) if one in unready or one is _C.READY)
     if stage in order:
         reached = max(reached, order.index(ConditionType(stage)))
     if current == target and previous is None:
@@ -172,14 +176,42 @@ def reconcile(
         memory = {**memory, "completed": wanted}
         memory.pop("begun", None)
     memory = {**memory, "stage": order[reached].value}
+    if target.managed and not state.in_flight:
+        state, turned = _rotated(state, before, kept, rotate, nodes, now)
+        if turned != kept:
+            return Reconciled(plan, _remembering(state, memory), turned, requeue_s=0.0)
+    rendered, step = switch.due(order[: reached + 1])
     return Reconciled(
         plan,
         _remembering(state, memory),
         kept,
-        *switch.due(order[: reached + 1]),
+        rendered,
+        step,
+        switch.waiting(rendered),
         complete=reached > order.index(_C.FINAL),
         requeue_s=PAUSE_S if state.in_flight else REST_S,
     )
+
+
+def _rotated(
+    state: RegistryState,
+    before: RegistryState,
+    kept: ServiceSecrets,
+    rotate: str,
+    nodes: Sequence[Node],
+    now: datetime,
+) -> tuple[RegistryState, ServiceSecrets]:
+    """State and secrets after the step of a rotation that is due, if there is one."""
+    told = next((one for one in state.conditions if one.type is _C.ROTATION), None)
+    refused = told is not None and told.reason is Reason.ERROR
+    complete = None if told is None or refused else told.status
+    users = ModeKind(state.mode.value).row.users
+    turn = next_turn(kept, rotate, users, nodes, now, complete=complete)
+    if turn.outcome is not None:
+        return state.rotating(turn.outcome, before, now, refused=turn.refused), turn.kept
+    # Nobody asks for what was refused any more.
+    kinds = tuple(one for one in state.conditions if one.type is not _C.ROTATION)
+    return replace(state, conditions=kinds), kept
 
 
 def _refused(state: RegistryState, plan: SwitchPlan, now: datetime) -> RegistryState:
@@ -320,6 +352,19 @@ class Switch:
             case _:
                 return self.final, now
 
+    def waiting(self, rendered: Rendered | None) -> frozenset[str]:
+        """The masters that keep what they run, by their names.
+
+        Their agents know nothing of each other. So of those that serve by other files one changes
+        at a time, and only while all others serve.
+        """
+        if rendered is None or not rendered.masters:
+            return frozenset()
+        pods = sorted(self.site.replicas(self), key=lambda pod: pod.node)
+        serving = [pod for pod in pods if pod.node_ready and pod.pod_ready]
+        behind = [pod.node for pod in serving if pod.version != rendered.masters[pod.node]]
+        return frozenset(behind if len(serving) < len(pods) else behind[1:])
+
 
 _ACTS = frozenset({*_C}) - {_C.IMAGES, _C.PREFLIGHT, _C.READY, _C.NOT_SUPPORTED}
 """The steps for which something is rolled out."""
@@ -333,91 +378,3 @@ def _without(rendered: Rendered, names: frozenset[str]) -> Rendered:
         if one["metadata"]["name"] not in names or one["kind"] == "Ingress"
     )
     return replace(rendered, objects=tuple(kept))
-
-
-# -- as a program ----------------------------------------------------------------------------------
-
-
-def lead(controller: Controller, lease: Lease, stop: threading.Event, *, pace: float = 1.0) -> None:
-    """Lead the cluster until `stop` is set, whenever we hold the lease; then give that back.
-
-    Changes of the API wake it; what goes wrong is logged and tried again, and a bug is raised.
-    `pace` stretches or shortens every wait.
-    """
-    run, wake, failed = Run(), threading.Event(), list[Exception]()
-    controller.may_act, controller.run = lambda: lease.held and not stop.is_set(), run
-
-    def begun(task: Callable[..., None], *given: Any) -> threading.Thread:
-        def carry_out() -> None:
-            try:
-                task(*given)
-            except Exception as err:  # noqa: BLE001 -- raised below: a thread would die in silence
-                failed.append(err)
-                stop.set()
-
-        thread = threading.Thread(target=carry_out, daemon=True)
-        thread.start()
-        return thread
-
-    watched = {"ModuleConfig": "metadata.name=deckhouse", "Secret": "", "Node": "", "Pod": ""}
-    for kind, only in watched.items():
-        begun(_watch, controller.api, kind, only, stop, wake, pace)
-    begun(_renew, lease, stop, wake, pace)
-    work = begun(_work, controller, lease, stop, wake, pace)
-    while not stop.is_set():  # to wait would hold the lock that a signal's handler needs to set it
-        time.sleep(0.1)
-    run.cancellation.cancel()
-    wake.set()
-    work.join(1.0)
-    begun(lease.release).join(0.8)  # an API that hangs must not hold up the end
-    for err in failed:
-        if not isinstance(err, MirrorError):
-            raise err
-
-
-def _watch(
-    api: KubeApi, kind: str, field: str, stop: threading.Event, wake: threading.Event, pace: float
-) -> None:
-    namespace = NAMESPACE if kind in ("Secret", "Pod") else None
-    while not stop.is_set():
-        try:
-            for _ in api.changes(kind, namespace, stop, field=field):
-                wake.set()
-        except MirrorError as err:
-            _log.info("watching %s: %s", kind, err)
-            stop.wait(2.0 * pace)
-
-
-def _renew(lease: Lease, stop: threading.Event, wake: threading.Event, pace: float) -> None:
-    held = False
-    while not stop.is_set():
-        try:
-            lease.renew()
-        except MirrorError as err:
-            _log.warning("the lease: %s", err)
-        if lease.held != held:
-            held = lease.held
-            _log.info("this one leads now" if held else "another one leads")
-            wake.set()
-        stop.wait(2.0 * pace)
-
-
-def _work(
-    controller: Controller, lease: Lease, stop: threading.Event, wake: threading.Event, pace: float
-) -> None:
-    told = ""
-    while not stop.is_set():
-        wake.clear()
-        pause = PAUSE_S
-        if lease.held:
-            try:
-                done = controller.reconcile()
-                text = done if isinstance(done, str) else done.summary()
-                pause = REST_S if isinstance(done, str) else done.requeue_s
-            except MirrorError as err:
-                text = str(err)
-            if text != told and not stop.is_set():
-                _log.info("%s", text)
-                told = text
-        if wake.wait(pause * pace):
-            stop.wait(0.2 * pace)  # what comes together is looked at together

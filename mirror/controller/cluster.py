@@ -51,6 +51,8 @@ _CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 _CONTAINERD = "node.deckhouse.io/containerd-config-registry"
 _CONFIGURED = frozenset(one.value for one in ContainerdConfig)
 _DECKHOUSE = "deckhouse"
+ROTATE = f"{MANAGER}/rotate"
+"""The annotation of `registry-state` that asks for a rotation: `authority,token,users`."""
 _OURS = ("Ingress", "Service", "Deployment", "PodDisruptionBudget", "Secret")
 """The kinds of what may go, in this order: nobody is led to what is gone."""
 _CHECK_S = 30.0
@@ -116,10 +118,12 @@ class Controller:
                 now,
                 installed=_installed(self.api.get("Secret", "deckhouse-registry")),
                 options=self.options,
+                rotate=_notes(secret).get(ROTATE, ""),
             )
         except RenderingError as err:
             return stopped("carried out", err)
-        written = self._write(secret, done.state, done.kept or kept)
+        begun = not (kept and kept.rotation) and bool(done.kept and done.kept.rotation)
+        written = self._write(secret, done.state, done.kept or kept, begun=begun)
         try:
             self._roll_out(done)
         except (ConflictError, RenderingError) as err:
@@ -135,9 +139,17 @@ class Controller:
             raise CancelledError("another one leads now; this pass ends here")
 
     def _write(
-        self, before: Mapping[str, Any] | None, state: RegistryState, kept: ServiceSecrets | None
+        self,
+        before: Mapping[str, Any] | None,
+        state: RegistryState,
+        kept: ServiceSecrets | None,
+        *,
+        begun: bool = False,
     ) -> Mapping[str, Any] | None:
-        """Keep state and secrets in one object, so that none is ever without the other."""
+        """Keep state and secrets in one object, so that none is ever without the other.
+
+        Where a rotation has `begun`, the annotation that asked for it goes in the same request.
+        """
         if kept is not None:
             memory = json.loads(state.private.get_secret_value()) if state.private else {}
             memory["secrets"] = secrets_text(kept)
@@ -148,8 +160,11 @@ class Controller:
                 return before
             known = before["metadata"]
             labels = {**(known.get("labels") or {}), **secret["metadata"]["labels"]}
-            version = {"resourceVersion": known["resourceVersion"], "labels": labels}
-            secret["metadata"] = {**secret["metadata"], **version}
+            notes = {
+                key: text for key, text in _notes(before).items() if key != ROTATE or not begun
+            }
+            same = {"resourceVersion": known["resourceVersion"], "annotations": notes}
+            secret["metadata"] = {**secret["metadata"], **same, "labels": labels}
         self._act()
         return self.api.put(secret)
 
@@ -159,7 +174,7 @@ class Controller:
                 # A late request of a former leader may have brought back what went.
                 self._remove_others(_AT_REST)
             return
-        for one in done.rendered.objects:
+        for one in done.due:
             self._apply(one)
         if done.complete:
             every = done.rendered.objects
@@ -426,6 +441,9 @@ def _named(rendered: Rendered, kind: str, name: str) -> Object | None:
     return next((one for one in found if one["metadata"]["name"] == name), None)
 
 
+def _notes(one: Mapping[str, Any] | None) -> Mapping[str, str]:
+    return ((one or {}).get("metadata") or {}).get("annotations") or {}
+
+
 def _note(one: Mapping[str, Any], name: str) -> str | None:
-    notes: Mapping[str, str] = (one.get("metadata") or {}).get("annotations") or {}
-    return notes.get(name)
+    return _notes(one).get(name)

@@ -88,5 +88,7 @@ class ConditionType(StrEnum):
     FINAL = "FinalContainerdConfigReady"
     CLEANUP_NODE_SERVICES = "CleanupNodeServices"
     CLEANUP_IN_CLUSTER_PROXY = "CleanupInClusterProxy"
+    ROTATION = "SecretsRotated"
+    """Ours, where a rotation was asked for: no mode has it among its steps."""
     READY = "Ready"
     NOT_SUPPORTED = "ErrTransitionNotSupported"

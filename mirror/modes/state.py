@@ -100,6 +100,7 @@ def _time(value: object, name: str) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+_C = ConditionType
 Conditions = tuple[Condition, ...]
 Observe = Callable[[ConditionType], StepOutcome]
 """Says of a step what is true now; asked in order, and not behind the first that is not ready."""
@@ -211,6 +212,24 @@ class RegistryState:
         moment = now.astimezone(UTC).replace(microsecond=0)
         error = Condition(ConditionType.READY, False, moment, Reason.ERROR, message)
         return replace(self, conditions=set_condition(self.conditions, error))
+
+    def rotating(
+        self, outcome: StepOutcome, before: RegistryState, now: datetime, *, refused: bool = False
+    ) -> RegistryState:
+        """The state, in which all else is reached, with how far a rotation of secrets is.
+
+        It is `Ready` when that is complete, or where it was `refused`. Each step of it clears the
+        list, as another target does. `before` is the state that this run of the machine began with.
+        """
+        moment, kinds = now.astimezone(UTC).replace(microsecond=0), (_C.ROTATION, _C.READY)
+        *steps, ready = self.conditions
+        reason = Reason.ERROR if refused else Reason.NONE if outcome.ready else Reason.PROCESSING
+        told = Condition(_C.ROTATION, outcome.ready, moment, reason, outcome.message)
+        if outcome.ready or refused:
+            return replace(self, conditions=(*set_condition(tuple(steps), told), ready))
+        ready = Condition(_C.READY, False, moment, reason, "Rotating secrets")
+        known = tuple(one for one in before.conditions if one.type in kinds)
+        return replace(self, conditions=set_condition(set_condition(known, told), ready))
 
     def withdrawn(self, now: datetime) -> RegistryState:
         """The state of a cluster at rest, without the errors of what is not wanted any more."""

@@ -24,9 +24,15 @@ from mirror.nodeconfig.tree import Tree
 Object = Mapping[str, Any]
 """One Kubernetes object: JSON values; `data` of Secrets is in base64."""
 
+NODE_CONFIG = "registry-node-config-"
 PROXY_CONFIG = "registry-incluster-proxy-config"
 HASH = pods.HASH_ANNOTATION
 VERSION = "registry.deckhouse.io/version"
+LENDERS = {
+    RegistryUser.RO: RegistryUser.MIRROR_PULLER,
+    RegistryUser.RW: RegistryUser.MIRROR_PUSHER,
+}
+"""Whose place in `registry-node-config-…` a second login takes: they may do the same, or more."""
 _KEPT = {"helm.sh/resource-policy": "keep"}
 
 
@@ -94,7 +100,7 @@ def secrets_of(now: Situation) -> Iterator[Object]:
         yield _secret(name, content, "registry/user", {"type": "registry-user"}, note)
     if now.replicas is not None:
         for node in now.masters:
-            name, kind = f"registry-node-config-{node.name}", "node-services-config"
+            name, kind = f"{NODE_CONFIG}{node.name}", "node-services-config"
             content = {"config": _yaml(_node_config(now, node, now.replicas))}
             content["version"] = now.services[node.name]
             labels = {"type": f"registry-{kind}"}
@@ -216,8 +222,10 @@ def _bashible_mirror(mirror: hosts.HostMirror) -> dict[str, Any]:
 
 def _node_config(now: Situation, node: Node, service: RegistrySettings) -> dict[str, Any]:
     """The services of one master, as the module's node agent reads them."""
-    kept, users = now.kept, now.kept.users
-    leaves = kept.nodes[node.name]
+    kept = now.kept
+    # The form has one place for each user. While passwords change, replication waits.
+    lent = {LENDERS[user]: one for user, one in kept.beside.items() if user in LENDERS}
+    users, leaves = {**kept.users, **lent}, kept.nodes[node.name]
     config: dict[str, Any] = {"ca": kept.trusted}
     pairs = {"auth": leaves.auth, "token": kept.token, "distribution": leaves.distribution}
     for name, pair in pairs.items():

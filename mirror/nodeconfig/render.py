@@ -220,9 +220,12 @@ class _Rendering:
         )
         notes += objects.notes_of(now, options.in_cluster_ports)
         if self.kept.beside and now.replicas is not None:
+            told = "replication by it waits while passwords are rotated"
+            if not now.replicas.kind.row.holds_own_images:
+                told = "caches refuse the other login while passwords are rotated"
             notes.append(
-                "registry-node-config-… has room for one password of each user: masters that the "
-                "module's own node agent configures refuse the other while passwords are rotated"
+                "registry-node-config-…, for the module's node agent, has room for one login of "
+                f"each user: {told}"
             )
         ports, push = options.in_cluster_ports, options.push_ingress
         return objects.objects_of(now, options.images, options.nginx, ports, push)

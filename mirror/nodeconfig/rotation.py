@@ -11,12 +11,13 @@ import datetime
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from mirror.errors import RenderingError
+from mirror.errors import InputError, RenderingError
 from mirror.modes import outcomes
 from mirror.modes.constants import RegistryUser
 from mirror.modes.outcomes import NodeFacts, StepOutcome
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
+from mirror.nodeconfig.object_secrets import LENDERS
 from mirror.nodeconfig.render import Rendered
 from mirror.nodeconfig.service_secrets import (
     HashedAccount,
@@ -140,6 +141,60 @@ def advance_rotation(
         rotation=then,
     )
     return prepare_secrets(moved, nodes, now)
+
+
+@dataclass(frozen=True, slots=True)
+class RotationTurn:
+    """What a controller holds next, and what it tells; `outcome` is None where nothing rotates."""
+
+    kept: ServiceSecrets
+    outcome: StepOutcome | None = None
+    refused: bool = False
+
+
+def next_turn(
+    kept: ServiceSecrets,
+    request: str,
+    users: Collection[RegistryUser],
+    nodes: Sequence[Node],
+    now: datetime.datetime,
+    *,
+    complete: bool | None,
+) -> RotationTurn:
+    """What follows where everybody has applied what is held.
+
+    `request` has names of what to rotate, with commas; it waits for the rotation before it, of
+    which `complete` was told, None where there was none. `users` are those whom the masters'
+    services know.
+    """
+    rotation = kept.rotation
+    if rotation is not None:
+        moved = advance_rotation(kept, nodes, now)
+        step = rotation_steps(rotation.what)[1 if moved.rotation else 2]
+        return RotationTurn(moved, StepOutcome(False, step.action))
+    if complete is False or not request:
+        return RotationTurn(kept, None if complete is None else StepOutcome(True))
+    try:
+        what = _requested(request, users)
+    except InputError as err:
+        return RotationTurn(kept, StepOutcome(False, str(err)), refused=True)
+    begun = begin_rotation(kept, what, now)
+    return RotationTurn(begun, StepOutcome(False, rotation_steps(what)[0].action))
+
+
+def _requested(request: str, users: Collection[RegistryUser]) -> list[Rotated]:
+    names = [one.strip() for one in request.split(",")]
+    if unknown := [one for one in names if one not in list(Rotated)]:
+        raise InputError(
+            f"rotation: expected {', '.join(Rotated)}, found {unknown[0][:20]!r}; correct it"
+        )
+    if Rotated.USERS in names and users and not {*LENDERS.values()} <= {*users}:
+        raise InputError(
+            "rotation: the masters' agent lets one login of each user in, and caches have no user "
+            "whose place a second one could take; switch to Direct, where it is carried out, and "
+            "back"
+        )
+    return [Rotated(one) for one in names]
 
 
 def rotation_outcome(nodes: Sequence[NodeFacts] | None, rendered: Rendered) -> StepOutcome:

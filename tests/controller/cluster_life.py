@@ -1,7 +1,8 @@
 """The rest of a cluster, beside a controller: nodes, kubelets and Deckhouse do their part.
 
-Each of them takes one step at a time, and after every change somebody looks whether all images that
-are in use can still be pulled.
+Each of them takes one step at a time, but masters know nothing of each other: all that have new
+files start anew together. After every change somebody looks whether all images that are in use can
+still be pulled: by what each has read, with its login, and whom it trusts.
 """
 
 from __future__ import annotations
@@ -9,20 +10,25 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import yaml
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from mirror.modes.constants import LOGICAL_HOST, ConditionType
 from mirror.modes.routes import Mode
 from mirror.modes.state import RegistryState
-from mirror.nodeconfig.object_secrets import VERSION
+from mirror.nodeconfig.object_secrets import PROXY_CONFIG, VERSION
 from mirror.nodeconfig.pods import VERSION_ANNOTATION
 from tests.support.kube_api import KubeCluster
 from tests.support.real_kube import RealCluster
 from tests.support.rendered_cluster import NODES
 
 UPSTREAM = "nexus.example:8443"
+UPSTREAM_LOGIN = ("u", "secret-of-upstream")
 _LABELS = {"component": "registry-service", "type": "node-services"}
 _C = ConditionType
 _CONFIG = {"apiVersion": "deckhouse.io/v1alpha1", "kind": "ModuleConfig"}
@@ -41,10 +47,16 @@ class Life:
         """When a condition was true of what was not so."""
         self.rolled: dict[str, str] = {}
         """Deployment → the version of its pods."""
+        self.read: dict[str, Mapping[str, Any]] = {}
+        """What each master's services, the in-cluster proxy and Deckhouse read as they started."""
         static = {"cluster-configuration.yaml": "clusterType: Static"}
         cluster.write(_secret("d8-cluster-configuration", static, "kube-system"))
         cluster.write(_object("v1", "ConfigMap", "d8-cluster-is-bootstraped", "kube-system"))
-        login = {"auths": {UPSTREAM: {"auth": base64.b64encode(b"u:p").decode()}}}
+        login = {
+            "auths": {
+                UPSTREAM: {"auth": base64.b64encode(":".join(UPSTREAM_LOGIN).encode()).decode()}
+            }
+        }
         installed = {".dockerconfigjson": json.dumps(login), "address": UPSTREAM}
         installed |= {"path": "/dkp/ee", "scheme": "https"}
         kind = "kubernetes.io/dockerconfigjson"
@@ -60,10 +72,17 @@ class Life:
         """Change the ModuleConfig."""
         registry: dict[str, Any] = {"mode": mode}
         if configured and mode != "Local":
-            login = {"username": "u", "password": "secret-of-upstream"}
+            login = dict(zip(("username", "password"), UPSTREAM_LOGIN, strict=True))
             registry[mode.lower()] = {"imagesRepo": f"{UPSTREAM}/{path}", **login}
         spec = {"version": 1, "enabled": True, "settings": {"registry": registry}}
         self.cluster.write({**_CONFIG, "metadata": {"name": "deckhouse"}, "spec": spec})
+
+    def rotate(self, what: str) -> None:
+        """Ask for other secrets, as `kubectl annotate` does."""
+        state = self.cluster.get("Secret", "registry-state")
+        assert state is not None
+        state["metadata"].setdefault("annotations", {})["deckhouse-mirror/rotate"] = what
+        self.cluster.write(state)
 
     # -- what others do ----------------------------------------------------------------------------
 
@@ -75,20 +94,25 @@ class Life:
         raise AssertionError("the cluster never comes to rest")
 
     def _kubelets(self) -> bool:
-        """Start, restart or stop one registry of a master."""
+        """Start or restart what registries of masters have new files, or let one serve or end."""
         wanted = {
-            one["metadata"]["name"].removeprefix("registry-node-config-"): _text(one, "version")
+            one["metadata"]["name"].removeprefix("registry-node-config-"): one
             for one in self.cluster.of("Secret")
             if one["metadata"]["name"].startswith("registry-node-config-")
         }
         there = {one["spec"]["nodeName"]: one for one in self._replicas()}
-        for node, version in wanted.items():
-            pod = there.get(node)
-            if pod is None or pod["metadata"]["annotations"][VERSION_ANNOTATION] != version:
-                self.cluster.write(_replica(node, version, ready=False))
-                return True
-            if not _ready(pod):
-                self.cluster.write(_replica(node, version, ready=True))
+        running = {
+            node: pod["metadata"]["annotations"][VERSION_ANNOTATION] for node, pod in there.items()
+        }
+        new = [node for node in wanted if running.get(node) != _text(wanted[node], "version")]
+        for node in new:
+            self.read[node] = yaml.safe_load(_text(wanted[node], "config"))
+            self.cluster.write(replica(node, _text(wanted[node], "version"), ready=False))
+        if new:
+            return True
+        for node in wanted:
+            if not _ready(there[node]):
+                self.cluster.write(replica(node, running[node], ready=True))
                 return True
         for node in there.keys() - wanted.keys():
             self.cluster.remove("Pod", f"registry-nodeservices-{node}")
@@ -121,12 +145,20 @@ class Life:
             name = one["metadata"]["name"]
             if {key: status.get(key) for key in done} != done or self.rolled.get(name) != version:
                 self.rolled[name] = version
+                self._reads(name)
                 one["status"] = done
                 self.cluster.write(one)
                 if name == "deckhouse":
                     self.cluster.write(_pod("deckhouse-0", {"app": name}, {VERSION: version}))
                 return True
         return False
+
+    def _reads(self, name: str) -> None:
+        """The pods of a Deployment start, and read what they use."""
+        used = {"deckhouse": "deckhouse-registry", "registry-incluster-proxy": PROXY_CONFIG}
+        secret = self.cluster.get("Secret", used[name])
+        if secret is not None:
+            self.read[name] = {key: _text(secret, key) for key in secret["data"]}
 
     # -- whether images can be pulled --------------------------------------------------------------
 
@@ -167,6 +199,13 @@ class Life:
             and all(hosts.keys() == {logical} for hosts in self.routes.values()),
             _C.CLEANUP_NODE_SERVICES: not any(self._replicas()),
             _C.CLEANUP_IN_CLUSTER_PROXY: proxy is None,
+            _C.ROTATION: all(
+                one[key].count("BEGIN") == 1
+                for node in (self.read if cached else ())
+                for one in (self.read[node],)
+                for key in ("ca", "token_cert")
+                if key in one
+            ),
             _C.READY: state.mode is state.target_mode
             and all(one.status for one in state.conditions),
         }
@@ -177,31 +216,79 @@ class Life:
     def _unserved(self) -> str:
         """Who cannot pull an image that is in use; empty where all can."""
         secret = self.cluster.get("Secret", "deckhouse-registry")
-        host = "" if secret is None else _text(secret, "address")
-        if host == LOGICAL_HOST and not self._service_serves():
-            return "components: nothing is behind the Service registry"
+        now = {key: _text(secret, key) for key in secret["data"]} if secret else {}
+        for given in (now, self.read.get("deckhouse", now)):
+            if given.get("address") == LOGICAL_HOST and (why := self._unserved_components(given)):
+                return f"components: {why}"
+        host = now.get("address", "")
         for node, hosts in self.routes.items():
             mirrors = hosts.get(host, {"mirrors": []})["mirrors"]
-            if not any(self._serves(mirror["host"]) for mirror in mirrors):
+            if not any(self._serves(one) for one in mirrors):
                 return f"{node}: no route to {host} serves"
         return ""
 
-    def _serves(self, host: str) -> bool:
-        return host == UPSTREAM or any(map(_ready, self._replicas()))
+    def _serves(self, mirror: Mapping[str, Any]) -> bool:
+        login = (mirror["auth"]["username"], mirror["auth"]["password"])
+        if mirror["host"] == UPSTREAM:
+            return login == UPSTREAM_LOGIN
+        return not self._unserved_by_masters(mirror.get("ca", ""), login)
 
-    def _service_serves(self) -> bool:
+    def _unserved_by_masters(self, authorities: str, login: tuple[str, str] | None) -> str:
+        """What keeps a client from one of those masters that it may come to."""
+        serving = [self.read[one["spec"]["nodeName"]] for one in self._replicas() if _ready(one)]
+        for one in serving:
+            if not trusts(authorities, one["distribution_cert"]):
+                return "a master shows a certificate of an authority that is unknown"
+            if login is not None and login not in logins_of(one):
+                return f"a master refuses the login {login[0]}"
+            if not all(_first(other["token_cert"]) in one["token_cert"] for other in serving):
+                return "a master refuses the tokens of another"
+        return "" if serving else "no master serves"
+
+    def _unserved_components(self, given: Mapping[str, str]) -> str:
         service = self.cluster.get("Service", "registry")
         if service is None:
-            return False
+            return "there is no Service registry"
         if service["spec"]["selector"]["type"] == "node-services":
-            return any(map(_ready, self._replicas()))
+            known = json.loads(given[".dockerconfigjson"])["auths"][LOGICAL_HOST]
+            login = (known["username"], known["password"])
+            # A switch turns the Service before all have the login for it, as Deckhouse's does.
+            return self._unserved_by_masters(
+                given["ca"], None if login == UPSTREAM_LOGIN else login
+            )
         proxy = self.cluster.get("Deployment", "registry-incluster-proxy") or {}
-        return bool(proxy.get("status", {}).get("readyReplicas"))
+        if not proxy.get("status", {}).get("readyReplicas"):
+            return "nothing is behind the Service registry"
+        shown = self.read["registry-incluster-proxy"]["distribution.crt"]
+        return "" if trusts(given["ca"], shown) else "the proxy's authority is unknown"
 
     def _replicas(self) -> Iterator[dict[str, Any]]:
         for pod in self.cluster.of("Pod"):
             if _LABELS.items() <= pod["metadata"]["labels"].items():
                 yield pod
+
+
+@cache
+def trusts(authorities: str, certificate: str) -> bool:
+    """Whether one of some authorities has signed a certificate."""
+    (leaf,) = x509.load_pem_x509_certificates(certificate.encode())
+    for one in x509.load_pem_x509_certificates(authorities.encode()):
+        with suppress(InvalidSignature, ValueError):
+            leaf.verify_directly_issued_by(one)
+            return True
+    return False
+
+
+def logins_of(config: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Who may pull from a master by what its agent writes: one login for each user it knows."""
+    users = [config["user_ro"]]
+    users += (one for key, one in config.get("local_mode", {}).items() if key.startswith("user_"))
+    return {(one["name"], one["password"]) for one in users}
+
+
+def _first(certificates: str) -> str:
+    end = "-----END CERTIFICATE-----"
+    return certificates.partition(end)[0] + end
 
 
 def _ready(pod: Mapping[str, Any]) -> bool:
@@ -247,7 +334,7 @@ def _pod(
     return one
 
 
-def _replica(node: str, version: str, *, ready: bool) -> dict[str, Any]:
+def replica(node: str, version: str, *, ready: bool) -> dict[str, Any]:
     notes = {VERSION_ANNOTATION: version}
     pod = _pod(f"registry-nodeservices-{node}", _LABELS, notes, ready=ready)
     pod["spec"]["nodeName"] = node

@@ -16,6 +16,7 @@ from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import RegistryState, inputs_hash
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.render import Rendered, RenderOptions, render
+from mirror.nodeconfig.rotation import RotationTurn, next_turn
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets, secrets_text
 from tests.controller.cluster_life import Life
 from tests.support.kube_api import KubeCluster
@@ -36,6 +37,14 @@ def made_once(monkeypatch: pytest.MonkeyPatch) -> None:
             PREPARED[key] = prepare_secrets(held or kept(), nodes, now)
         return PREPARED[key]
 
+    def turned(
+        held: ServiceSecrets, request: str, *more: Any, complete: bool | None
+    ) -> RotationTurn:
+        key = (secrets_text(held), request, more[0], complete)
+        if key not in TURNED:
+            TURNED[key] = next_turn(held, request, *more, complete=complete)
+        return TURNED[key]
+
     def remembered(
         settings: RegistrySettings, nodes: Any, secrets: ServiceSecrets, **more: Any
     ) -> Rendered:
@@ -47,10 +56,12 @@ def made_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return RENDERED[key]
 
     monkeypatch.setattr("mirror.controller.prepare_secrets", prepared)
+    monkeypatch.setattr("mirror.controller.next_turn", turned)
     monkeypatch.setattr("mirror.controller.render", remembered)
 
 
 PREPARED: dict[Any, ServiceSecrets] = {}
+TURNED: dict[Any, RotationTurn] = {}
 RENDERED: dict[Any, Rendered] = {}
 
 

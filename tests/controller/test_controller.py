@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any
 import pytest
 import yaml
 
-from mirror.controller import Switch, lead
+from mirror.controller import Switch
 from mirror.controller.cluster import Controller
 from mirror.controller.kube import KubeApi, Lease
+from mirror.controller.leading import lead
 from mirror.errors import CancelledError, InvalidStateError, UnreachableError
-from mirror.modes.constants import ConditionType
+from mirror.modes.constants import ConditionType, RegistryUser
 from mirror.modes.outcomes import ClusterFacts, NodeFacts, ReplicaPod, StepOutcome
 from mirror.modes.routes import Mode, ModeKind, conditions_of
 from mirror.modes.state import RegistryState, inputs_hash
+from mirror.nodeconfig.service_secrets import ServiceSecrets, parse_secrets
 from tests.conftest import MakeEmbeddedRegistry
-from tests.controller.cluster_life import Life
+from tests.controller.cluster_life import Life, replica
 from tests.controller.leading import OPTIONS, controller, settle, state_of
 from tests.support.cluster_replicas import image, put
 from tests.support.kube_api import KubeCluster, KubeServer, kube_server
@@ -75,6 +78,127 @@ def test_a_cluster_is_led_through_all_modes_and_back_without_a_route_missing(
     assert pods is not None
     note = pods["metadata"]["annotations"]["registry.deckhouse.io/version"]
     assert note != inputs_hash(secret["data"]), "nobody can try passwords by it"
+
+
+def test_masters_take_new_files_one_after_the_other_and_only_while_all_others_serve(
+    cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    life.want("Proxy")
+    settle(controller(api), life)
+    life.want("Proxy", "dkp/fe")
+    given = []
+    for _ in range(4):
+        done = controller(api).reconcile()
+        assert not isinstance(done, str)
+        given.append(sorted(done.waiting))
+        cluster.write(replica("master-0", "being-restarted", ready=False))
+        held = controller(api).reconcile()
+        assert not isinstance(held, str)
+        assert held.waiting >= done.waiting - {"master-0"}
+        life.live()
+    assert given == [["master-1", "master-2"], ["master-2"], [], []]
+    assert settle(controller(api), life).reached
+    assert life.broken == life.untrue == []
+
+
+PHASES = ("trust what is new beside the old", "use what is new", "trust the old no more")
+
+
+@pytest.mark.usefixtures("quick_keys")
+@pytest.mark.parametrize(
+    ("mode", "what"),
+    [("Local", "authority,users"), ("Proxy", "authority"), ("Direct", "token,users")],
+)
+def test_authority_token_keys_and_passwords_change_in_steps_and_no_pull_fails(
+    cluster: KubeCluster, life: Life, api: KubeApi, mode: str, what: str
+) -> None:
+    life.want(mode)
+    settle(controller(api), life)
+    before = kept_by(cluster)
+    life.rotate(what)
+    told: list[str] = []
+    for _ in range(40):
+        done = controller(api).reconcile()
+        assert not isinstance(done, str)
+        life.live()
+        found = {one.type: one for one in state_of(cluster).conditions}
+        if done.reached:
+            break
+        assert found[ConditionType.READY].message in (
+            "Rotating secrets",
+            f"Transitioning to {mode}",
+        )
+        if (message := found[ConditionType.ROTATION].message.partition(":")[0]) not in told:
+            told.append(message)
+    assert [one.partition(",")[0] for one in told] == [*PHASES]
+    assert all(one.status for one in found.values())
+    assert [*found][-2:] == [ConditionType.ROTATION, ConditionType.READY]
+    assert life.broken == life.untrue == []
+    after = kept_by(cluster)
+    assert (after.authority != before.authority) is ("authority" in what)
+    assert (after.users != before.users) is ("users" in what)
+    assert after.token != before.token
+    assert (after.rotation, after.beside, after.former, after.token_former) == (None, {}, (), ())
+    state = cluster.get("Secret", "registry-state")
+    assert state is not None
+    assert "deckhouse-mirror/rotate" not in state["metadata"]["annotations"]
+    written = cluster.version
+    controller(api).reconcile()
+    assert cluster.version == written, "it was asked for once"
+
+
+def test_a_rotation_that_cannot_be_is_told_with_the_way_and_carried_out_where_it_can_be(
+    cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    life.want("Proxy")
+    settle(controller(api), life)
+
+    def asked(what: str) -> tuple[bool, str]:
+        life.rotate(what)
+        done = controller(api).reconcile()
+        assert not isinstance(done, str)
+        written = cluster.version
+        controller(api).reconcile()
+        assert cluster.version == written
+        found = {one.type: one for one in state_of(cluster).conditions}
+        one = found[ConditionType.ROTATION]
+        assert (one.status, one.reason) == (False, "Error")
+        return done.reached, one.message
+
+    reached, message = asked("token,all")
+    assert reached
+    assert message == "rotation: expected authority, token, users, found 'all'; correct it"
+    reached, message = asked("users")
+    assert reached
+    assert message == (
+        "rotation: the masters' agent lets one login of each user in, and caches have no user "
+        "whose place a second one could take; switch to Direct, where it is carried out, and back"
+    )
+    life.want("Direct")
+    settle(controller(api), life)
+    assert kept_by(cluster).users[RegistryUser.RO].account.name == "ro-2"
+    life.want("Proxy")
+    settle(controller(api), life)
+    assert life.broken == life.untrue == []
+
+
+def test_a_request_is_withdrawn_by_removing_it(
+    cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    life.want("Direct")
+    settle(controller(api), life)
+    life.rotate("nothing")
+    controller(api).reconcile()
+    life.rotate("")
+    controller(api).reconcile()
+    kind = ModeKind.of(Mode.DIRECT, configurable=True)
+    assert [one.type for one in state_of(cluster).conditions] == list(conditions_of(kind))
+
+
+def kept_by(cluster: KubeCluster) -> ServiceSecrets:
+    private = state_of(cluster).private
+    assert private is not None
+    return parse_secrets(json.loads(private.get_secret_value())["secrets"], "registry-state")
 
 
 class Crash(BaseException):

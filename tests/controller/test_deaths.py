@@ -108,13 +108,14 @@ class World:
         """A picture of it."""
         one = self.cluster
         with one.changed:
-            held = (one.objects, one.owners, self.life.routes, self.life.rolled)
+            life = self.life
+            held = (one.objects, one.owners, life.routes, life.rolled, life.read)
             return tuple({**each} for each in held)
 
     def put_back(self, picture: tuple[Any, ...]) -> None:
-        one = self.cluster
+        one, life = self.cluster, self.life
         with one.changed:
-            one.objects, one.owners, self.life.routes, self.life.rolled = map(dict, picture)
+            one.objects, one.owners, life.routes, life.rolled, life.read = map(dict, picture)
         self.changes = []
 
     def pass_(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import ipaddress
 from collections.abc import Sequence
@@ -215,6 +216,36 @@ def test_both_are_let_in_and_the_registry_knows_both_keys(held: ServiceSecrets) 
         assert used[key] == new + old
     versions = {render(LOCAL, MASTERS, one).version for one in walk(held, [*Rotated])}
     assert len(versions) == 4
+
+
+def test_the_masters_agent_which_knows_one_login_of_each_user_lets_both_in(
+    held: ServiceSecrets,
+) -> None:
+    known = []
+    for one in walk(held, [Rotated.USERS]):
+        made = render(LOCAL, MASTERS, one)
+        (secret,) = (
+            found
+            for found in made.objects
+            if found["metadata"]["name"] == "registry-node-config-master-0"
+        )
+        config = yaml.safe_load(base64.b64decode(secret["data"]["config"]))
+        places = {"user_ro": config["user_ro"], **config["local_mode"]}
+        known.append({key: places[f"user_{key}"] for key in ("ro", "rw", "puller", "pusher")})
+        lent = "replication by it waits while passwords are rotated"
+        assert (lent in " ".join(made.notes)) is bool(one.beside)
+    names = [[place["name"] for place in each.values()] for each in known]
+    assert names == [
+        ["ro", "rw", "mirror-puller", "mirror-pusher"],
+        ["ro", "rw", "ro-2", "rw-2"],  # the places of replication may do what readers may, and more
+        ["ro-2", "rw-2", "ro", "rw"],
+        ["ro-2", "rw-2", "mirror-puller-2", "mirror-pusher-2"],
+    ]
+    logins = [
+        {(place["name"], place["password"]) for place in each.values() if len(place["name"]) < 5}
+        for each in known
+    ]
+    assert logins[0] < logins[1] == logins[2] > logins[3]
 
 
 def test_clients_get_the_name_that_is_in_use(held: ServiceSecrets, tmp_path: Path) -> None:
