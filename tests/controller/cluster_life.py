@@ -207,7 +207,7 @@ class Life:
                 if key in one
             ),
             _C.READY: state.mode is state.target_mode
-            and all(one.status for one in state.conditions),
+            and all(one.status or one.reason == "Error" for one in state.conditions),
         }
         for one in state.conditions:
             if one.status and not holds.get(one.type, True):

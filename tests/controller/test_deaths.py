@@ -1,4 +1,4 @@
-"""Every switch, with a death after each of its changes: whatever dies, the end is the same.
+"""Every switch, and a rotation, with a death after each change: whatever dies, the end is the same.
 
 A controller remembers nothing between two passes, so what a death leaves behind is what the cluster
 holds then, and what follows from it is the same each time. It is enough to look at each such
@@ -25,13 +25,14 @@ from tests.controller.test_controller import WALK
 from tests.support.kube_api import KubeCluster
 from tests.support.rendered_cluster import NOW
 
+WAYS = (*pairwise(WALK), ("Local", "Local"))
+"""From mode to mode; where both are one, its secrets change."""
+
 pytestmark = [
-    pytest.mark.usefixtures("made_once"),
+    pytest.mark.usefixtures("quick_keys", "made_once"),
     pytest.mark.soak,
     pytest.mark.timeout(3000),
-    pytest.mark.parametrize(
-        ("before", "after"), [*pairwise(WALK)], ids=["-".join(pair) for pair in pairwise(WALK)]
-    ),
+    pytest.mark.parametrize(("before", "after"), WAYS, ids=["-".join(pair) for pair in WAYS]),
 ]
 
 
@@ -51,6 +52,8 @@ def world(life: Life, cluster: KubeCluster, api: KubeApi, before: str, after: st
     life.want(before)
     settle(controller(api), life)
     life.want(after)
+    if before == after:
+        life.rotate("authority,users")
     return World(life, cluster, api)
 
 

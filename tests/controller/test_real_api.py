@@ -10,6 +10,7 @@ import yaml
 
 from mirror.controller.kube import KubeApi, Lease
 from mirror.errors import DeniedError, UnreachableError
+from mirror.modes.constants import ConditionType
 from mirror.modes.routes import Mode, ModeKind, conditions_of
 from mirror.modes.state import RegistryState
 from tests.controller.cluster_life import Life
@@ -18,7 +19,14 @@ from tests.controller.test_controller import WALK, left_over
 from tests.support.program import ROOT
 from tests.support.real_kube import RealKube, real_kube, with_rights_of
 
-pytestmark = [pytest.mark.usefixtures("made_once"), pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.usefixtures("quick_keys", "made_once"),
+    pytest.mark.soak,
+    pytest.mark.timeout(1800),
+]
+
+
+ROTATED = {"Local": ["", "authority,users"], "Proxy": ["", "token"]}
 
 
 @pytest.fixture
@@ -30,7 +38,7 @@ def real(tmp_path: Path) -> Iterator[RealKube]:
         yield running
 
 
-def test_a_cluster_is_led_through_all_modes_and_back_and_the_api_is_down_on_the_way(
+def test_a_cluster_is_led_through_all_modes_with_new_secrets_and_the_api_is_down_on_the_way(
     real: RealKube,
 ) -> None:
     cluster = real.cluster
@@ -47,8 +55,10 @@ def test_a_cluster_is_led_through_all_modes_and_back_and_the_api_is_down_on_the_
     api._send = seen  # type: ignore[method-assign]
     lease = Lease(api, "mirror-controller", "one", duration_s=3600)
     assert lease.renew()
-    for mode in WALK:
+    for mode, rotated in [(one, what) for one in WALK for what in ROTATED.get(one, [""])]:
         life.want(mode)
+        if rotated:
+            life.rotate(rotated)
         for number in range(30):
             if (mode, number) == ("Local", 4):
                 with real.down(), pytest.raises(UnreachableError):
@@ -61,7 +71,9 @@ def test_a_cluster_is_led_through_all_modes_and_back_and_the_api_is_down_on_the_
         state = RegistryState.load(cluster.get("Secret", "registry-state"))
         assert (state.mode, state.target_mode) == (mode, mode)
         kind = ModeKind.of(Mode(mode), configurable=True)
-        assert [one.type for one in state.conditions] == list(conditions_of(kind))
+        types = [one.type for one in state.conditions if one.type is not ConditionType.ROTATION]
+        assert types == list(conditions_of(kind))
+        assert bool(rotated) is (len(types) < len(state.conditions))
         assert all(one.status for one in state.conditions)
         assert life.broken == life.untrue == []
         versions = {

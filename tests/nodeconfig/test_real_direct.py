@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 from pathlib import Path
 
+import bcrypt
 import httpx
 import pytest
 
@@ -23,7 +24,8 @@ from tests.support.mode_stack import (
     in_cluster_relay,
     relay,
 )
-from tests.support.real_registry import ACCOUNT, RealRegistry
+from tests.support.mode_stage import Pulling
+from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
 from tests.support.runnable_images import client, image, push
 from tests.support.running_cluster import (
     LOCAL,
@@ -81,6 +83,34 @@ def test_containerd_reaches_a_prefixed_path_without_a_relay(
     done = containerd.pull(reference, cluster.hosts)
     assert done.returncode == 0, done.stderr
     containerd.forget(reference)
+
+
+def test_no_pull_fails_while_the_login_at_the_registry_outside_changes(
+    tmp_path: Path, upstream: RealRegistry, containerd: ContainerdProcess
+) -> None:
+    """The registry outside takes both for a while, as whoever has it arranges."""
+    fill(upstream, "a/b/system/deckhouse/install", "v1", image("login"))
+    repo = f"{by_name(upstream)}/a/b/system/deckhouse"
+    other = bcrypt.hashpw(b"n3w", bcrypt.gensalt(4)).decode()
+    logins = upstream.config_path.with_name("htpasswd")
+    before, after = (
+        direct(repo, account, upstream_ca(upstream)) for account in (ACCOUNT, ("other", "n3w"))
+    )
+    cluster = Cluster.create(tmp_path / "direct", 1)
+    cluster.render(before)
+    with Pulling(containerd, f"{LOGICAL}/install:v1", cluster, "", pause_s=0.1) as pulling:
+        pulling.wait_for(1)
+        logins.write_text(f"{HTPASSWD}other:{other}\n")
+        pulling.wait_for(1)
+        for previous in (before, None):  # a transition, and its end
+            cluster.render(after, previous)
+            pulling.wait_for(2)
+        logins.write_text(f"other:{other}\n")
+        pulling.wait_for(2)
+        assert pulling.failures == []
+        cluster.render(before)
+        pulling.wait_for(2)
+    assert "401" in pulling.failures[-1], "the old login is worth nothing"
 
 
 def test_the_api_plane_passes_through_to_a_token_server_that_knows_the_real_path(
