@@ -28,10 +28,8 @@ NODE_CONFIG = "registry-node-config-"
 PROXY_CONFIG = "registry-incluster-proxy-config"
 HASH = pods.HASH_ANNOTATION
 VERSION = "registry.deckhouse.io/version"
-LENDERS = {
-    RegistryUser.RO: RegistryUser.MIRROR_PULLER,
-    RegistryUser.RW: RegistryUser.MIRROR_PUSHER,
-}
+_U = RegistryUser
+LENDERS = {_U.RO: _U.MIRROR_PULLER, _U.RW: _U.MIRROR_PUSHER}
 """Whose place in `registry-node-config-…` a second login takes: they may do the same, or more."""
 _KEPT = {"helm.sh/resource-policy": "keep"}
 

@@ -220,12 +220,9 @@ class _Rendering:
         )
         notes += objects.notes_of(now, options.in_cluster_ports)
         if self.kept.beside and now.replicas is not None:
-            told = "replication by it waits while passwords are rotated"
-            if not now.replicas.kind.row.holds_own_images:
-                told = "caches refuse the other login while passwords are rotated"
             notes.append(
-                "registry-node-config-…, for the module's node agent, has room for one login of "
-                f"each user: {told}"
+                "registry-node-config-… has room for one login of each user: while passwords are "
+                "rotated, replication by the module's node agent waits, and caches refuse the other"
             )
         ports, push = options.in_cluster_ports, options.push_ingress
         return objects.objects_of(now, options.images, options.nginx, ports, push)

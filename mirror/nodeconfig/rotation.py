@@ -168,22 +168,18 @@ def next_turn(
     services know.
     """
     rotation = kept.rotation
-    if rotation is not None:
-        moved = advance_rotation(kept, nodes, now)
-        step = rotation_steps(rotation.what)[1 if moved.rotation else 2]
-        return RotationTurn(moved, StepOutcome(False, step.action))
-    if complete is False or not request:
+    if rotation is None and (complete is False or not request):
         return RotationTurn(kept, None if complete is None else StepOutcome(True))
     try:
-        what = _requested(request, users)
+        what = _possible(rotation.what if rotation else request.split(","), users)
     except InputError as err:
         return RotationTurn(kept, StepOutcome(False, str(err)), refused=True)
-    begun = begin_rotation(kept, what, now)
-    return RotationTurn(begun, StepOutcome(False, rotation_steps(what)[0].action))
+    moved = advance_rotation(kept, nodes, now) if rotation else begin_rotation(kept, what, now)
+    step = rotation_steps(what)[0 if rotation is None else 1 if moved.rotation else 2]
+    return RotationTurn(moved, StepOutcome(False, step.action))
 
 
-def _requested(request: str, users: Collection[RegistryUser]) -> list[Rotated]:
-    names = [one.strip() for one in request.split(",")]
+def _possible(names: Collection[str], users: Collection[RegistryUser]) -> list[Rotated]:
     if unknown := [one for one in names if one not in list(Rotated)]:
         raise InputError(
             f"rotation: expected {', '.join(Rotated)}, found {unknown[0][:20]!r}; correct it"

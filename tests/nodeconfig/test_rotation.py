@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node, load_access
 from mirror.nodeconfig.render import access_of, render
 from mirror.nodeconfig.rotation import (
+    RotationTurn,
     advance_rotation,
     begin_rotation,
+    next_turn,
     rotation_outcome,
     rotation_steps,
 )
@@ -232,7 +234,7 @@ def test_the_masters_agent_which_knows_one_login_of_each_user_lets_both_in(
         config = yaml.safe_load(base64.b64decode(secret["data"]["config"]))
         places = {"user_ro": config["user_ro"], **config["local_mode"]}
         known.append({key: places[f"user_{key}"] for key in ("ro", "rw", "puller", "pusher")})
-        lent = "replication by it waits while passwords are rotated"
+        lent = "replication by the module's node agent waits"
         assert (lent in " ".join(made.notes)) is bool(one.beside)
     names = [[place["name"] for place in each.values()] for each in known]
     assert names == [
@@ -246,6 +248,21 @@ def test_the_masters_agent_which_knows_one_login_of_each_user_lets_both_in(
         for each in known
     ]
     assert logins[0] < logins[1] == logins[2] > logins[3]
+
+
+def test_passwords_wait_where_caches_would_refuse_one_login_and_the_rest_goes_on(
+    held: ServiceSecrets,
+) -> None:
+    def turn(kept: ServiceSecrets, users: Collection[RegistryUser]) -> RotationTurn:
+        return next_turn(kept, "", users, MASTERS, NOW, complete=False)
+
+    begun = begin_rotation(held, [Rotated.USERS], NOW)
+    waits = turn(begun, [RegistryUser.RO])
+    assert waits.kept is begun
+    assert waits.refused
+    assert turn(begun, ()).kept.rotation is not None
+    keys = begin_rotation(held, [Rotated.TOKEN], NOW)
+    assert not turn(keys, [RegistryUser.RO]).refused
 
 
 def test_clients_get_the_name_that_is_in_use(held: ServiceSecrets, tmp_path: Path) -> None:
