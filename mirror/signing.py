@@ -97,8 +97,8 @@ def passphrase_from(
 def sign(data: bytes, key_pem: bytes, passphrase: Callable[[], str] | None = None) -> bytes:
     """Sign `data` with the private key in `key_pem`; return the content of a signature file.
 
-    `passphrase` is called once, and only if the key is encrypted. Signatures by ECDSA differ from
-    each other for equal data; all of them are right.
+    `passphrase` is called once, and only if the key is encrypted. Equal data gets equal signatures,
+    by ECDSA too (RFC 6979), unless this machine's OpenSSL is older than 3.2.
 
     Raises:
         InputError: the private key is not usable, or its passphrase is missing or wrong.
@@ -106,12 +106,19 @@ def sign(data: bytes, key_pem: bytes, passphrase: Callable[[], str] | None = Non
     key = _private_key(key_pem, passphrase or passphrase_from())
     match key:
         case EllipticCurvePrivateKey():
-            signature = key.sign(data, ECDSA(SHA256()))
+            signature = key.sign(data, _ecdsa())
         case RSAPrivateKey():
             signature = key.sign(data, padding.PKCS1v15(), SHA256())
         case Ed25519PrivateKey():
             signature = key.sign(data)
     return base64.b64encode(signature)
+
+
+def _ecdsa() -> ECDSA:
+    try:
+        return ECDSA(SHA256(), deterministic_signing=True)
+    except UnsupportedAlgorithm:
+        return ECDSA(SHA256())
 
 
 def public_half(key_pem: bytes, passphrase: Callable[[], str] | None = None) -> bytes:

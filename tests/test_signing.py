@@ -98,6 +98,13 @@ def test_rsa_keys_sign_too(rsa_pair: tuple[bytes, bytes]) -> None:
     verify(DATA, sign(DATA, private, never), public)
 
 
+def test_equal_data_gets_equal_signatures(rsa_pair: tuple[bytes, bytes]) -> None:
+    """So that who signs a bundle or a statement once more changes nothing."""
+    for private, _ in (P256, ED25519, rsa_pair):
+        assert sign(DATA, private, never) == sign(DATA, private, never)
+    assert sign(DATA, P256[0]) != sign(DATA + b"x", P256[0])
+
+
 def test_another_key_of_the_same_kind_does_not_verify() -> None:
     with pytest.raises(SignatureError, match="secp256r1"):
         verify(DATA, sign(DATA, P256[0]), OTHER_P256[1])

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from mirror.bundle.s3_answers import number, parsed, refusal, refused, text
 from mirror.errors import (
     DeniedError,
     InputError,
+    MirrorError,
     RegistryError,
     RegistryNotFoundError,
     printable,
@@ -40,6 +42,7 @@ PLAN = "x-amz-meta-mirror-plan"
 _MOST_ANSWER, _ANY = 4 << 20, range(100, 600)
 _MOST_LISTED, _MOST_LISTS, _MOST_PAGES = 200_000, 24 << 20, 200
 """Entries, bytes and pages of one list. Pages have 1,000 entries; a bundle has fewer files."""
+_LOOK_S = 0.2
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
@@ -103,9 +106,16 @@ class _Signer:
         return self._auth.AwsCredentialsProvider.new_default_chain()
 
     def signed(
-        self, method: str, url: str, headers: Mapping[str, str], digest: str = _NOTHING
+        self,
+        check: Callable[[], None],
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        digest: str = _NOTHING,
     ) -> dict[str, str]:
         """`headers` with those that sign them; `digest` is the SHA-256 of the body, in hex.
+
+        Credentials are waited for while `check` returns.
 
         Raises:
             DeniedError: there are no credentials, or they cannot be had.
@@ -127,7 +137,12 @@ class _Signer:
         )
         try:
             # The chain asks its providers one after the other, each with a time-out of its own.
-            answered = kinds.aws_sign_request(request, config).result()
+            signing = kinds.aws_sign_request(request, config)
+            while not wait((signing,), _LOOK_S).done:
+                check()
+            answered = signing.result()
+        except MirrorError:
+            raise
         except Exception as err:
             # awscrt turns its codes into AwsCrtError, or into built-in exceptions of many kinds.
             code = getattr(err, "name", type(err).__name__)
@@ -210,7 +225,8 @@ class Bucket:
         """
         transport, url = Transport(self._wire, run), self._url(name)
         try:
-            yield from file_range(transport, url, offset, size, state, self._signer.signed)
+            sign = partial(self._signer.signed, transport.check)
+            yield from file_range(transport, url, offset, size, state, sign)
         except RegistryError as err:
             if err.status in (400, 403):
                 raise refused(err.status, "", "", f"GET {self.where}/{name}") from err
@@ -336,7 +352,7 @@ class Bucket:
         wait_s = transport.options.answer_timeout_s if slow else None
 
         def attempt() -> Answer:
-            signed = self._signer.signed(method, url, headers or {}, digest)
+            signed = self._signer.signed(transport.check, method, url, headers or {}, digest)
             with transport.open(
                 method, url, headers=signed, body=body, answer_timeout_s=wait_s
             ) as response:

@@ -25,7 +25,6 @@ from mirror.oci.manifest import (
     DOCKER_MANIFEST,
     INDEXES,
     MANIFESTS,
-    MAX_MANIFEST_BYTES,
     OCI_INDEX,
     OCI_MANIFEST,
 )
@@ -57,13 +56,13 @@ def parsed(reference: str | Digest) -> str | Digest:
 def get(transport: Transport, repository: str, reference: str | Digest) -> Manifest:
     """See `RegistryClient.manifest`."""
     reference = parsed(reference)
-    url = _url(transport, repository, reference)
+    url, most = _url(transport, repository, reference), transport.options.manifest_bytes
     try:
         answer = transport.call(
             "GET",
             url,
             accept=answers.READ,
-            limit=MAX_MANIFEST_BYTES + 1,
+            limit=most + 1,
             scopes=(PULL.format(repository),),
             headers={"Accept": ACCEPT},
         )
@@ -71,9 +70,9 @@ def get(transport: Transport, repository: str, reference: str | Digest) -> Manif
         raise _not_found(transport, repository, reference, err) from err
     what = _name(transport, repository, reference)
     raw = answer.body
-    if len(raw) > MAX_MANIFEST_BYTES:
+    if len(raw) > most:
         raise InvalidManifestError(
-            f"{what} is larger than {MAX_MANIFEST_BYTES} bytes, more than any manifest may be"
+            f"{what} is larger than {most} bytes, more than any manifest may be there"
         )
     expected = reference if isinstance(reference, Digest) else _told_digest(answer)
     algorithm = "sha256" if expected is None else expected.algorithm

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from mirror.errors import InputError
+from mirror.oci.manifest import MAX_MANIFEST_BYTES
 from mirror.registry.addresses import PORTS, Origin
 
 _log = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ class ConnectionOptions:
 
     `max_connections` is the most requests at once. How many there are at a time, and how fast they
     follow each other, is learnt from the host; `requests_per_s` bounds the latter. `limit_rate`
-    bounds the bytes a second of all transfers together, in both directions.
+    bounds the bytes a second of all transfers together, in both directions. `manifest_bytes` is the
+    largest manifest that is read.
 
     Proxies come from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`; trusted roots from
     `SSL_CERT_FILE` and `SSL_CERT_DIR` in place of the system's, as in other tools.
@@ -160,6 +162,7 @@ class ConnectionOptions:
     max_connections: int = 100
     limit_rate: float | None = None
     requests_per_s: float | None = None
+    manifest_bytes: int = MAX_MANIFEST_BYTES
     user_agent: str = field(default_factory=_user_agent)
 
     def __post_init__(self) -> None:

@@ -151,24 +151,29 @@ class Replicator:
         elif leader is tree:
             result = self._audited(tree, level, run)
         else:
-            report = sync_replicas(
-                step.source or leader,
-                [tree],
-                audit=level is CheckLevel.AUDIT,
-                deep=level is CheckLevel.DEEP,
-                prune=self._prune and level is not CheckLevel.STATEMENT,
-                audit_leader=self._prune,
-                expected=pair.news if pair and step.source else None,
-                also=[leader] if step.source else (),
-                deadline_s=step.closes_s,
-                run=run,
-            )
+            news = pair.news if pair and step.source else None
+            try:
+                report = sync_replicas(
+                    step.source or leader,
+                    [tree],
+                    audit=level is CheckLevel.AUDIT,
+                    deep=level is CheckLevel.DEEP,
+                    prune=self._prune and level is not CheckLevel.STATEMENT,
+                    audit_leader=self._prune,
+                    expected=news,
+                    also=[leader] if step.source else (),
+                    deadline_s=step.closes_s,
+                    run=run,
+                )
+            except MirrorError:
+                self._staging.failed(step.source, news)
+                raise
             (result,) = report.replicas
-            wrong = any(isinstance(one.error, StatementError) for one in result.failures)
-            if pair and pair.news and step.source and wrong:
-                self._staging.contradicted(step.source, pair.news)
             if pair and step.closes_s and result.failures and (late := self._staging.closed(step)):
                 return self._waiting(pair, level, late, run, result.sent)
+            if result.failures:
+                wrong = any(isinstance(one.error, StatementError) for one in result.failures)
+                self._staging.failed(step.source, news, contradicted=wrong)
         return self._result(level, step.source or leader, tree, result, unasked, run)
 
     # -- asking and comparing ----------------------------------------------------------------

@@ -17,8 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Self, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mirror.documents import Patience, problems, read_mapping
 from mirror.errors import InputError, MirrorError, RegistryNotFoundError, counted
@@ -26,6 +27,7 @@ from mirror.layout import normalised_suffix
 from mirror.oci import Digest, Repository
 from mirror.operations.trees import ask_at_once
 from mirror.registry import Credentials, RegistryClient, find_credentials
+from mirror.registry.addresses import check_address
 from mirror.registry.options import BRIEF
 from mirror.run import Run
 from mirror.sync.publication_state import LATEST
@@ -36,8 +38,15 @@ from mirror.watch.settings import Settings, WatchedRegistry, Window, kebab, repo
 PATIENCE_S = 5.0
 """How long a member may take to say what it states."""
 
+_STATEMENT_BYTES = 64 << 10
+"""Of its manifest; the largest part of that is a signature."""
+
 AT_ONCE = 64
 """How many members are asked at a time."""
+
+MOST_FAILED = 3
+"""Looks at one statement that may fail with an upstream before others give it: who can write there,
+or a disk that decays, must not keep an edge from what the hub has."""
 
 Giver = TypeVar("Giver")
 """Who gives what is new."""
@@ -58,11 +67,20 @@ class Ring(Settings):
     may_lack: Annotated[int, Field(ge=0)] = 0
 
 
+def _page_address(text: str) -> str:
+    """Check the address of a daemon's pages, which is shown in messages."""
+    parts = urlsplit(text)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("write https://host[:port], without a login or a query")
+    check_address(text)
+    return text
+
+
 class Member(WatchedRegistry):
     """A registry of the fleet; `pages` is the address of its daemon's pages."""
 
     ring: str
-    pages: str | None = None
+    pages: Annotated[str, AfterValidator(_page_address)] | None = None
 
 
 class Fleet(Settings):
@@ -144,10 +162,13 @@ class Fleet(Settings):
 
     @contextmanager
     def opened(self, name: str | None = None) -> Iterator[RegistryTree]:
-        """The registry of a member, or the hub; no network is touched here."""
+        """The registry of a member, or the hub; no network is touched here.
+
+        It is for statements, whose manifests are small: many are read at a time.
+        """
         place = self.hub if name is None else self.members[name]
         root = repository_of(name or "hub", place, self.root)
-        with client_of(place, root) as client:
+        with client_of(place, root, manifest_bytes=_STATEMENT_BYTES) as client:
             yield RegistryTree(client, root, normalised_suffix(self.modules_path_suffix))
 
 
@@ -322,24 +343,34 @@ class Staging:
         self._clock, self._now = clock, now
         self._lock = threading.Lock()
         self._rollouts: dict[str, Rollout] = {}  # under the lock: by replica
-        self._contradicted: dict[str, Digest] = {}  # under the lock: by upstream
+        # Under the lock: upstream → a statement, and how many looks at it failed.
+        self._failed: dict[str, tuple[Digest, int]] = {}
 
     def source(self, news: Digest, tip: Tip, run: Run) -> RegistryTree | None:
         """The first upstream that states `news`; one that does not answer is passed over."""
         for one in self._upstreams:
             with self._lock:
-                if self._contradicted.get(one.name) == news:
-                    continue
+                of, looks = self._failed.get(one.name, (news, 0))
+            if of == news and looks >= MOST_FAILED:
+                continue
             with suppress(MirrorError):
                 if tip(one.within(run)) == news:
                     return one
             run.check()
         return None
 
-    def contradicted(self, upstream: RegistryTree, news: Digest) -> None:
-        """Follow `upstream` no more in `news`: its own tags say something else."""
-        with self._lock:
-            self._contradicted[upstream.name] = news
+    def failed(
+        self, upstream: RegistryTree | None, news: Digest | None, *, contradicted: bool = False
+    ) -> None:
+        """Count a look that failed with `upstream`, if it was one, against following it in `news`.
+
+        One is enough if its own tags have contradicted it.
+        """
+        if upstream is not None and news is not None:
+            with self._lock:
+                of, looks = self._failed.get(upstream.name, (news, 0))
+                looks = MOST_FAILED if contradicted else looks + 1 if of == news else 1
+                self._failed[upstream.name] = news, looks
 
     def due(
         self, replica: str, news: Digest, generation: Callable[[], int | None], tip: Tip, run: Run

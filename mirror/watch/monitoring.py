@@ -5,11 +5,12 @@ Names of metrics follow the conventions of Prometheus (promtool checks them).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -24,13 +25,20 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from mirror.documents import document
-from mirror.errors import CancelledError, DeadlineError, MirrorError, NotFoundError
+from mirror.errors import (
+    CancelledError,
+    DeadlineError,
+    MirrorError,
+    NotFoundError,
+    StatementError,
+)
 from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
+from mirror.registry.addresses import PORTS
 from mirror.registry.options import BRIEF
 from mirror.registry.transport import Transport, Wire
 from mirror.run import Run, gather
@@ -146,14 +154,21 @@ class _Certificates(Collector):
 
 
 _DIFFER, _UNREACHABLE = 3, 5
-_FLEET_GAUGES = {
-    "up": "1 if its registry answers.",
-    "complete": "1 if it holds what the hub states.",
-    "generation": "Generation that it states.",
-    "lag_generations": "Generations that it is behind the hub.",
-    "lag_bytes": "Bytes of blobs that the hub states and it does not.",
-    "bytes_per_second": "Rate of the look that its daemon makes or made last.",
-}
+_DECADES_S = 1e9
+_MOST_RATE = 1e15
+_MOST_PAGE = 256 << 10
+_MOST_ERRORS, _MOST_SAID = 5, 300
+"""Errors that a daemon tells which are passed on, and characters of each."""
+_PARSING = threading.Lock()
+"""Held while a page is parsed: it may be all that one page of this size can be in memory."""
+_FLEET_GAUGES = (  # name, attribute of a `Standing`, help
+    ("up", "answers", "1 if its registry answers."),
+    ("complete", "complete", "1 if it holds what the hub states."),
+    ("generation", "generation", "Generation that it states."),
+    ("lag_generations", "lag", "Generations that it is behind the hub."),
+    ("lag_bytes", "behind", "Bytes of blobs that the hub states and it does not."),
+    ("bytes_per_second", "rate", "Rate of the look that its daemon makes or made last."),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +192,15 @@ class Standing:
     error: MirrorError | None = None
 
     @property
+    def answers(self) -> bool:
+        """Whether its registry does."""
+        return self.error is None
+
+    @property
     def left_s(self) -> float | None:
-        """Seconds until it has caught up, at its rate; None where that is unknown."""
-        return self.behind / self.rate if self.behind and self.rate else None
+        """Seconds until it has caught up, at its rate; None where that is unknown, or decades."""
+        left_s = self.behind / self.rate if self.behind and self.rate else _DECADES_S
+        return left_s if left_s < _DECADES_S else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,19 +242,10 @@ class FleetStatus:
             "mirror_fleet_hub_generation", "Generation that the hub states.", registry=registry
         )
         hub.set(self.generation or 0)
-        for name, text in _FLEET_GAUGES.items():
+        for name, attribute, text in _FLEET_GAUGES:
             gauge = Gauge(f"mirror_fleet_{name}", text, ["member", "ring"], registry=registry)
             for one in self.members:
-                values = (
-                    one.error is None,
-                    one.complete,
-                    one.generation,
-                    one.lag,
-                    one.behind,
-                    one.rate,
-                )
-                value = dict(zip(_FLEET_GAUGES, values, strict=True))[name]
-                if value is not None:
+                if (value := getattr(one, attribute)) is not None:
                     gauge.labels(one.name, one.ring).set(value)
         return generate_latest(registry)
 
@@ -267,8 +279,9 @@ def fleet_status(fleet: Fleet, *, run: Run | None = None) -> FleetStatus:
         for ring in fleet.rings:
             for name in fleet.members_of(ring.name):
                 one, complete = seen[name], rollout.is_held_by(seen[name])
-                standing = pages.get(name, _Page()).told_of(
-                    Standing(name, ring.name, complete, one.generation, error=one.error)
+                said = pages.get(name, _Said())
+                standing = Standing(
+                    name, ring.name, complete, one.generation, error=one.error, **said._asdict()
                 )
                 if one.error is None:
                     lag = (stated.generation or 0) - (one.generation or 0)
@@ -291,7 +304,11 @@ class _Sizes:
         if digest not in self._known:
             if self._wanted is None:
                 self._wanted = self._stated(self._digest) or Inventory()
-            held = Inventory() if digest is None else self._stated(digest)
+            held: Inventory | None = Inventory()
+            if digest is not None:
+                held = None
+                with suppress(StatementError):  # a member may name anything that the hub has
+                    held = self._stated(digest)
             missing = None if held is None else lacking(self._wanted, held).blob_sizes()
             self._known[digest] = None if missing is None else sum(missing.values())
         return self._known[digest]
@@ -299,6 +316,14 @@ class _Sizes:
     def _stated(self, digest: Digest) -> Inventory | None:
         published = read_statement(self._hub, digest)
         return published.statement.inventory if published else None
+
+
+class _Said(NamedTuple):
+    """What a daemon says, as `Standing` has it."""
+
+    rate: float | None = None
+    waiting: str = ""
+    errors: tuple[str, ...] = ()
 
 
 class _Look(BaseModel):
@@ -319,38 +344,47 @@ class _Page(BaseModel):
     replicas: Mapping[str, _Look | None] = {}
     progress: Mapping[str, _Progress] = {}
 
-    def told_of(self, one: Standing) -> Standing:
-        """`one` with what the page says of its replicas."""
-        looks = [look for look in self.replicas.values() if look]
-        moved = (part for part in self.progress.values() if part.seconds)
-        return replace(
-            one,
-            rate=sum(part.bytes / part.seconds for part in moved) or None,
-            waiting="; ".join(filter(None, (look.waiting for look in looks))),
-            errors=tuple(text for look in looks for text in look.errors),
-        )
+
+def parse_page(body: bytes) -> _Said:
+    """What a daemon's `/readyz` says of its replicas; of long texts the beginning.
+
+    Raises:
+        ValueError: it is another program's page.
+    """
+    with _PARSING:
+        page = _Page.model_validate_json(body)
+        looks = [look for look in page.replicas.values() if look]
+        rate = sum(part.bytes / part.seconds for part in page.progress.values() if part.seconds)
+        waiting = "; ".join(filter(None, (look.waiting for look in looks)))
+        errors = [text for look in looks for text in look.errors]
+    told = [text[:_MOST_SAID] for text in errors[:_MOST_ERRORS]]
+    if len(errors) > _MOST_ERRORS:
+        told.append(f"and {len(errors) - _MOST_ERRORS} more")
+    return _Said(rate if 0 < rate < _MOST_RATE else None, waiting[:_MOST_SAID], tuple(told))
 
 
-def _told(member: Member, run: Run) -> _Page:
+def _told(member: Member, run: Run) -> _Said:
     """What the daemon of `member` says; a page that cannot be had says why among its errors."""
     address = (member.pages or "").rstrip("/")
     parts = urlsplit(address)
-    plain = parts.scheme == "http"
-    options = replace(member.connection(), plain_http=plain, retries=BRIEF)
-    wire = Wire(parts.netloc, options=options, credentials=None)
+    options = replace(member.connection(), plain_http=parts.scheme == "http", retries=BRIEF)
+    host = parts.netloc.lower()
+    if parts.port is None:  # else a short name would not look like a host
+        host += f":{PORTS[parts.scheme]}"
+    wire = Wire(host, options=options, credentials=None)
     try:
         transport = Transport(wire, run.with_deadline(PATIENCE_S))
-        answer = transport.call("GET", f"{address}/readyz", accept=(200, 503), limit=1 << 20)
-        return _Page.model_validate_json(answer.body)
+        url = f"{address}/readyz"
+        return parse_page(transport.call("GET", url, accept=(200, 503), limit=_MOST_PAGE).body)
     except DeadlineError:
         run.check()
         problem = f"{address} did not answer within {PATIENCE_S:g} s"
     except CancelledError:
         raise
-    except ValidationError:
+    except ValueError:
         problem = f"{address}/readyz is no page of mirror's"
     except MirrorError as err:
         problem = str(err)
     finally:
         wire.close()
-    return _Page(replicas={"": _Look(errors=(problem,))})
+    return _Said(errors=(problem,))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from itertools import count
 from xml.etree import ElementTree
@@ -13,10 +15,11 @@ import pytest
 from mirror.bundle.bucket import Bucket, BucketAddress, Part
 from mirror.bundle.bucket_place import BucketPlace
 from mirror.bundle.s3_answers import parsed, text
-from mirror.errors import InputError, RegistryError
+from mirror.errors import CancelledError, InputError, RegistryError
 from mirror.registry.options import ConnectionOptions, RetryPolicy
-from mirror.run import Run
+from mirror.run import Cancellation, Run
 from tests.support.object_storage import LOGIN
+from tests.support.patience import PATIENCE_S, ends_within
 from tests.support.scripted_server import Reply, Request, ScriptedServer
 
 MIB = 1 << 20
@@ -180,6 +183,34 @@ def test_a_part_whose_answer_is_not_an_s3_servers_has_not_arrived() -> None:
     told = pytest.raises(RegistryError, match="the answer to part 3 has no ETag")
     with answering(lambda _: Reply(200)) as (bucket, _), told:
         bucket.put_part("platform.tar", "id", 3, b"x", Run())
+
+
+def test_who_is_stopped_does_not_wait_for_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS's chain asks services that a machine may not have, each for as long as it likes."""
+    asked = threading.Event()
+
+    def never(*_given: object) -> Future[object]:
+        asked.set()
+        return Future()
+
+    monkeypatch.setattr("awscrt.auth.aws_sign_request", never)
+    cancellation, ends = Cancellation(), list[BaseException]()
+    with answering(lambda _: page()) as (bucket, server):
+
+        def work() -> None:
+            try:
+                bucket.states(Run(cancellation=cancellation))
+            except CancelledError as err:
+                ends.append(err)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        assert asked.wait(PATIENCE_S)
+        with ends_within(2.0):
+            cancellation.cancel()
+            worker.join(PATIENCE_S)
+        assert server.log == []
+    assert len(ends) == 1
 
 
 def test_no_key_of_the_answer_is_shown_to_another_host_or_in_a_message() -> None:

@@ -31,14 +31,15 @@ from mirror.errors import (
 from mirror.events import Event, Warned
 from mirror.oci import Digest, Manifest
 from mirror.operations.pull import pack
-from mirror.run import Run
+from mirror.run import Cancellation, Run
 from mirror.sync import MemoryStore, Source
 from mirror.sync.failover import FailoverSource
 from mirror.testing import FaultyProxy
-from mirror.testing.faults import Answer, CutUpload, Fault, Faults, LoseAnswer, Refuse
+from mirror.testing.faults import Answer, CutUpload, Delay, Fault, Faults, LoseAnswer, Refuse
 from tests.support.bundles import archives_of
 from tests.support.inventories import put_image
 from tests.support.object_storage import LOGIN, ObjectStorage
+from tests.support.patience import ends_within, wait_until
 
 MIB = 1 << 20
 _random = random.Random(1)
@@ -241,6 +242,32 @@ def test_it_may_fail_at_any_request_and_ends_with_the_same_bytes(
     assert storage.pending("any") == []
 
 
+@pytest.mark.parametrize("nth", range(1, 22, 5))
+def test_a_server_that_is_silent_is_left_at_once_when_the_run_is_stopped(
+    nth: int, storage: ObjectStorage
+) -> None:
+    faults, cancellation, ends = Faults(Fault(Delay(60.0), nth=nth)), Cancellation(), list[str]()
+    with (
+        FaultyProxy(f"http://{storage.address}", faults=faults) as proxy,
+        closing(storage.bucket(f"silent/{nth}", address=proxy.address)) as bucket,
+    ):
+
+        def work() -> None:
+            try:
+                run = Run(jobs=2, cancellation=cancellation)
+                pack(SEAL, FILES, STORE, bucket, AS_USUAL, run=run)
+            except MirrorError as err:
+                ends.append(type(err).__name__)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        wait_until(lambda: faults.struck)
+        with ends_within(2.0):
+            cancellation.cancel()
+            worker.join()
+    assert ends == ["CancelledError"]
+
+
 def test_what_passes_is_waited_for(storage: ObjectStorage, plain: dict[str, bytes]) -> None:
     internal = b"<Error><Code>InternalError</Code></Error>"
     passing = [
@@ -389,6 +416,24 @@ def test_of_two_pulls_of_different_bundles_the_later_one_counts(
     fill(storage.bucket(prefix), store, seal=seal, force=True)
     fill(storage.bucket("alone"), store, seal=seal)
     assert storage.content(prefix) == storage.content("alone")
+
+
+def test_what_is_sealed_in_the_last_moment_stays(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, seal = other()
+    put = Bucket.put
+
+    def late(bucket: Bucket, name: str, data: bytes, run: Run, *, only_new: bool = False) -> bool:
+        if only_new:
+            monkeypatch.setattr(Bucket, "put", put)
+            put(bucket, name, seal.to_json(), run)
+        return put(bucket, name, data, run, only_new=only_new)
+
+    monkeypatch.setattr(Bucket, "put", late)
+    with pytest.raises(ConflictError, match="another bundle was made here meanwhile"):
+        fill(storage.bucket("last"))
+    assert storage.content("last")["inventory.json"] == seal.to_json()
 
 
 @pytest.mark.parametrize("prefix", ["a b/1 + 2", "100%/пакет", "x/a&b=c?d"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,12 +10,12 @@ import pytest
 
 from mirror.bundle.location import RemotePath
 from mirror.bundle.static_server import remote_folder
-from mirror.errors import ConflictError
+from mirror.errors import ConflictError, MirrorError
 from mirror.registry import ConnectionOptions
 from mirror.registry.downloads import FileState
 from mirror.registry.options import RetryPolicy
 from mirror.run import Run
-from tests.support.scripted_server import Reply, Request, ScriptedServer
+from tests.support.scripted_server import Hangup, Reply, Request, ScriptedServer
 
 MIB = 1 << 20
 AT_ONCE = RetryPolicy(attempts=3, sleep=lambda _seconds: None)
@@ -94,3 +95,25 @@ def test_a_file_that_is_replaced_by_one_of_its_size_is_never_mixed(mark: str) ->
         assert read(folder, "a.tar", state, 10, 10) == bytes(10)
         with pytest.raises(ConflictError, match="was changed while it was read"):
             read(folder, "a.tar", state, 20, 10)
+
+
+@pytest.mark.parametrize("answer", [Reply(403), Reply(500), Reply(200), Reply(206, {}, b"x"), None])
+def test_what_a_redirect_signs_is_shown_nowhere(
+    answer: Reply | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+
+    def far(_request: Request) -> Reply:
+        if answer is None:
+            raise Hangup
+        return answer
+
+    with ScriptedServer(far) as other:
+        where = f"http://localhost:{other.host.rpartition(':')[2]}/x?X-Amz-Signature=s3cret"
+        script = Reply(307, {"Location": where})
+        with served(lambda _: script) as (folder, _), pytest.raises(MirrorError) as caught:
+            read(folder, "a.tar", FileState(100), 10, 10)
+        assert all("authorization" not in one.headers for one in other.log)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "s3cret" not in told + caplog.text
+    assert "127.0.0.1" in told

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mirror.bundle.seekable import table
 from mirror.sync import MemoryStore
-from mirror.sync.statement import Statement
+from mirror.sync.statement import Statement, make_artifact
 from tests.support.bundles import archives_of, pack_store, seal_of
 from tests.support.inventories import put_image, put_index
 
@@ -51,6 +51,15 @@ def stated() -> bytes:
     """A statement."""
     former = {"": {"v1.69.0": next(iter(_store().inventory().repository("").manifests))}}
     return Statement(_store().inventory(), 7, former, tool="fuzz").to_json()
+
+
+def noted(statement: str) -> bytes:
+    """A registry's note of the date at which it reached a statement."""
+    made = {"org.opencontainers.image.created": "2026-03-01T12:00:00Z"}
+    notes = {**made, "io.deckhouse.mirror.statement": statement}
+    return make_artifact(
+        "application/vnd.deckhouse.mirror.reached.v1", annotations=notes
+    ).manifest.raw
 
 
 def archive() -> bytes:

@@ -6,12 +6,16 @@ import base64
 import gzip
 from collections.abc import Callable, Generator
 from pathlib import Path, PosixPath
+from typing import cast
+from xml.etree.ElementTree import ParseError
 
-from mirror.bundle import members, seal, sums
+from mirror.bundle import members, s3_answers, seal, sums
+from mirror.bundle.bucket import BucketAddress
 from mirror.bundle.format import parse_part_name, parse_part_size
 from mirror.bundle.location import Readable
 from mirror.bundle.seekable import SeekableFile
 from mirror.bundle.staging import JOURNAL, read_journal
+from mirror.bundle.static_server import remote_folder
 from mirror.config import PullConfig
 from mirror.documents import parse_json, parse_rate, parse_yaml
 from mirror.errors import DamagedBundleError, MirrorError
@@ -25,15 +29,16 @@ from mirror.oci.compression import decompressed
 from mirror.oci.layers import read_files
 from mirror.oci.root_fs import Leaf, RootFs
 from mirror.oci.tar_stream import TarStream
+from mirror.registry import ConnectionOptions, http1, streams
 from mirror.registry import credentials as stored
-from mirror.registry import http1, streams
 from mirror.registry.addresses import Home
 from mirror.registry.answers import from_answer, from_token_server
 from mirror.registry.auth import Authenticator, parse_challenges
-from mirror.registry.downloads import _CONTENT_RANGE
-from mirror.registry.failures import retry_after_s
+from mirror.registry.downloads import _CONTENT_RANGE, FileState, _check_range
+from mirror.registry.failures import TransientFailure, retry_after_s
 from mirror.registry.manifests import next_link
 from mirror.registry.options import Proxy
+from mirror.registry.transport import Transport, Wire
 from mirror.release.constraints import Constraint, read_version
 from mirror.release.contracts import parse_contract
 from mirror.release.discovery import parse_changelog
@@ -41,9 +46,13 @@ from mirror.release.items import parse_extra_images
 from mirror.release.platform import parse_components
 from mirror.release.selection import parse_filter, parse_platform
 from mirror.release.source import parse_release
+from mirror.run import Run
 from mirror.signing import verify
 from mirror.sync.inventory import Inventory
+from mirror.sync.publication_state import Published, reached
 from mirror.sync.statement import Statement
+from mirror.sync.tree import RegistryTree
+from mirror.watch.monitoring import parse_page
 from mirror.watch.settings import WatchSettings
 from tests.fuzz import samples
 from tests.fuzz.engine import Target
@@ -188,6 +197,79 @@ def _range(data: bytes) -> object:
     return match is not None
 
 
+_PLAIN = ConnectionOptions(plain_http=True)
+_FILES = Transport(Wire(HOST, options=_PLAIN, credentials=None), Run())
+
+
+def _range_answer(data: bytes) -> object:
+    connection = http1.Connection(Line(data), lambda _connection, _keep: None)
+    connection.send(b"", None, _PATIENCE)
+    response = http1.Response(connection, "GET", f"http://{HOST}/a.tar", None)
+    _check_range(_FILES, response, "a.tar", (5, 15), FileState(100, '"e"'))
+    match = _CONTENT_RANGE.fullmatch(response.headers["content-range"])
+    assert response.status == 206
+    assert match is not None
+    assert (match[1], match[2]) == ("5", "14")
+    return match[3]
+
+
+def _s3_list(data: bytes) -> object:
+    tree = s3_answers.parsed(data)
+    found = [
+        one for kind in ("Contents", "Upload", "Part") for one in tree.iterfind(f"{{*}}{kind}")
+    ]
+    sizes = [s3_answers.number(one, "Size") for one in found]
+    assert all(0 <= size < 10**20 for size in sizes)
+    return len(found) > 1, s3_answers.text(tree, "IsTruncated", "")[:4]
+
+
+def _s3_refusal(data: bytes) -> object:
+    headers = http1.Headers([("retry-after", header(data[:20]))])
+    error = s3_answers.refusal(400 + (data[0] if data else 0), headers, data, "GET s3://b/x")
+    assert str(error).isprintable()
+    return type(error)
+
+
+def _bucket_address(data: bytes) -> object:
+    found = BucketAddress.parse(text(data))
+    assert BucketAddress.parse(str(found)) == found
+    return bool(found.prefix)
+
+
+def _bundle_address(data: bytes) -> object:
+    with remote_folder(text(data), options=_PLAIN) as folder:
+        assert str(folder).startswith("http")
+    return None
+
+
+def _fleet_page(data: bytes) -> object:
+    said = parse_page(data)
+    assert len(said.errors) <= 6
+    assert len(said.waiting) <= 300
+    return said.rate is None, len(said.errors)
+
+
+class _Notes:
+    """Stands in for a registry that has one manifest under every name."""
+
+    def __init__(self, data: bytes) -> None:
+        self.client, self._data = self, data
+
+    def locate(self, path: str) -> str:
+        return path
+
+    def manifest(self, _repository: str, _reference: str) -> Manifest:
+        return Manifest.parse(self._data, None)
+
+
+_PUBLISHED = Published(Digest.parse(DIGEST.decode()), Statement.from_json(samples.stated()))
+
+
+def _reached(data: bytes) -> object:
+    found = reached(cast(RegistryTree, _Notes(data)), _PUBLISHED)
+    return found is None or found.utcoffset()
+
+
 def _challenge(data: bytes) -> object:
     return tuple(one.scheme for one in parse_challenges([header(data)]))[:4]
 
@@ -284,6 +366,15 @@ TARGETS: dict[str, Target] = {
     "reference": of(_reference, b"h:5/a/b:v1@" + DIGEST, b"a", tokens=_SPEC),
     "repository": of(_repository, b"registry.example:5000/a/b-c", b"[::1]:5/a", tokens=_SPEC),
     "digest": of(_digest, DIGEST, b"sha512:" + b"0" * 128, tokens=_SPEC),
+    "bucket address": of(
+        _bucket_address, b"s3://bundles/of/today", b"s3://b-1.c", tokens=_SPEC + " s3:// .. //"
+    ),
+    "bundle address": of(
+        _bundle_address,
+        b"https://files.example/a%20b",
+        b"http://[::1]:8080/x",
+        tokens=_SPEC + " https:// .. ? # @ %2F %",
+    ),
     "proxy address": of(
         lambda data: bool(Proxy.parse(text(data)).port),
         b"http://u:p@proxy:3128",
@@ -344,6 +435,39 @@ TARGETS: dict[str, Target] = {
         tokens="http:// https:// // [ ] @ : :99999 ? # %",
     ),
     "content range": of(_range, b"bytes 0-9/100", b"bytes */5", tokens="bytes - / *"),
+    "range answer": of(
+        _range_answer,
+        b'HTTP/1.1 206 P\r\nContent-Range: bytes 5-14/100\r\nETag: "e"\r\n\r\n0123456789',
+        b"HTTP/1.1 416 R\r\nContent-Range: bytes */100\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nLast-Modified: x\r\n\r\n",
+        allowed=(MirrorError, TransientFailure, streams.WireError),
+        tokens='HTTP/1.1 206 200 Content-Range: bytes 5-14/100 */ Content-Length: ETag: W/ "e"',
+    ),
+    "S3 list": of(
+        _s3_list,
+        b"<L><IsTruncated>false</IsTruncated><Contents><Key>a</Key><Size>1</Size></Contents></L>",
+        b'<?xml version="1.0" encoding="UTF-8"?><L xmlns="x"><Part><Size>5</Size></Part></L>',
+        allowed=(MirrorError, ParseError),
+        tokens='<Contents> </Contents> <Size> </Size> <? <! &lt; &#0; xmlns= encoding="utf-16"',
+    ),
+    "S3 refusal": of(
+        _s3_refusal,
+        b"\x03<Error><Code>AccessDenied</Code><Message>no</Message></Error>",
+        b"g<Error><Code>SlowDown</Code></Error>",
+        tokens="<Error> <Code> </Code> <Message> </Message> SlowDown &#27; &#x202e;",
+    ),
+    "reached note": of(
+        _reached,
+        samples.noted(DIGEST.decode()),
+        tokens=_JSON + " 0001-01-01T00:00:00+23:59 9999-12-31T23:59:59-23:59 2026-W01-1",
+    ),
+    "fleet page": of(
+        _fleet_page,
+        b'{"replicas":{"a":{"waiting":"w","errors":["e"]},"b":null},'
+        b'"progress":{"a":{"bytes":1,"seconds":2.5}}}',
+        allowed=(ValueError,),
+        tokens=_JSON + " bytes seconds replicas progress 1e-300",
+    ),
     "retry after": of(
         _retry_after,
         b"120",

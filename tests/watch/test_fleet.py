@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ import httpx
 import pytest
 import yaml
 
-from mirror.errors import InputError, UnreachableError
+from mirror.errors import InputError, MirrorError, UnreachableError
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import MemoryStore
-from mirror.testing import Delay, EmbeddedRegistry, Fault
+from mirror.testing import Answer, CorruptBody, Delay, EmbeddedRegistry, Fault
 from mirror.watch.cycle import CycleResult, Replicator
 from mirror.watch.daemon import running
 from mirror.watch.fleet import (
+    MOST_FAILED,
     Fleet,
     Rollout,
     Rollouts,
@@ -384,6 +385,30 @@ def test_an_upstream_whose_tags_contradict_its_statement_is_left_and_the_hub_giv
         found.now_s = 600.0
         look = found.look(1)
         assert (look.complete, look.leader) == (True, found.hub.name)
+
+
+BAD = {
+    "its statement": Fault(Answer(500), "GET", "/mirror/inventory/blobs/", times=None),
+    "its manifests": Fault(Answer(404), "GET", "/manifests/sha256", times=None),
+    "its tags": Fault(Answer(403), "GET", "/tags/list", times=None),
+    "its blobs": Fault(Answer(403), "GET", "/blobs/", times=None),
+    "its bytes": Fault(CorruptBody(0), "GET", "/blobs/", times=None),
+}
+
+
+@pytest.mark.parametrize("refused", BAD)
+def test_an_upstream_that_only_says_that_it_has_it_keeps_nobody_from_it(refused: str) -> None:
+    with edges(2) as found:
+        found.join(0)
+        found.join(1, upstreams=(0,), upstream_wait_s=600.0)
+        assert found.look(0).complete
+        found.edges[0].registry.faults.add(BAD[refused])
+        looks, is_complete = 0, False
+        while not is_complete and looks < MOST_FAILED + 1:
+            looks, found.now_s = looks + 1, found.now_s + 600.0
+            with suppress(MirrorError):
+                is_complete = found.look(1).complete
+        assert is_complete
 
 
 # -- settings --------------------------------------------------------------------------------------

@@ -14,16 +14,18 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from mirror.errors import NotFoundError, UnreachableError
+from mirror.errors import InputError, NotFoundError, UnreachableError
 from mirror.reports.page import fleet_html
 from mirror.reports.registries import fleet_summary
 from mirror.serve.server import ServerThread, listen
 from mirror.sync.plan import lacking
-from mirror.testing import Delay, Fault
+from mirror.sync.publication_state import read_statement, write_reached
+from mirror.sync.statement import REPOSITORY
+from mirror.testing import Answer, Delay, Fault
 from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Daemon, create_app
 from mirror.watch.fleet import Fleet
-from mirror.watch.monitoring import FleetStatus, Standing, fleet_status
+from mirror.watch.monitoring import FleetStatus, Standing, fleet_status, parse_page
 from mirror.watch.settings import CheckLevel, Schedule
 from tests.support.inventories import sample_store
 from tests.support.processes import free_port
@@ -168,6 +170,111 @@ def test_a_page_of_another_program_is_told_as_such(four: list[Replica], page: st
             server.shutdown()
     assert late.rate is None
     assert late.errors == (f"{address}/readyz is no page of mirror's",)
+
+
+# -- hostile members -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", ["1e-300", "5e-324", "1e-20"])
+def test_a_rate_beyond_all_measure_is_none(seconds: str) -> None:
+    page = f'{{"progress": {{"a": {{"bytes": 1e300, "seconds": {seconds}}}}}}}'
+    assert parse_page(page.encode()).rate is None
+
+
+def test_a_time_that_nobody_waits_for_is_not_told() -> None:
+    slow = parse_page(b'{"progress": {"a": {"bytes": 1e-300, "seconds": 1e300}}}')
+    assert Standing("a", "rest", behind=10**15, rate=slow.rate).left_s is None
+    crawls = parse_page(b'{"progress": {"a": {"bytes": 1, "seconds": 1e6}}}')
+    one = Standing("a", "rest", behind=10**15, generation=1, lag=1, rate=crawls.rate)
+    assert one.left_s is None
+    status = FleetStatus("hub", sample_store().inventory().digest(), 2, (one,))
+    assert "left" not in fleet_summary(status, 0.1)
+    assert json.loads(json.dumps(status.to_document(), allow_nan=False))
+    assert fleet_html(status)
+
+
+def test_of_what_a_daemon_says_only_the_beginning_is_passed_on() -> None:
+    looks = {name: {"waiting": "w" * 9000, "errors": ["e" * 9000] * 900} for name in "ab"}
+    said = parse_page(json.dumps({"replicas": looks}).encode())
+    assert said.waiting == "w" * 300
+    assert said.errors == (*["e" * 300] * 5, "and 1795 more")
+
+
+def test_words_of_a_daemon_make_no_lines_and_no_marks(four: list[Replica]) -> None:
+    hostile = '\x1b[2J\n  fine: generation 2<img src=x onerror="alert(1)">'
+    page = {"replicas": {"late": {"waiting": hostile, "errors": [hostile]}}}
+    said = parse_page(json.dumps(page).encode())
+    one = Standing("late", "rest", generation=1, lag=1, **said._asdict())
+    status = FleetStatus("hub", sample_store().inventory().digest(), 2, (one,))
+    text, html = fleet_summary(status, 0.1), fleet_html(status)
+    assert "\x1b" not in text + html
+    assert "<img" not in html
+    assert len(text.splitlines()) == 4
+    assert b"\n  fine" not in status.metrics()
+
+
+@pytest.mark.parametrize("page", ["[" * 100_000, '{"a":' * 100_000, '{"replicas": {"\ud800": 1}}'])
+def test_a_page_that_is_a_trap_is_another_programs(page: str) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        parse_page(page.encode(errors="surrogatepass"))
+
+
+def test_a_member_may_name_as_its_statement_anything_that_the_hub_has(
+    four: list[Replica],
+) -> None:
+    """Its copy of the hub's note of a date is no statement, and the others are told of all the
+    same."""
+    hub, _, late, _ = four
+    repository = hub.tree.locate(REPOSITORY)
+    published = read_statement(hub.tree)
+    assert published is not None
+    write_reached(hub.tree, published)
+    note = hub.tree.client.manifest(repository, "reached-2")
+    late.tree.client.put_manifest(repository, "latest", note)
+    status = fleet_status(Fleet.model_validate(described(four)))
+    assert standing(status, "late").behind is None
+    assert standing(status, "done").complete
+
+
+def test_pages_may_be_at_a_short_name(four: list[Replica]) -> None:
+    late = standing(
+        fleet_status(Fleet.model_validate(described(four, pages="http://LocalHost"))), "late"
+    )
+    assert "localhost:80" in late.errors[0]
+
+
+def test_of_each_member_no_more_is_read_than_a_statement_takes(four: list[Replica]) -> None:
+    """Sixty-four are read at a time, and a manifest of 4 MiB takes many times that of memory."""
+    notes = ",".join(f'"k{number}":"v"' for number in range(9000))
+    kind = "application/vnd.oci.image.manifest.v1+json"
+    manifest = f'{{"schemaVersion":2,"mediaType":"{kind}","annotations":{{{notes}}}}}'.encode()
+    large = Answer(200, {"Content-Type": kind}, manifest)
+    four[2].registry.faults.add(Fault(large, "GET", "/manifests/latest", times=None))
+    late = standing(fleet_status(Fleet.model_validate(described(four))), "late")
+    assert "is larger than 65537 bytes" in str(late.error)
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        "ftp://edge",
+        "edge:5003",
+        "https://user:s3cret@edge",
+        "https://edge?token=s3cret",
+        "http://[::1",
+        "https://",
+        "https://ed ge",
+        "https://edge:port",
+    ],
+)
+def test_the_address_of_pages_is_checked_with_the_file(pages: str, tmp_path: Path) -> None:
+    member = {"address": "e.example.com", "ring": "rest", "pages": pages}
+    file = tmp_path / "fleet.yaml"
+    document = {"hub": {"address": "h.example.com"}, "rings": [{"name": "rest"}]}
+    file.write_text(yaml.safe_dump({"root": "dkp", **document, "members": {"e": member}}))
+    with pytest.raises(InputError, match=r"members\.e\.pages: .*") as refused:
+        Fleet.load(file)
+    assert "s3cret" not in str(refused.value)
 
 
 def test_the_command_prints_text_and_json_and_writes_metrics_and_a_page(
