@@ -33,7 +33,8 @@ from mirror.errors import (
 from mirror.registry.addresses import PORTS, Origin
 from mirror.registry.downloads import FileState, file_range
 from mirror.registry.http1 import Body
-from mirror.registry.options import ConnectionOptions, patience
+from mirror.registry.options import ConnectionOptions
+from mirror.registry.retries import patience
 from mirror.registry.transport import Answer, Transport, Wire
 from mirror.run import Run
 

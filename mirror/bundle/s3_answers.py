@@ -14,8 +14,8 @@ from mirror.errors import (
     printable,
 )
 from mirror.registry.answers import TRANSIENT_STATUSES
-from mirror.registry.failures import TransientFailure, retry_after_s
 from mirror.registry.http1 import Headers
+from mirror.registry.retries import TransientFailure, retry_after_s
 
 _MOST_MARKS = 100_000
 """Of a page of 1,000 entries, each with up to 15 fields."""

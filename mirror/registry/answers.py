@@ -24,8 +24,8 @@ from typing import Any
 from mirror.documents import parse_json
 from mirror.errors import DeniedError, RegistryError, RegistryNotFoundError, UnreachableError
 from mirror.registry.connections import read_whole
-from mirror.registry.failures import TransientFailure, retry_after_s
 from mirror.registry.http1 import clean, is_page
+from mirror.registry.retries import TransientFailure, retry_after_s
 
 READ = (200,)
 """GET and HEAD of `/v2/`, manifests, blobs, tags and referrers (end-1 to end-3, end-8, end-12)."""

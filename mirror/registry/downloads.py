@@ -16,8 +16,8 @@ from mirror.oci import Digest, Verifier
 from mirror.registry import answers
 from mirror.registry.addresses import host_of
 from mirror.registry.auth import PULL, Scopes
-from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Headers, Response, clean, is_page
+from mirror.registry.retries import TransientFailure
 from mirror.registry.transport import Transport
 
 _log = logging.getLogger(__name__)

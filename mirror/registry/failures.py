@@ -1,7 +1,4 @@
-"""What went wrong on the way, in our words, and whether sending the same again can help.
-
-A retry helps against the weather (a connection that breaks, a server that is busy), never against
-an answer: 401, 403, 404 or wrong bytes are final.
+"""What went wrong on the way, in our words, and whether it may pass.
 
 Everything foreign (ssl, sockets) is translated here and nowhere else; what answers mean is in
 `answers`. Each function returns what to raise: a `TransientFailure` where sending the same again
@@ -14,169 +11,19 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from math import inf
-from typing import TypeVar
+from collections.abc import Iterator
 
 from mirror.errors import (
     MirrorError,
     RegistryError,
-    RegistryNotFoundError,
     StalledError,
     UnreachableError,
     shortage,
 )
-from mirror.events import OnEvent, Retrying
 from mirror.registry.http1 import clean
-from mirror.registry.options import ConnectionOptions, RetryPolicy
+from mirror.registry.options import ConnectionOptions
+from mirror.registry.retries import TransientFailure
 from mirror.registry.streams import Fault, WireError
-
-Result = TypeVar("Result")
-
-
-class TransientFailure(Exception):
-    """An attempt failed in a way that may pass; `error` is what to raise once patience ends.
-
-    `happened` says it in a few words, for every time that it happens again. `unreachable`: the host
-    could not be connected to, or gave no answer in time. Inside this package
-    only: the retry loops stand between it and the callers.
-    """
-
-    def __init__(
-        self,
-        error: RegistryError,
-        happened: str,
-        retry_after_s: float | None = None,
-        *,
-        unreachable: bool = False,
-    ) -> None:
-        super().__init__(str(error))
-        error.may_pass = True
-        self.error, self.happened, self.retry_after_s = error, happened, retry_after_s
-        self.unreachable = unreachable
-
-
-class Tally:
-    """How many answers threads got from one host, and how often work got further. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._all: Counter[str] = Counter()
-        self._of_threads: Counter[tuple[int, str]] = Counter()
-
-    def add(self, kind: str = "") -> None:
-        """Count an answer to this thread or, of this `kind`, work that got further."""
-        with self._lock:
-            self._all[kind] += 1
-            self._of_threads[threading.get_ident(), kind] += 1
-
-    def of_others(self, kind: str = "") -> int:
-        """What other threads have of this kind so far."""
-        with self._lock:
-            return self._all[kind] - self._of_threads[threading.get_ident(), kind]
-
-
-class Backoff:
-    """The failures of one piece of work in a row; used by one thread.
-
-    `tally` is that of the host, and `known`: it has answered somebody. What others got further with
-    renews this patience only where the same could help here: bytes that the host took, or work
-    that the same method does. A registry that takes nothing answers questions all the same.
-    """
-
-    def __init__(
-        self,
-        policy: RetryPolicy,
-        sleep: Callable[[float], object],
-        where: str,
-        on_event: OnEvent,
-        tally: Tally,
-        known: Callable[[], bool],
-    ) -> None:
-        self._policy, self._sleep, self._where, self._on_event = policy, sleep, where, on_event
-        self._tally, self._known = tally, known
-        method = where.partition(" ")[0]
-        self._kind = "GET" if method == "HEAD" else method
-        self._helps = {self._kind, "PUT"}
-        self._answered, self._further = self._others()
-        self.failures = 0
-        self._own, self._refusals, self._waited_s = 0, 0, 0.0
-
-    def progressed(self) -> None:
-        """The work got further, or is done: patience starts anew."""
-        self.failures = self._own = self._refusals = 0
-        self._waited_s = 0.0
-        self._tally.add(self._kind)
-
-    def over(self, attempt: Callable[[], Result]) -> Result:
-        """What `attempt` returns, which is made again after failures that may pass."""
-        while True:
-            try:
-                result = attempt()
-            except TransientFailure as failure:
-                self.wait(failure)
-            except RegistryNotFoundError:
-                self.progressed()  # that is what was asked
-                raise
-            else:
-                self.progressed()
-                return result
-
-    def _others(self) -> tuple[int, int]:
-        return self._tally.of_others(), sum(map(self._tally.of_others, self._helps))
-
-    def wait(self, failure: TransientFailure) -> None:
-        """Wait before the next attempt.
-
-        Raises:
-            RegistryError: that of `failure`, when patience is at its end.
-        """
-        answered, further = self._answered, self._further
-        self._answered, self._further = self._others()
-        others = self._answered > answered
-        if self._further > further:
-            self._waited_s = 0.0
-        status, policy = failure.error.status, self._policy
-        if status in (429, 503) and (others or failure.retry_after_s is not None):
-            self._refusals += 1
-        else:
-            self.failures += 1
-            self._own += others or status == 500
-        number = self.failures + self._refusals
-        refused_s = policy.patience_with_refusals_s if self._refusals else inf
-        if (
-            self._own >= policy.attempts
-            or (number >= policy.attempts and self._waited_s >= refused_s)
-            or policy.is_over(self.failures, self._waited_s, known=self._known())
-        ):
-            raise failure.error from failure.__cause__
-        delay_s = policy.delay_s(number, failure.retry_after_s)
-        self._on_event(Retrying(self._where, number, delay_s, failure.happened))
-        self._waited_s += delay_s
-        self._sleep(delay_s)
-
-
-def retry_after_s(value: str | None, now: datetime | None = None) -> float | None:
-    """Read a `Retry-After` header: seconds, or an HTTP date (RFC 9110, 10.2.3).
-
-    None where there is none or it cannot be understood; never negative.
-    """
-    if value is None:
-        return None
-    text = value.strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])  # nine digits are 30 years, and always a finite number
-    try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
 
 
 def from_network(

@@ -24,8 +24,8 @@ from math import inf
 from weakref import WeakValueDictionary
 
 from mirror.errors import RegistryError, same
-from mirror.registry.failures import Tally, TransientFailure, retry_after_s
 from mirror.registry.options import ConnectionOptions
+from mirror.registry.retries import Tally, TransientFailure, retry_after_s
 
 _CUT = 0.7  # what a refusal leaves of the width
 _FIRST_PROBE, _LAST_PROBE = 8, 512  # rounds to be answered before the refused width is tried again

@@ -11,9 +11,8 @@ import base64
 import ipaddress
 import logging
 import os
-import random
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -24,84 +23,9 @@ from urllib.parse import unquote, urlsplit
 from mirror.errors import InputError
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
 from mirror.registry.addresses import PORTS, Origin
+from mirror.registry.retries import RetryPolicy
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and how patiently (all times in seconds).
-
-    `attempts` counts the first one; a transfer counts only attempts that did not get it further.
-    Before attempt n+1 the wait is `base_delay_s` * 2^(n-1), at most `max_delay_s`, shortened at
-    random by up to the share `jitter`, so that many workers do not come back all at once. A
-    server's `Retry-After` wins when it is longer, up to `max_retry_after_s`.
-
-    A server that refuses (429, 503) and asks for patience, or answers others meanwhile, has not
-    failed: that is waited for as long as something gets on within `patience_s` (or `retry_for_s`,
-    whichever is longer; with `from_start` the latter alone).
-
-    A server that is away, breaks off or says "not now" (502, 503, 504, 408, 429) is waited for
-    until `retry_for_s` seconds have brought nothing, however many attempts that takes: it restarts,
-    or the line is down. What it answers HTTP 500 to, or breaks over while it answers others, has
-    only its `attempts`. So has a server that has not answered at all yet, whose address may be
-    wrong; with `from_start` it is waited for likewise.
-
-    `sleep` is for tests: it takes the place of waiting, and the client's clock moves on by what it
-    was asked to wait.
-    """
-
-    attempts: int = 5
-    base_delay_s: float = 1.0
-    max_delay_s: float = 30.0
-    max_retry_after_s: float = 120.0
-    patience_s: float = 300.0
-    retry_for_s: float = 0.0
-    from_start: bool = False
-    jitter: float = 0.5
-    sleep: Callable[[float], object] | None = None
-    random: Callable[[], float] = random.random
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1 or not 0 <= self.jitter <= 1:
-            raise ValueError("a retry policy needs attempts >= 1 and 0 <= jitter <= 1")
-
-    def delay_s(self, failures: int, retry_after_s: float | None = None) -> float:
-        """How long to wait after that many `failures` (1 or more) in a row."""
-        # The exponent is bounded, as 2.0 ** 5000 overflows.
-        delay = min(self.max_delay_s, self.base_delay_s * 2.0 ** min(failures - 1, 30))
-        delay *= 1 - self.jitter * self.random()
-        if retry_after_s is not None:
-            delay = max(delay, min(retry_after_s, self.max_retry_after_s))
-        return delay
-
-    @property
-    def patience_with_refusals_s(self) -> float:
-        """How long a server that refuses is waited for while nothing gets on."""
-        return self.retry_for_s if self.from_start else max(self.patience_s, self.retry_for_s)
-
-    def is_over(self, failures: int, waited_s: float, *, known: bool) -> bool:
-        """Whether to give a server up after so many `failures` in a row, in `waited_s` seconds.
-
-        `known`: it has answered before.
-        """
-        patience_s = self.retry_for_s if known or self.from_start else 0.0
-        return failures >= self.attempts and waited_s >= patience_s
-
-
-_RETRY_FOR_S = 300.0
-"""A registry, or the node below it, restarts in less; the administrator has left the console."""
-
-
-def patience(asked_s: float | None = None) -> RetryPolicy:
-    """That of commands. Whoever asks for some, in seconds, wants it from the first request on."""
-    if asked_s is None:
-        return RetryPolicy(retry_for_s=_RETRY_FOR_S)
-    return RetryPolicy(retry_for_s=asked_s, from_start=True)
-
-
-BRIEF = RetryPolicy(attempts=4, base_delay_s=0.5, max_delay_s=5.0)
-"""For those who look at a registry again soon. Some answer HTTP 500 for each damaged manifest."""
 
 
 def _user_agent() -> str:

@@ -21,10 +21,10 @@ from mirror.registry import answers, failures
 from mirror.registry.addresses import Home, Origin, host_of, path_of
 from mirror.registry.auth import Authenticator, Credentials, Scopes, parse_challenges
 from mirror.registry.connections import Connections, read_whole
-from mirror.registry.failures import Backoff, TransientFailure
 from mirror.registry.gate import Admission, HostGate, StallWatch
 from mirror.registry.http1 import Body, Headers, Patience, Response, is_page
 from mirror.registry.options import ConnectionOptions
+from mirror.registry.retries import Backoff, TransientFailure
 from mirror.registry.streams import WireError
 from mirror.run import Cancellation, Run
 

@@ -17,8 +17,8 @@ from mirror.oci import Digest
 from mirror.oci.reference import check_repository
 from mirror.registry import answers
 from mirror.registry.auth import PULL, PUSH, Scopes, merge_scopes
-from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Body
+from mirror.registry.retries import TransientFailure
 from mirror.registry.transport import Answer, Transport
 from mirror.run import Run
 

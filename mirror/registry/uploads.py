@@ -24,8 +24,8 @@ from mirror.errors import CancelledError, DeniedError, MirrorError, RegistryErro
 from mirror.oci import Digest
 from mirror.registry import answers, downloads, upload_sessions
 from mirror.registry.auth import PUSH
-from mirror.registry.failures import TransientFailure
 from mirror.registry.http1 import Body
+from mirror.registry.retries import TransientFailure
 from mirror.registry.transport import Answer, Transport
 from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import (

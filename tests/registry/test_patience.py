@@ -12,7 +12,7 @@ import pytest
 from mirror.errors import DeadlineError, UnreachableError
 from mirror.oci import Digest
 from mirror.registry import RegistryClient, RetryPolicy
-from mirror.registry.failures import Backoff, Tally, TransientFailure
+from mirror.registry.retries import Backoff, Tally, TransientFailure
 from mirror.run import Run
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry

@@ -13,7 +13,7 @@ from mirror.errors import CancelledError, RegistryError, UnreachableError
 from mirror.events import Event, Retrying
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
-from mirror.registry.failures import retry_after_s
+from mirror.registry.retries import retry_after_s
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import error, times
 from tests.support.scripted_server import Hangup, Reply, Request
