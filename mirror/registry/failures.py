@@ -51,25 +51,14 @@ def from_network(
     match err.fault:
         case Fault.CONNECT_LATE:
             happened = f"no connection to {host} within {options.connect_timeout_s:g} s"
-            return TransientFailure(
-                UnreachableError(
-                    f"{where}: {happened}; "
-                    f"check the address, the firewall between, and the proxy settings{origin}",
-                    where=where,
-                ),
-                happened,
-                unreachable=True,
-            )
+            advice = f"check the address, the firewall between, and the proxy settings{origin}"
+            error = UnreachableError(f"{where}: {happened}; {advice}", where=where)
+            return TransientFailure(error, happened, unreachable=True)
         case Fault.READ_LATE if not in_body:
-            return TransientFailure(
-                StalledError(
-                    f"{where}: {host} took the request but did not answer in time; "
-                    "the registry may be overloaded, try again later",
-                    where=where,
-                ),
-                f"{host} did not answer in time",
-                unreachable=True,
-            )
+            happened = f"{host} took the request but did not answer in time"
+            advice = "the registry may be overloaded, try again later"
+            error = StalledError(f"{where}: {happened}; {advice}", where=where)
+            return TransientFailure(error, f"{host} did not answer in time", unreachable=True)
         case Fault.READ_LATE | Fault.WRITE_LATE:
             return stalled(where, host, options)
         case Fault.INNER:
@@ -84,14 +73,10 @@ def from_network(
         case Fault.BROKEN if told := _alert(err, host):
             return UnreachableError(f"{where}: {told}", where=where)
         case Fault.BROKEN:
-            return TransientFailure(
-                UnreachableError(
-                    f"{where}: the connection to {host} broke: {_reason(err)}; "
-                    "if this stays so, check the network and the registry's own log",
-                    where=where,
-                ),
-                f"the connection to {host} broke",
-            )
+            happened = f"the connection to {host} broke"
+            advice = "if this stays so, check the network and the registry's own log"
+            said = f"{where}: {happened}: {_reason(err)}; {advice}"
+            return TransientFailure(UnreachableError(said, where=where), happened)
     problem = f"{host} cannot be used this way: {_reason(err)}"
     return RegistryError(f"{where}: {problem}", where=where)
 
@@ -176,17 +161,13 @@ def _from_connect(
             return TransientFailure(failure, happened, unreachable=True) if again else failure
         if isinstance(cause, ConnectionRefusedError):
             happened = f"{host} refuses connections"
+            advice = "check that the registry runs and that the port is right"
             return TransientFailure(
-                unreachable(f"{happened}; check that the registry runs and that the port is right"),
-                happened,
-                unreachable=True,
+                unreachable(f"{happened}; {advice}"), happened, unreachable=True
             )
     happened = f"no connection to {host}"
-    return TransientFailure(
-        unreachable(f"{happened}: {_reason(err)}; check the address and the network"),
-        happened,
-        unreachable=True,
-    )
+    failure = unreachable(f"{happened}: {_reason(err)}; check the address and the network")
+    return TransientFailure(failure, happened, unreachable=True)
 
 
 _ABOUT_CERTIFICATES = re.compile(r"(?i)alert_.*(certificate|unknown_ca|access_denied)")

@@ -27,9 +27,9 @@ from mirror.testing.faults import (
     WrongLength,
     every_fault,
 )
-from mirror.testing.proxy import FaultyProxy
-from mirror.testing.registry import (
+from mirror.testing.servers import (
     EmbeddedRegistry,
+    FaultyProxy,
     FaultyServer,
     RecordedRequest,
     RequestLog,

@@ -19,8 +19,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from mirror.serve.store import MemoryStorage, ReadableStore
-from mirror.testing.proxy import FaultyProxy
-from mirror.testing.registry import EmbeddedRegistry
+from mirror.testing.servers import EmbeddedRegistry, FaultyProxy
 
 MakeEmbeddedRegistry: TypeAlias = Callable[..., EmbeddedRegistry]
 MakeFaultyProxy: TypeAlias = Callable[..., FaultyProxy]
