@@ -30,6 +30,13 @@ def main() -> None:
         from mirror.cli import main as command_line
 
         command_line(prog_name="mirror")
+    except SystemExit as end:
+        # At once: to free an inventory's objects one by one takes up to seconds.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        if isinstance(end.code, int):
+            os._exit(end.code)
+        raise
     except KeyboardInterrupt:
         _stop()
 

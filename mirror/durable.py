@@ -19,7 +19,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Self
@@ -349,6 +349,13 @@ def write_at(fd: int, offset: int, *pieces: bytes | memoryview) -> None:
 
 
 _MOST_PIECES = 1024  # IOV_MAX of Linux
+
+
+def begin_sync(fd: int, offset: int, size: int) -> None:
+    """Let the system begin to bring these bytes onto the disk; it need not keep them in memory."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # a help, no more
+            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
 
 def sync_file(fd: int) -> None:

@@ -27,12 +27,13 @@ from mirror.bundle.location import (
     ended_early,
     size_of,
 )
-from mirror.durable import Folder, os_errors, sync_file, write_at
+from mirror.durable import Folder, begin_sync, os_errors, sync_file, write_at
 from mirror.errors import DamagedBundleError, InputError
 
 CHUNK = 1 << 20
 """Bytes read or written at a time."""
 _OPEN_FILES = 64
+_SETTLED = 32 << 20
 
 
 class ReadAt(Readable):
@@ -111,6 +112,13 @@ class WriteAt:
         """
         assert self._fd is not None
         yield from _read(self._fd, self.path, offset, size)
+
+    def settling(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        """As `chunks`, one behind the other; it begins what `sync` else had to wait for."""
+        yield from self.chunks(offset, size)
+        end = offset + size
+        if self._fd is not None and end // _SETTLED > offset // _SETTLED:
+            begin_sync(self._fd, end - _SETTLED, _SETTLED)
 
     def write(self, offset: int, *pieces: bytes) -> None:
         """Put `pieces`, one behind the other, at `offset`."""

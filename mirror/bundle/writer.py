@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
+from mirror.bundle.files import WriteAt
 from mirror.bundle.folder import AS_USUAL, Packing, possible_names
 from mirror.bundle.follow import Follower, Lanes, MakeHash, Recheck
 from mirror.bundle.format import PARTIAL_SUFFIX, compressed_bound, part_sizes
@@ -154,15 +155,17 @@ class BundleWriter:
 
         def follow(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
             recheck = self._rechecks[archive.name] = Recheck(claimed)
-            made = hashes
+            made, chunks = hashes, file.chunks
             if compress is not None:
                 assert isinstance(self._place, FolderPlace)  # others refuse to compress
                 compressor = compress(self._place.folder, archive.name)
                 undo.callback(compressor.close)
                 self._compressors[archive.name] = compressor
                 made = {"zstd": lambda: compressor}
+            elif isinstance(file, WriteAt):  # what gets compressed need not reach the disk
+                chunks = file.settling
             follower = Follower(
-                file.chunks,
+                chunks,
                 part_sizes(archive.size, part_size or archive.size),
                 hashes=made,
                 watch=recheck.update if claimed else None,

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.bundle import files
 from mirror.bundle.files import CHUNK, ReadAt, WriteAt
 from mirror.durable import Folder, os_errors, sync_folder
 from mirror.errors import DamagedBundleError, FileSystemError, NoSpaceError
@@ -142,3 +143,23 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(
     failing = pytest.raises(FileSystemError, match="the medium is failing")
     with failing, os_errors(tmp_path, "write"):
         sync_folder(tmp_path)
+
+
+def test_what_was_hashed_begins_its_way_to_the_disk_at_once_stretch_by_stretch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_SETTLED", 300)
+    begun: list[tuple[int, int, int]] = []
+
+    def advise(_fd: int, *stretch: int) -> None:
+        begun.append((stretch[0], stretch[1], stretch[2]))
+        raise OSError(errno.EINVAL, "a file system that cannot")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    data = random.Random(3).randbytes(1000)
+    with closing(WriteAt(Folder(tmp_path), "a.tar")) as file:
+        file.write(0, data)
+        read = [b"".join(file.settling(at, 100)) for at in range(0, 1000, 100)]
+    assert b"".join(read) == data
+    away = os.POSIX_FADV_DONTNEED
+    assert begun == [(0, 300, away), (300, 300, away), (600, 300, away)]

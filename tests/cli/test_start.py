@@ -59,3 +59,18 @@ def test_a_command_loads_what_its_usual_work_needs(command: str) -> None:
     rooms = {name.split(".")[1] for name in ours}
     assert not rooms & {"serve", "watch", "modes", "nodeconfig", "testing"}
     assert len(ours) <= 90
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["verify"], 2)])
+def test_the_program_ends_at_once_without_freeing_what_it_held(
+    arguments: list[str], code: int
+) -> None:
+    program = (
+        "import atexit, sys; from mirror.__main__ import main; atexit.register(print, 'freed'); "
+        f"sys.argv[1:] = {arguments}; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == code
+    assert ("mirror " in result.stdout) == (code == 0)
+    assert ("Missing argument" in result.stderr) == (code == 2)
+    assert "freed" not in result.stdout
