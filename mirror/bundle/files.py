@@ -105,11 +105,7 @@ class WriteAt:
         return (self.path,)
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
-        """Read back what was written, in pieces of at most `CHUNK` bytes.
-
-        Raises:
-            DamagedBundleError: not all of it was.
-        """
+        """Read back what was written, `CHUNK` bytes at a time, or raise DamagedBundleError."""
         assert self._fd is not None
         yield from _read(self._fd, self.path, offset, size)
 
@@ -418,11 +414,7 @@ class PartedWriter:
                 write_at(fd, start, *_taken(views, length))
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
-        """Read back what was written, in pieces of at most `files.CHUNK` bytes.
-
-        Raises:
-            DamagedBundleError: not all of it was.
-        """
+        """Read back what was written, `CHUNK` bytes at a time, or raise DamagedBundleError."""
         return self._files.chunks(offset, size)
 
     def reaches(self, offset: int, end: int) -> bool:
