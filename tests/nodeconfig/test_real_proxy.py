@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import threading
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from mirror.errors import DeniedError
+from mirror.errors import DeniedError, RegistryNotFoundError
 from mirror.modes import constants
 from mirror.modes.constants import RegistryUser
+from mirror.nodeconfig.services import Distribution
 from tests.support.mode_stack import (
     ContainerdProcess,
     balancer,
+    fork,
     in_tree,
     master,
 )
@@ -27,6 +30,7 @@ from tests.support.running_cluster import (
     running,
     with_upstream,
 )
+from tests.support.token_server import TokenServer
 
 
 def test_a_cache_fetches_once_and_serves_without_its_upstream(
@@ -77,6 +81,43 @@ def test_a_cache_fetches_once_and_serves_without_its_upstream(
             pytest.raises(DeniedError),
         ):
             push(reading, "system/deckhouse/install", "v2", one)
+
+
+def test_the_forks_cache_asks_its_upstream_for_the_upstreams_own_path_in_tokens_too(
+    tmp_path: Path, containerd: ContainerdProcess
+) -> None:
+    one = image("mapped")
+    source = Cluster.create(tmp_path / "upstream", 1)
+    source.render(LOCAL)
+    (outside,) = source.masters
+    reader = source.account(RegistryUser.RO)
+    login = (reader.name, reader.password.get_secret_value())
+    cluster = Cluster.create(tmp_path / "proxy", 1)
+    cluster.options = dataclasses.replace(cluster.options, distribution=Distribution.DECKHOUSE)
+    cluster.render(with_upstream("Proxy", f"{outside.registry}/dkp/ee", login, source.ca))
+    (node,) = cluster.masters
+    files = in_tree(cluster.out, f"nodes/{node.name}", constants.SERVICE_CONFIG)
+    with master(source.out, outside) as there, ExitStack() as stack:
+        with client(outside.registry, source.ca, source.account(RegistryUser.RW)) as to:
+            push(to, "dkp/ee/install", "v1", one)
+        tokens = stack.enter_context(TokenServer(files / "auth/config.yaml"))
+        del there.tokens.asked[:]
+        stack.enter_context(fork(cluster.out, node))
+        stack.enter_context(running(balancer(cluster.out, cluster.worker)))
+        reference = f"{LOGICAL}/install:v1"
+        done = containerd.pull(reference, cluster.hosts, login=cluster.login(RegistryUser.RO))
+        assert done.returncode == 0, done.stderr
+        containerd.forget(reference)
+        asked = {scope for one in there.tokens.asked for scope in one.scopes}
+        assert asked == {"repository:dkp/ee/install:pull"}
+        assert {(one.account, one.status) for one in there.tokens.asked} == {(reader.name, 200)}
+        assert {scope for one in tokens.asked for scope in one.scopes} == {
+            "repository:system/deckhouse/install:pull"
+        }
+        with client(node.registry, cluster.ca, cluster.account(RegistryUser.RO)) as reading:
+            with pytest.raises(RegistryNotFoundError):
+                reading.manifest("dkp/ee/install", "v1")
+            assert reading.manifest("system/deckhouse/install", "v1").raw == one.manifest
 
 
 def _until_cached(cluster: Cluster, one: Image) -> None:

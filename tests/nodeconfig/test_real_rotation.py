@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import datetime
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mirror.errors import DeniedError, UnreachableError
+from mirror.modes import constants
 from mirror.modes.constants import RegistryUser
 from mirror.modes.outcomes import NodeFacts
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig import service_secrets
 from mirror.nodeconfig.cluster import Node
+from mirror.nodeconfig.render import render
 from mirror.nodeconfig.rotation import advance_rotation, begin_rotation, rotation_outcome
 from mirror.nodeconfig.service_secrets import Rotated, RotationPhase
-from tests.support.mode_stack import ContainerdProcess, balancer, master
+from tests.support.mode_stack import ContainerdProcess, balancer, in_tree, master
 from tests.support.mode_stage import Pulling
 from tests.support.runnable_images import client, image, push
 from tests.support.running_cluster import LOCAL, LOGICAL, Cluster, running, with_upstream
@@ -91,11 +96,53 @@ def proxy(cluster: Cluster, stack: ExitStack) -> tuple[RegistrySettings, Masters
     return settings, masters
 
 
-@pytest.mark.parametrize("mode", [local, pytest.param(proxy, marks=pytest.mark.soak)])
+def as_the_agent_writes(cluster: Cluster, settings: RegistrySettings) -> None:
+    """Let the token servers know whom the module's agent knows: one login in each user's place."""
+    options = dataclasses.replace(cluster.options, in_place_root=None)
+    rendered = render(settings, cluster.nodes, cluster.kept, options=options)
+    for node in cluster.masters:
+        (secret,) = (
+            one
+            for one in rendered.objects
+            if one["metadata"]["name"] == f"registry-node-config-{node.name}"
+        )
+        config = yaml.safe_load(base64.b64decode(secret["data"]["config"]))
+        places = {"user_ro": config["user_ro"], **config["local_mode"]}
+        path = in_tree(
+            cluster.out, f"nodes/{node.name}", constants.SERVICE_CONFIG / "auth/config.yaml"
+        )
+        document = yaml.safe_load(path.read_text())
+        ro, rw, pusher, puller = (places[f"user_{key}"] for key in ("ro", "rw", "pusher", "puller"))
+        document["users"] = {
+            one["name"]: {"password": one["password_hash"]} for one in (ro, rw, pusher, puller)
+        }
+        document["acl"] = [
+            {"match": {"account": one["name"], **match}, "actions": [action]}
+            for one, match, action in (
+                (ro, {}, "pull"),
+                (rw, {}, "*"),
+                (pusher, {}, "*"),
+                (puller, {"type": "registry", "name": "catalog"}, "*"),
+                (puller, {}, "pull"),
+            )
+        ]
+        path.write_text(yaml.safe_dump(document))
+
+
+@pytest.mark.parametrize(
+    ("mode", "agent"),
+    [
+        (local, False),
+        pytest.param(local, True, marks=pytest.mark.soak),
+        pytest.param(proxy, False, marks=pytest.mark.soak),
+    ],
+    ids=["local", "local by the agent", "proxy"],
+)
 def test_no_pull_fails_while_authority_token_keys_and_passwords_are_rotated(
     tmp_path: Path,
     containerd: ContainerdProcess,
     mode: Callable[[Cluster, ExitStack], tuple[RegistrySettings, Masters]],
+    agent: bool,
 ) -> None:
     cluster = Cluster.create(tmp_path / "rotation", 2, addresses=True)
     old, old_ca = cluster.account(RegistryUser.RO), cluster.kept.authority
@@ -113,6 +160,8 @@ def test_no_pull_fails_while_authority_token_keys_and_passwords_are_rotated(
             phases.append(cluster.kept.rotation and cluster.kept.rotation.phase)
             made = cluster.rendered(settings)
             cluster.render(settings)  # nodes apply at once what they are given
+            if agent:
+                as_the_agent_writes(cluster, settings)
             pulling.login = cluster.login(RegistryUser.RO)
             applied = [NodeFacts("worker-0", version=made.version)]
             for node in cluster.masters:

@@ -2,19 +2,30 @@
 
 The fork serves `/auth/token` itself and passes it to the token server beside it, so that clients
 need one port. Here nginx does that in front of `docker-registry`, which has the same
-`autoredirect`; and keys are refused that neither knows. What the fork does as a cache is not here.
+`autoredirect`; and keys are refused that neither knows. As a cache the fork asks its upstream for
+`remotepathonly` where clients name `localpathalias`, in tokens too; here another nginx between the
+cache and its upstream does.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -80,9 +91,47 @@ http {{
       proxy_ssl_name localhost;
     }}
     location / {{
-      proxy_pass http://unix:{folder}/registry.sock;
+      proxy_pass http://unix:registry.sock;
       proxy_request_buffering off;
-    }}
+    }}{refused}
+  }}
+}}
+"""
+_REFUSED = """
+    location ~ ^/v2/(?!$|system/deckhouse/) {{
+      return 404 '{{"errors":[{{"code":"NAME_UNKNOWN"}}]}}';
+    }}"""
+_BETWEEN = """
+daemon off;
+master_process off;
+pid {folder}/between.pid;
+error_log stderr error;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/between-bodies;
+  proxy_temp_path {folder}/between-proxy;
+  fastcgi_temp_path {folder}/between-fastcgi;
+  uwsgi_temp_path {folder}/between-uwsgi;
+  scgi_temp_path {folder}/between-scgi;
+  map $upstream_http_www_authenticate $challenge {{
+    "" "";
+    default 'Bearer realm="http://127.0.0.1:{port}/token",service="{service}"';
+  }}
+  map $args $mapped {{
+    "~^(.*repository(?::|%3A))system(?:/|%2F)deckhouse((?:/|%2F).*)$" "$1{scope}$2";
+    default $args;
+  }}
+  proxy_ssl_verify on;
+  proxy_ssl_trusted_certificate {ca};
+  proxy_set_header Host $proxy_host;
+  proxy_hide_header WWW-Authenticate;
+  add_header WWW-Authenticate $challenge always;
+  server {{
+    listen 127.0.0.1:{port};
+    location = /v2/ {{ proxy_pass {remote}/v2/; }}
+    location /v2/system/deckhouse/ {{ proxy_pass {remote}/v2{path}/; }}
+    location = /token {{ proxy_pass {realm}?$mapped; }}
   }}
 }}
 """
@@ -99,25 +148,25 @@ def check_keys(found: Mapping[str, Any], known: Mapping[str, Any] = _KEYS, where
 def main(command: str, config: str) -> None:
     """`serve CONFIG`: this process becomes nginx, and the registry ends with it."""
     assert command == "serve"
+    config = str(Path(config).resolve())
     document = yaml.safe_load(Path(config).read_text())
     check_keys(document)
     http, token = document["http"], document["auth"]["token"]
     assert token["autoredirect"] is True
     folder = Path(document["storage"]["filesystem"]["rootdirectory"]) / ".front"
     folder.mkdir(exist_ok=True)
-    (folder / "registry.sock").unlink(missing_ok=True)
+    os.chdir(folder)  # the path of a socket may have 107 bytes
+    Path("registry.sock").unlink(missing_ok=True)
     behind = {
         "REGISTRY_HTTP_NET": "unix",
-        "REGISTRY_HTTP_ADDR": str(folder / "registry.sock"),
+        "REGISTRY_HTTP_ADDR": "registry.sock",
         "REGISTRY_HTTP_TLS_CERTIFICATE": "",
         "REGISTRY_HTTP_TLS_KEY": "",
         "OTEL_TRACES_EXPORTER": "none",
     }
-    subprocess.Popen(
-        ["docker-registry", "serve", config],
-        env={**os.environ, **behind},
-        preexec_fn=lambda: ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL),
-    )
+    if "proxy" in document:
+        behind["REGISTRY_PROXY_REMOTEURL"] = _between(document["proxy"], folder)
+    _beside(["docker-registry", "serve", config], {**os.environ, **behind})
     front = folder / "nginx.conf"
     front.write_text(
         _FRONT.format(
@@ -125,10 +174,42 @@ def main(command: str, config: str) -> None:
             addr=http["addr"],
             tokens=token["proxy"]["url"],
             ca=token["proxy"]["ca"],
+            refused=_REFUSED.format() if "proxy" in document else "",
             **http["tls"],
         )
     )
     os.execvp("nginx", ["nginx", "-e", "stderr", "-c", str(front)])
+
+
+def _between(proxy: Mapping[str, str], folder: Path) -> str:
+    """Start what asks the upstream for its own paths; where the cache is to ask."""
+    assert proxy["localpathalias"] == "/system/deckhouse"
+    remote, path = proxy["remoteurl"], proxy["remotepathonly"]
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    trust = ssl.create_default_context(cafile=proxy["ca"])
+    try:
+        urllib.request.urlopen(f"{remote}/v2/", context=trust)
+    except urllib.error.HTTPError as err:
+        told = err.headers["WWW-Authenticate"]
+    (realm,), (service,) = (re.findall(f'{key}="([^"]+)"', told) for key in ("realm", "service"))
+    config = folder / "between.conf"
+    names = {"folder": folder, "port": port, "ca": proxy["ca"], "remote": remote, "path": path}
+    scope = quote(path.strip("/"), safe="")
+    config.write_text(_BETWEEN.format(**names, realm=realm, service=service, scope=scope))
+    _beside(["nginx", "-e", "stderr", "-c", str(config)], os.environ)
+    while True:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.01)
+    return f"http://127.0.0.1:{port}"
+
+
+def _beside(command: list[str], environment: Mapping[str, str]) -> None:
+    """Start a program that ends with this one."""
+    end_with_us = partial(ctypes.CDLL(None).prctl, _PDEATHSIG, signal.SIGKILL)
+    subprocess.Popen(command, env=environment, preexec_fn=end_with_us)
 
 
 if __name__ == "__main__":

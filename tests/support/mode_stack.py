@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +14,7 @@ from mirror.modes import constants
 from mirror.nodeconfig.cluster import Node, Ports
 from mirror.nodeconfig.proxies import Nginx
 from tests.support.processes import ServerProcess, free_loopback, free_port
+from tests.support.program import ROOT
 from tests.support.token_server import TokenServer
 from tests.support.tools import require_tool
 
@@ -57,6 +59,21 @@ class Registry(ServerProcess):
             log=out / f"{node.name}-registry.log",
             env={**os.environ, "OTEL_TRACES_EXPORTER": "none", **(environment or {})},
         )
+
+
+def fork(out: Path, node: Node) -> ServerProcess:
+    """A master's registry as Deckhouse's fork, from its rendered configuration."""
+    in_tree(out, f"nodes/{node.name}", constants.DATA_ROOT).mkdir(parents=True, exist_ok=True)
+    config = in_tree(
+        out, f"nodes/{node.name}", constants.SERVICE_CONFIG / "distribution/config.yaml"
+    )
+    return ServerProcess(
+        [sys.executable, "-m", "tests.support.fork_registry", "serve", config],
+        port=node.ports.registry,
+        host=node.address,
+        log=out / f"{node.name}-fork.log",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 class NginxProcess(ServerProcess):
