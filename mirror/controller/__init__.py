@@ -210,8 +210,7 @@ def _rotated(
     if turn.outcome is not None:
         return state.rotating(turn.outcome, before, now, refused=turn.refused), turn.kept
     # Nobody asks for what was refused any more.
-    kinds = tuple(one for one in state.conditions if one.type is not _C.ROTATION)
-    return replace(state, conditions=kinds), kept
+    return replace(state, conditions=tuple(c for c in state.conditions if c != told)), kept
 
 
 def _refused(state: RegistryState, plan: SwitchPlan, now: datetime) -> RegistryState:
@@ -362,7 +361,7 @@ class Switch:
             return frozenset()
         pods = sorted(self.site.replicas(self), key=lambda pod: pod.node)
         serving = [pod for pod in pods if pod.node_ready and pod.pod_ready]
-        behind = [pod.node for pod in serving if pod.version != rendered.masters[pod.node]]
+        behind = [pod.node for pod in serving if pod.version != rendered.masters.get(pod.node)]
         return frozenset(behind if len(serving) < len(pods) else behind[1:])
 
 

@@ -146,10 +146,7 @@ class Controller:
         *,
         begun: bool = False,
     ) -> Mapping[str, Any] | None:
-        """Keep state and secrets in one object, so that none is ever without the other.
-
-        Where a rotation has `begun`, the annotation that asked for it goes in the same request.
-        """
+        """Keep state and secrets together, without what asked for a rotation that has `begun`."""
         if kept is not None:
             memory = json.loads(state.private.get_secret_value()) if state.private else {}
             memory["secrets"] = secrets_text(kept)
@@ -160,9 +157,7 @@ class Controller:
                 return before
             known = before["metadata"]
             labels = {**(known.get("labels") or {}), **secret["metadata"]["labels"]}
-            notes = {
-                key: text for key, text in _notes(before).items() if key != ROTATE or not begun
-            }
+            notes = {key: v for key, v in _notes(before).items() if key != ROTATE or not begun}
             same = {"resourceVersion": known["resourceVersion"], "annotations": notes}
             secret["metadata"] = {**secret["metadata"], **same, "labels": labels}
         self._act()

@@ -88,7 +88,6 @@ class ConditionType(StrEnum):
     FINAL = "FinalContainerdConfigReady"
     CLEANUP_NODE_SERVICES = "CleanupNodeServices"
     CLEANUP_IN_CLUSTER_PROXY = "CleanupInClusterProxy"
-    ROTATION = "SecretsRotated"
-    """Ours, where a rotation was asked for: no mode has it among its steps."""
+    ROTATION = "SecretsRotated"  # ours, where that was asked for: it is no step of a switch
     READY = "Ready"
     NOT_SUPPORTED = "ErrTransitionNotSupported"

@@ -184,6 +184,37 @@ def test_a_rotation_that_cannot_be_is_told_with_the_way_and_carried_out_where_it
     assert life.broken == life.untrue == []
 
 
+@pytest.mark.soak
+@pytest.mark.usefixtures("quick_keys")
+@pytest.mark.parametrize("passes", [1, 4, 8, 12])
+def test_a_switch_in_the_midst_of_a_rotation_comes_first_and_the_rotation_goes_on(
+    cluster: KubeCluster, life: Life, api: KubeApi, passes: int
+) -> None:
+    life.want("Local")
+    settle(controller(api), life)
+    before = kept_by(cluster)
+    life.rotate("authority,users")
+    for _ in range(passes):
+        controller(api).reconcile()
+        life.live()
+    held = kept_by(cluster).rotation
+    assert held is not None
+    life.want("Direct")
+    for _ in range(20):
+        controller(api).reconcile()
+        life.live()
+        if state_of(cluster).mode is Mode.DIRECT:
+            break
+        assert kept_by(cluster).rotation == held
+    settle(controller(api), life)
+    after = kept_by(cluster)
+    assert (after.rotation, after.beside) == (None, {})
+    assert after.authority != before.authority
+    life.want("Local")
+    settle(controller(api), life)
+    assert life.broken == life.untrue == []
+
+
 def test_a_request_is_withdrawn_by_removing_it(
     cluster: KubeCluster, life: Life, api: KubeApi
 ) -> None:

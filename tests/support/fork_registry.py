@@ -124,6 +124,7 @@ http {{
   }}
   proxy_ssl_verify on;
   proxy_ssl_trusted_certificate {ca};
+  proxy_ssl_name localhost; # nginx compares no addresses
   proxy_set_header Host $proxy_host;
   proxy_hide_header WWW-Authenticate;
   add_header WWW-Authenticate $challenge always;
