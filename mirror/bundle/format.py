@@ -49,7 +49,7 @@ PARTIAL_SUFFIX = ".partial"
 """Added to the name of a file that is not complete yet."""
 
 PARTIAL_SEAL = SEAL + PARTIAL_SUFFIX
-SHARD_MARK = re.compile(r"(shards|shard-[0-9]+)" + re.escape(PARTIAL_SUFFIX))
+SHARD_MARK = re.compile(r"(shards|shard-.+)" + re.escape(PARTIAL_SUFFIX))
 """What several machines that make a bundle in a bucket write down (`mirror.bundle.shards`)."""
 """The seal of the bundle that is being made; a folder that has it is not a bundle yet."""
 

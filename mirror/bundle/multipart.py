@@ -339,16 +339,16 @@ class BucketArchive:
                 one.is_complete = True
         return self.archive.size
 
-    def join(self, one: Object) -> bool:
-        """Make an object of its upload, if all parts have arrived, whoever sent them; whether this
-        was done now."""
+    def join(self, one: Object, may: Callable[[], bool]) -> bool:
+        """Make an object of its upload, if all parts have arrived, whoever sent them, and if we
+        `may`: servers need not bear two at a time. Whether it is there, and ours to read."""
         assert one.upload is not None, "others know of it, too"
         sizes = {each.number: each.size for each in self._stretches if each.of is one}
         try:
             parts = self._bucket.parts(one.name, one.upload, self._run)
-        except RegistryNotFoundError:  # another was first
-            return False
-        if {number: part.size for number, part in parts.items()} != sizes:
+        except RegistryNotFoundError:  # it was completed before
+            return self._bucket.plan_of(one.name, self._run) == (one.size, self._plan) and may()
+        if {number: part.size for number, part in parts.items()} != sizes or not may():
             return False
         self._bucket.complete(one.name, one.upload, parts, self._plan, self._run)
         return True

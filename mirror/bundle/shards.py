@@ -2,9 +2,9 @@
 
 What all go by lies in the bucket, put there by the first of them under the condition that nothing
 is there (`Agreed`): what was asked for, the seal, and the upload of each file. Who carries what
-follows from that alone (`share`). Whoever finds that all parts of a file have arrived makes the
-object, reads it back for its sums and writes these down, in a small object of its own. Whoever
-finds the sums of all files seals.
+follows from that alone (`share`). The first that finds that all parts of a file have arrived claims
+it, makes the object, reads it back for its sums and writes these down, in a small object of its
+own. The first that finds the sums of all files seals.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import os
 import re
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +30,6 @@ from mirror.bundle.format import (
     PARTIAL_SUFFIX,
     SEAL,
     SHARD_MARK,
-    SIGNATURE,
     file_names,
 )
 from mirror.bundle.multipart import PART, BucketArchive, Object
@@ -325,25 +325,12 @@ class ShardPlace(BucketPlace):
             IntegrityError: what lies in the bucket is not what was sent.
         """
         sums = self._sums()
-        own = [(file, one) for file, one in self._own if one.name not in sums]
-        self._note(own, lambda file, one: file.join(one))
-        # What another has completed it reads, too. If it died before that, this is left to us.
-        sums = self._sums()
-        self._note(
-            [(file, one) for file, one in own if one.name not in sums],
-            lambda _file, one: self._bucket.plan_of(one.name, self._run) == (one.size, self._plan),
-        )
-        return sorted(self._noted)
-
-    def _note(
-        self,
-        files: Iterable[tuple[BucketArchive, Object]],
-        wanted: Callable[[BucketArchive, Object], bool],
-    ) -> None:
-        todo = [pair for pair in files if wanted(*pair)]
-        if not todo:
-            return
-        self._run.on_event(PhaseStarted("reading back for the sums", len(todo)))
+        lacking = [(file, one) for file, one in self._own if one.name not in sums]
+        todo = [
+            (file, one) for file, one in lacking if file.join(one, partial(self._claims, one.name))
+        ]
+        if todo:
+            self._run.on_event(PhaseStarted("reading back for the sums", len(todo)))
         states = self._bucket.states(self._run)
         lock = threading.Lock()  # over the record
 
@@ -357,6 +344,16 @@ class ShardPlace(BucketPlace):
             self._run.on_event(PhaseAdvanced())
 
         gather(todo, note, run=self._run)
+        return sorted(self._noted)
+
+    def _claims(self, name: str) -> bool:
+        """Whether what is to be done about this file once is for this shard to do: it is the first
+        that would, perhaps in an earlier run."""
+        claim, mine = f"shard-claims-{name}{PARTIAL_SUFFIX}", str(self._shard.number).encode()
+        while not self._bucket.put(claim, mine, self._run, only_new=True):
+            if found := self._read(claim, self._bucket.states(self._run)):
+                return found == mine
+        return True
 
     def _read_back(self, file: BucketArchive, one: Object, state: FileState) -> dict[str, str]:
         """The sums of an object, whose blobs must be right; one that lies in two files counts by
@@ -366,14 +363,8 @@ class ShardPlace(BucketPlace):
             makers["gost"] = gost.GostHash
         made: dict[str, Hash] = {name: make() for name, make in makers.items()}
         stop = one.start + one.size
-        recheck = Recheck(
-            (
-                each
-                for each in file.archive.entries
-                if one.start <= each.offset and each.end <= stop
-            ),
-            one.start,
-        )
+        entries = (each for each in file.archive.entries if each.end <= stop)
+        recheck = Recheck((each for each in entries if each.offset >= one.start), one.start)
         for piece in self._bucket.chunks(one.name, state, 0, one.size, self._run):
             for each in made.values():
                 each.update(piece)
@@ -407,18 +398,10 @@ class ShardPlace(BucketPlace):
         assert self._agreed is not None, "first all agree"
         sums = self._sums()
         lacking = sorted(set(self._agreed.uploads) - set(sums))
-        if lacking:
-            return [] if self.is_sealed() else lacking
+        if lacking or not self._claims(SEAL):
+            return [] if self.is_sealed() else lacking or [SEAL]
         packing = self.packing
-        sign = None if packing.sign is None else self._sign
-        beside = CompanionFiles(self._agreed.files, sign, packing.gost_digest)
+        beside = CompanionFiles(self._agreed.files, packing.sign, packing.gost_digest)
         self.take((), beside.render(self._sealed, sums), sums)
         super().clear()
         return []
-
-    def _sign(self, sealed: bytes) -> bytes:
-        """A signature: the same for all who seal, though each could make another."""
-        assert self.packing.sign is not None
-        name = SIGNATURE + PARTIAL_SUFFIX
-        self._bucket.put(name, self.packing.sign(sealed), self._run, only_new=True)
-        return self._read(name, self._bucket.states(self._run))

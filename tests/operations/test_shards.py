@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,20 @@ from mirror.bundle.shards import Shard, share
 from mirror.bundle.sums import parse_whole
 from mirror.errors import ConflictError, InputError, IntegrityError, MirrorError
 from mirror.events import Event, Warned
-from mirror.oci import Digest, Repository
+from mirror.oci import Digest
 from mirror.operations.clean import clean
-from mirror.operations.pull import PullPlan, pack
+from mirror.operations.pull import pack
 from mirror.operations.shards import ShardReport, pull_shard
-from mirror.registry import RegistryClient
-from mirror.release.select import SelectedContent
-from mirror.release.source import ReleaseSource, SourceTree
 from mirror.run import Run
 from mirror.sync import MemoryStore, Source
 from mirror.testing import FaultyProxy
 from mirror.testing.faults import Answer, Fault, Faults
 from tests.bundle.test_bucket_place import FILES, LARGE, MIB, Counted, StopError, content, sealed
+from tests.support import shards
 from tests.support.inventories import put_image
 from tests.support.object_storage import ObjectStorage
+from tests.support.shards import ASKED
 
-ASKED = {"selection": {"platform": True}}
 STORE = MemoryStore()
 _random = random.Random(7)
 put_image(STORE, "", "v1", layers=[LARGE, *(_random.randbytes(6 * MIB) for _ in range(3))])
@@ -57,12 +56,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return content(folder)
 
 
-def planned(seal: Seal = SEAL) -> PullPlan:
-    tree = SourceTree(Repository.parse("registry.example.com/dkp"))
-    source = ReleaseSource(RegistryClient("registry.example.com"), tree)
-    return PullPlan(tree, SelectedContent(()), seal, source, FILES)
-
-
 def carry(
     storage: ObjectStorage,
     prefix: str,
@@ -81,7 +74,7 @@ def carry(
             bucket,
             Shard.parse(text),
             asked,
-            lambda: planned(seal),
+            lambda: shards.plan_of(seal),
             source,
             packing=packing,
             run=run or Run(jobs=2),
@@ -149,7 +142,7 @@ def test_shards_make_what_one_machine_makes(
 def test_shards_at_the_same_time_make_one_bundle(
     storage: ObjectStorage, plain: dict[str, bytes]
 ) -> None:
-    """Each would make another signature; sums and signature fit all the same."""
+    """Each would make another signature; sums and signature fit."""
     reports: list[ShardReport] = []
     signatures = iter(range(10))
 
@@ -185,6 +178,33 @@ def test_a_shard_that_died_is_run_again_and_carries_what_lacks(
     assert storage.content("died") == plain
 
 
+@pytest.mark.parametrize(("count", "deaths"), [(2, 1), pytest.param(4, 12, marks=pytest.mark.soak)])
+def test_machines_that_are_killed_in_turn_make_what_one_makes(
+    count: int, deaths: int, storage: ObjectStorage, tmp_path: Path
+) -> None:
+    """All work at the same time. Whoever was killed is started again, as Kubernetes does."""
+    place, env = f"s3://bundles/killed/{count}", storage.environment()
+    left = {f"{number}/{count}": deaths for number in range(1, count + 1)}
+    at_work: dict[str, BaseProcess] = {}
+    while left or at_work:
+        for shard in [*left]:
+            moment = None
+            if left[shard]:
+                left[shard] -= 1
+                moment = _random.uniform(0.01, 0.5)
+            else:
+                del left[shard]
+            if shard in at_work:
+                at_work[shard].join()
+            at_work[shard] = shards.start(place, shard, env, killed_after_s=moment)
+        for shard in [one for one in at_work if one not in left]:
+            at_work[shard].join()
+            assert at_work.pop(shard).exitcode == 0
+    pack(shards.SEAL, FILES, shards.STORE, tmp_path, AS_USUAL)
+    assert storage.content(f"killed/{count}") == content(tmp_path)
+    assert storage.pending(f"killed/{count}") == []
+
+
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_shard_may_die_at_any_request_and_the_bundle_is_the_same(
     step: int, storage: ObjectStorage, plain: dict[str, bytes]
@@ -210,8 +230,13 @@ def test_a_shard_may_die_at_any_request_and_the_bundle_is_the_same(
 def test_a_shard_that_comes_again_behind_the_end_changes_nothing(
     storage: ObjectStorage, plain: dict[str, bytes]
 ) -> None:
-    for number in (1, 2):
-        carry(storage, "behind", f"{number}/2")
+    carry(storage, "behind", "1/2")
+    # What a server says if two come at the same moment, and neither may have been first.
+    unclear = Answer(409, body=b"<Error><Code>ConditionalRequestConflict</Code></Error>")
+    faults = Faults(Fault(unclear, "PUT", "shard-claims"))
+    with FaultyProxy(f"http://{storage.address}", faults=faults) as proxy:
+        assert carry(storage, "behind", "2/2", address=proxy.address).is_sealed
+    assert faults.struck == 1
     events: list[Event] = []
     source = Counted(STORE)
     assert carry(storage, "behind", "1/2", source, run=Run(on_event=events.append)).is_sealed

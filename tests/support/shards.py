@@ -1,0 +1,160 @@
+"""Machines that share one bundle, as processes of this machine.
+
+`python -m tests.support.shards` measures what sharing gains where the source sends 10 MB/s to a
+connection.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from unittest import mock
+
+from mirror.bundle.bucket import Bucket, BucketAddress
+from mirror.bundle.folder import Packing
+from mirror.bundle.seal import Seal
+from mirror.bundle.shards import Shard
+from mirror.oci import Digest, Manifest, Repository
+from mirror.operations.pull import PullPlan, pack
+from mirror.operations.shards import pull_shard
+from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.release.select import SelectedContent
+from mirror.release.source import ReleaseSource, SourceTree
+from mirror.run import Run
+from mirror.sync import MemoryStore
+from tests.support.bundles import archives_of
+from tests.support.inventories import put_image
+from tests.support.object_storage import ObjectStorage
+
+MIB = 1 << 20
+FILES = {"releases.json": b"{}"}
+ASKED = {"selection": {"platform": True}}
+
+
+def large_store(blobs: int, size: int) -> MemoryStore:
+    """A platform of some large blobs, and a small module."""
+    store, made = MemoryStore(), random.Random(7)
+    put_image(store, "", "v1", layers=[made.randbytes(size) for _ in range(blobs)])
+    put_image(store, "modules/console", "v1", layers=[made.randbytes(6 * MIB), b"small"])
+    return store
+
+
+def plan_of(seal: Seal) -> PullPlan:
+    """A pull that was decided."""
+    tree = SourceTree(Repository.parse("registry.example.com/dkp"))
+    source = ReleaseSource(RegistryClient("registry.example.com"), tree)
+    return PullPlan(tree, SelectedContent(()), seal, source, FILES)
+
+
+STORE = large_store(4, 8 * MIB)
+SEAL = Seal.over(archives_of(STORE.inventory()), {}, "mirror 0.test", FILES)
+
+
+class _Paced:
+    """A source that sends each answer with so many bytes a second; 0 for as fast as it can."""
+
+    name = "source"
+
+    def __init__(self, store: MemoryStore, bytes_per_s: float) -> None:
+        self._store, self._bytes_per_s = store, bytes_per_s
+
+    def manifest(self, repository: str, digest: Digest) -> Manifest:
+        return self._store.manifest(repository, digest)
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        started, sent = time.monotonic(), 0
+        for chunk in self._store.blob(repository, digest, size, offset):
+            for at in range(0, len(chunk), 256 << 10):
+                piece = chunk[at : at + (256 << 10)]
+                sent += len(piece)
+                if self._bytes_per_s:
+                    due = started + sent / self._bytes_per_s
+                    time.sleep(max(0.0, due - time.monotonic()))
+                yield piece
+
+
+def _work(
+    place: str,
+    shard: str | None,
+    environment: Mapping[str, str],
+    killed_after_s: float | None,
+    bytes_per_s: float,
+    store: MemoryStore | None,
+) -> None:
+    """Be a machine; the signal of the timer kills it wherever it is."""
+    if killed_after_s is not None:
+        signal.setitimer(signal.ITIMER_REAL, killed_after_s)
+    store = store or STORE
+    seal = Seal.over(archives_of(store.inventory()), {}, "mirror 0.test", FILES)
+    source, run = _Paced(store, bytes_per_s), Run(jobs=1 if bytes_per_s else 2)
+    packing = Packing(part_size=64 * MIB if bytes_per_s else 0)
+    address, options = BucketAddress.parse(place), ConnectionOptions(plain_http=True)
+    with (
+        mock.patch.dict("os.environ", environment),
+        closing(Bucket(address, environment=environment, options=options)) as bucket,
+    ):
+        if shard is None:
+            pack(seal, FILES, source, bucket, packing, run=run)
+        else:
+            plan = partial(plan_of, seal)
+            pull_shard(bucket, Shard.parse(shard), ASKED, plan, source, packing=packing, run=run)
+
+
+def start(
+    place: str,
+    shard: str | None,
+    environment: Mapping[str, str],
+    *,
+    killed_after_s: float | None = None,
+    bytes_per_s: float = 0,
+    store: MemoryStore | None = None,
+) -> BaseProcess:
+    """Start a machine, or with `shard` None one that makes all; it dies after so many seconds.
+
+    With a `store` of its own the caller has no other threads, and is forked.
+    """
+    args = (place, shard, dict(environment), killed_after_s, bytes_per_s, store)
+    process: BaseProcess
+    if store is not None:
+        process = get_context("fork").Process(target=_work, args=args)
+    else:
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        process = context.Process(target=_work, args=args)
+    process.start()
+    return process
+
+
+def measure(count: int = 4) -> None:
+    """Print how long one machine takes, and several, with 10 MB/s and one connection for each."""
+    store = large_store(24, 16 * MIB)
+    with tempfile.TemporaryDirectory() as folder, ObjectStorage(Path(folder)) as storage:
+        took = []
+        for machines in ([None], [f"{number + 1}/{count}" for number in range(count)]):
+            started = time.monotonic()
+            place = f"s3://{storage.BUCKET}/{len(machines)}"
+            at_work = [
+                start(place, one, storage.environment(), bytes_per_s=10e6, store=store)
+                for one in machines
+            ]
+            for machine in at_work:
+                machine.join()
+                assert machine.exitcode == 0
+            took.append(time.monotonic() - started)
+            print(f"{len(machines)} machines: {took[-1]:.1f} s", flush=True)
+        assert storage.content("1") == storage.content(str(count))
+        print(f"{took[0] / took[1]:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    measure()
