@@ -36,11 +36,16 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 pytest_plugins = ["mirror.testing.plugin"]
 
 
+# What is imported and collected lives as long as the run, so to look for garbage in it is in vain.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Let the collector of garbage pass over what was imported: it lives as long as the run."""
+    """Let the collector of garbage pass over what was imported."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 MakeRealRegistry: TypeAlias = Callable[..., RealRegistry]

@@ -35,7 +35,7 @@ from mirror.errors import (
     MirrorError,
     NoSpaceError,
 )
-from mirror.serve.store import ReadableStore, Store
+from mirror.serve.store import InMemory, ReadableStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,13 @@ class Call:
 
 
 async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Run a method of a store in a thread, so that its disk holds up no other request."""
+    """Run a method of a store in a thread, so that its disk holds up no other request.
+
+    `function` belongs to the store, or is given it first. In memory it waits for nothing, and a
+    thread would cost more than the method does.
+    """
+    if any(isinstance(one, InMemory) for one in (getattr(function, "__self__", None), *args[:1])):
+        return function(*args, **kwargs)
     return await asyncio.to_thread(function, *args, **kwargs)
 
 

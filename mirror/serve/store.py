@@ -168,7 +168,11 @@ class _Repository:
     referrers: dict[Digest, set[Digest]] = field(default_factory=dict)
 
 
-class MemoryStorage:
+class InMemory:
+    """Marks what waits for no disk."""
+
+
+class MemoryStorage(InMemory):
     """A `Store` in memory; its content ends with the object."""
 
     def __init__(self) -> None:
@@ -275,7 +279,7 @@ class MemoryReader:
         self._data = bytearray()
 
 
-class _MemoryStaging:
+class _MemoryStaging(InMemory):
     def __init__(self, storage: MemoryStorage, algorithm: str) -> None:
         self._storage, self._data = storage, bytearray()
         self._digest = RunningDigest(algorithm)

@@ -206,7 +206,7 @@ async def receive_into(request: Request, staging: Staging) -> None:
         if writing is not None:
             await writing
         if chunks:
-            await loop.run_in_executor(None, _write, staging, chunks)
+            await in_thread(_write, staging, chunks)
 
 
 def _write(staging: Staging, chunks: list[bytes]) -> None:

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +28,7 @@ from tests.support.program import Finished, call_mirror
 from tests.support.release_source import TINY, Source, serve
 from tests.support.tls import Authority
 
+_TREE = replace(TINY, components=6)
 ONCE = RetryPolicy(attempts=1, patience_s=0.0)
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{19}…")
 
@@ -79,7 +80,7 @@ class Lab:
         """A source to be spoilt."""
         registry = self._running.enter_context(EmbeddedRegistry(MemoryStorage()))
         self.called(registry.address, "registry.deckhouse.example")
-        return serve(TINY, registry)
+        return serve(_TREE, registry)
 
     def client(self, address: str, **options: Any) -> RegistryClient:
         """A client of a registry that does not wait."""
@@ -180,7 +181,7 @@ class Shared:
 
     def __enter__(self) -> Shared:
         registry = self._running.enter_context(EmbeddedRegistry(MemoryStorage()))
-        self.source = serve(TINY, registry)
+        self.source = serve(_TREE, registry)
         self.bundle = self._folder / "bundle"
         self.names = {registry.address: "registry.deckhouse.example", str(self._folder): "/srv"}
         source = ("--source", self.source.root, "--insecure")

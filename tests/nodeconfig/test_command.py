@@ -14,6 +14,7 @@ from mirror.commands.mode_render import render_command
 from mirror.errors import InputError, InvalidSettingsError, MirrorError, RenderingError
 from mirror.modes import constants
 
+pytestmark = pytest.mark.usefixtures("quick_keys")
 MASTERS = "master-0=10.0.0.1,master-1=10.0.0.2"
 DIRECT = """\
 apiVersion: deckhouse.io/v1alpha1
@@ -357,7 +358,6 @@ def applied(folder: Path, version: str, *names: str) -> str:
     return str(path)
 
 
-@pytest.mark.usefixtures("quick_keys")
 def test_a_rotation_takes_a_step_when_every_node_has_applied_the_last(folder: Path) -> None:
     """Rendering without facts, or with those of nodes that are behind, takes none."""
     arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS]
@@ -395,7 +395,6 @@ def test_a_rotation_takes_a_step_when_every_node_has_applied_the_last(folder: Pa
     assert "Rotation" not in run(folder, *arguments, "--facts", facts).output
 
 
-@pytest.mark.usefixtures("quick_keys")
 def test_a_rotation_and_a_switch_go_one_after_the_other(folder: Path) -> None:
     arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS]
     with pytest.raises(InputError, match="complete the switch first, then rotate"):

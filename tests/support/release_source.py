@@ -17,7 +17,7 @@ from mirror.testing import EmbeddedRegistry
 TINY = TreeSpec(
     versions=("v1.69.1", "v1.70.0"),
     channels=spread(("v1.69.1", "v1.70.0")),
-    components=6,
+    components=2,
     layer_bytes=1000,
     modules=(ModuleSpec("console", ("v1.0.0", "v1.1.0"), spread(("v1.0.0", "v1.1.0"))),),
     packages=(ModuleSpec("redis", ("v7.0.1",), spread(("v7.0.1",))),),

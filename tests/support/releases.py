@@ -27,7 +27,9 @@ def _release(*versions: str, modules: tuple[str, ...]) -> TreeSpec:
         TINY,
         versions=versions,
         channels=spread(versions),
+        components=1,
         modules=(ModuleSpec("console", modules, spread(modules)),),
+        packages=(),
     )
 
 
