@@ -86,8 +86,7 @@ class RealRegistry(ServerProcess):
             host=host,
             port=port,
             log=folder / "registry.log",
-            # Its garbage would cost a quarter of its processor time; what it has is small anyway.
-            env={**own, "OTEL_TRACES_EXPORTER": "none", "GOGC": "800"},
+            env={**own, "OTEL_TRACES_EXPORTER": "none"},
         )
 
     @property
