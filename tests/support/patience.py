@@ -55,3 +55,29 @@ def ends_within(seconds: float) -> Iterator[None]:
         over.set()
         clock.join()
     assert ticks * _TICK_S < seconds, f"it took {ticks * _TICK_S:.2f} s"
+
+
+@contextmanager
+def another_process_ends_within(seconds: float) -> Iterator[None]:
+    """Fail if the block, which waits for another process, takes longer than that by its share.
+
+    The clock is the processor time of a thread that never rests: what a process gets that never
+    does. On a quiet machine it goes as any other clock.
+    """
+    over = threading.Event()
+    took_s = 0.0
+
+    def count() -> None:
+        nonlocal took_s
+        while not over.is_set():
+            pass
+        took_s = time.thread_time()
+
+    clock = threading.Thread(target=count, name="clock")
+    clock.start()
+    try:
+        yield
+    finally:
+        over.set()
+        clock.join()
+    assert took_s < seconds, f"it took {took_s:.2f} s"
