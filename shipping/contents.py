@@ -122,7 +122,7 @@ def _licence(found: Distribution) -> str:
     if expression := _field(found, "License-Expression"):
         return expression
     stated = _field(found, "License")
-    if re.fullmatch(r"[A-Z]+-\d[\w.-]*|MIT|\S+ AND \S+", stated):
+    if re.fullmatch(r"[A-Za-z]+-\d[\w.-]*|MIT|\S+ AND \S+", stated):
         return stated
     for classifier in found.metadata.get_all("Classifier", ()):
         spdx = _CLASSIFIED.get(classifier.rpartition(" :: ")[2])

@@ -25,6 +25,8 @@ from mirror.commands.program import DISTRIBUTION
 ROOT = Path(__file__).parents[1]
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 PYTHON = "3.14"
+EXTRAS = "kubernetes,s3"
+"""All of them: where the file goes, nobody can install what is missing."""
 MODULE = "github.com/kluctl/go-embed-python"
 MODULE_VERSION = "v0.0.0-3.14.6-20260610-1"
 SUM = "h1:oGUS7++Wm3LgxUfD6AmJgKbKQD2wdQFO9PzyJv6T+E4="
@@ -154,7 +156,7 @@ def _fetch_wheels(runner: Runner, machine: Machine, wheels: Path) -> None:
     Nothing else is built: what has no wheel for that machine is an error.
     """
     wheels.mkdir(parents=True, exist_ok=True)
-    own = _own_wheel(wheels)
+    own = f"{_own_wheel(wheels)}[{EXTRAS}]"
     pins = ("--constraint", ROOT / "constraints.txt")
     runner.run_pip("download", *_platform(machine), *pins, "--dest", wheels, own)
 
@@ -193,7 +195,8 @@ def _own_wheel(wheels: Path) -> Path:
 def _install(runner: Runner, machine: Machine, wheels: Path, tree: Path) -> None:
     site = tree / f"lib/python{PYTHON}/site-packages"
     offline = ("--no-index", "--find-links", wheels, "--no-compile", "--target", site)
-    runner.run_pip("install", *_platform(machine), *offline, DISTRIBUTION)
+    runner.run_pip("install", *_platform(machine), *offline, f"{DISTRIBUTION}[{EXTRAS}]")
+    shutil.rmtree(site / "kubernetes/aio")  # the same client once more, for asyncio
     shutil.rmtree(site / "bin", ignore_errors=True)  # scripts with a path of this machine
     for note in ("direct_url.json", "REQUESTED", "INSTALLER", "RECORD"):
         for path in site.glob(f"*.dist-info/{note}"):  # of this installation, which nobody undoes

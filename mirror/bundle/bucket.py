@@ -150,7 +150,7 @@ class _Signer:
             raise DeniedError(
                 f"no credentials for the bucket were found ({code}); set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-                where="AWS credentials",
+                where="s3://",
             ) from err
         return {name: text for name, text in answered.headers if name != "Host"}
 

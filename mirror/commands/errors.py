@@ -176,7 +176,8 @@ def _hints(command: str | None, error: MirrorError) -> str:
         reasons = [reason for _, reason in error.failures]
         if command == "push" and all(isinstance(one, IntegrityError) for one in reasons):
             return "\n`mirror verify` names the archive"
-    if command not in _OTHERS and any(isinstance(one, DeniedError) for one in reasons):
+    denied = [one for one in reasons if isinstance(one, DeniedError)]
+    if command not in _OTHERS and any("://" not in one.where for one in denied):  # no bucket did
         flags, more = "--registry-login and --registry-password", ""
         if command == "pull":
             flags = "--source-login and --source-password, or --license"

@@ -63,10 +63,14 @@ def _about() -> dict[str, Any]:
 
 
 def _libraries() -> dict[str, str]:
-    """Name → version of what the installation was made to depend on."""
-    wanted = metadata.requires(DISTRIBUTION) or []
-    names = [re.split(r"[^\w.-]", one)[0] for one in wanted if "extra ==" not in one]
-    return {name: metadata.version(name) for name in names}
+    """Name → version of what the installation was made to depend on, and of extras that it has."""
+    wanted = [one for one in metadata.requires(DISTRIBUTION) or [] if '"test"' not in one]
+    found = {}
+    for one in wanted:
+        name = re.split(r"[^\w.-]", one)[0]
+        with suppress(*[metadata.PackageNotFoundError] if "extra ==" in one else []):
+            found[name] = metadata.version(name)
+    return found
 
 
 # -- what a shell offers for what is being typed ---------------------------------------------------

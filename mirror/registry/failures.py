@@ -144,7 +144,7 @@ def _from_connect(
             if any(sign in reason for sign in ("wrong version number", "record layer", "http")):
                 return unreachable(
                     f"{host} does not speak TLS but, it seems, plain HTTP; "
-                    "if that is intended, add --insecure"
+                    f"if that is intended, {options.plain_by}"
                 )
             return unreachable(
                 _alert(err, host)

@@ -50,9 +50,9 @@ class ConnectionOptions:
     `plain_http` speaks HTTP without TLS. `verify` False accepts any certificate. `ca_file` is a
     PEM file of certificate authorities trusted besides those of the system; `ca` is the same as
     text, for who has them from a document and not in a file; messages about an authority that is
-    not trusted say how to name it (`ca_from`). `certificate` proves who we are to a
-    registry that asks for one, and to no other host. What docker and podman keep for a host in a
-    folder `certs.d` counts too.
+    not trusted say how to name it (`ca_from`), and those about TLS how to do without (`plain_by`).
+    `certificate` proves who we are to a registry that asks for one, and to no other host. What
+    docker and podman keep for a host in a folder `certs.d` counts too.
 
     `trusted_hosts` are names of other hosts to which the registry may lead us although they are in
     a private network and it is not, or that may get our login without TLS as its token server.
@@ -77,6 +77,7 @@ class ConnectionOptions:
     ca: str | None = field(default=None, repr=False)
     certificate: ClientCertificate | None = None
     ca_from: str = "with --ca"
+    plain_by: str = "add --insecure"
     trusted_hosts: frozenset[str] = frozenset()
     connect_timeout_s: float = 30.0
     stall_timeout_s: float = 60.0

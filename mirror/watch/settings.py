@@ -194,6 +194,8 @@ class WatchedRegistry(Settings):
         options = ConnectionOptions(
             plain_http=self.insecure,
             verify=not self.tls_skip_verify,
+            ca_from="with `ca`",
+            plain_by=f"give {self.address} `insecure: true` in the file",
             certificate=ClientCertificate(self.cert, self.cert_key) if self.cert else None,
             trusted_hosts=frozenset(self.trusted_hosts),
         )

@@ -108,7 +108,11 @@ def test_an_endpoint_that_is_none_is_told(storage: ObjectStorage) -> None:
 
 def test_without_credentials_it_says_which_to_set(storage: ObjectStorage) -> None:
     env = {**storage.environment(), "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
-    call_mirror("verify", ADDRESS, env=env).failed(6, "set AWS_ACCESS_KEY_ID")
+    told = call_mirror("verify", ADDRESS, env=env).failed(6, "set AWS_ACCESS_KEY_ID").stderr
+    assert "--registry-login" not in told, "a bucket asks for no login of a registry"
+    env = {**storage.environment(), "AWS_SECRET_ACCESS_KEY": "wrong"}
+    told = call_mirror("verify", ADDRESS, env=env).failed(6, "check the credentials (AWS_").stderr
+    assert "--registry-login" not in told
 
 
 def test_without_the_extra_it_says_how_to_get_it(

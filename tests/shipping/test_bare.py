@@ -74,6 +74,7 @@ def test_the_disk_brings_all_that_a_bare_system_without_a_network_needs(
     assert "The bundle is whole" in done.stdout
     assert "holds the whole bundle" in done.stdout
     assert "one file: /media/bundle/mirror" in done.stdout
+    assert {"awscrt", "kubernetes"} <= {line.split()[0] for line in done.stdout.split("\n") if line}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import tomllib
 
 from shipping.contents import Part, licences, sbom
+from shipping.runtime import EXTRAS
+from tests.support.program import ROOT
 
 PARTS = (
     Part("CPython", "3.14.6", "PSF-2.0", "pkg:generic/cpython@3.14.6"),
@@ -21,6 +24,11 @@ def test_a_bill_of_materials_names_every_part_with_version_licence_and_sum() -> 
     assert second["licenses"] == [{"expression": "MPL-2.0 AND MIT"}]
     assert second["hashes"] == [{"alg": "SHA-256", "content": "ab" * 32}]
     assert document["dependencies"][0]["dependsOn"] == [part.purl for part in PARTS]
+
+
+def test_what_travels_has_all_extras_as_nothing_can_be_installed_where_it_goes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert {*EXTRAS.split(","), "test"} == project["optional-dependencies"].keys()
 
 
 def test_equal_parts_give_equal_bills() -> None:

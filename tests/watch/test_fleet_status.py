@@ -309,6 +309,16 @@ def test_the_command_prints_text_and_json_and_writes_metrics_and_a_page(
     assert "generation 2" in html
 
 
+def test_what_a_file_sets_is_told_by_its_key_and_no_flag_that_the_command_lacks(
+    four: list[Replica], tmp_path: Path
+) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(yaml.safe_dump({**described(four), "defaults": {}}))
+    told = call_mirror("fleet", "status", file).failed(5, "does not speak TLS").stderr
+    assert f"if that is intended, give {four[0].name} `insecure: true` in the file" in told
+    assert "--insecure" not in told
+
+
 def test_the_page_takes_every_name_as_text() -> None:
     hostile = "<script>alert(1)</script>"
     status = FleetStatus(
