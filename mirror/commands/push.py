@@ -167,7 +167,10 @@ def push_command(
     if dry_run:
         tree = replace(work.enter_context(target.open(work.on_event)), keys=keys)
         plan = plan_push(reader, tree, key=key, check_blobs=blobs, run=work.run)
-        work.show(plan, push_plan_summary)
+        from mirror.release.select import component_names  # no push loads it
+
+        names = component_names(reader, reader.carried())
+        work.show(replace(plan, names=names), push_plan_summary)
         return
     trees = [
         replace(work.enter_context(one.open_for_uploads(work.on_event, state_dir)), keys=keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,11 +53,18 @@ def shares(plan: Plan) -> dict[str, Share]:
 
 @dataclass(frozen=True, slots=True)
 class PushPlan:
-    """What a push of `inventory` below `tree` would carry."""
+    """What a push of `inventory` below `tree` would carry. `names` are those of components."""
 
     tree: RegistryTree
     inventory: Inventory
     plan: Plan
+    names: Mapping[Digest, str] = field(default_factory=dict)
+
+    @property
+    def components(self) -> list[str]:
+        """The components whose images get a tag, as installers call them: `module/image`."""
+        tagged = {step.digest for stage in self.plan.tags for step in stage}
+        return sorted({name for digest, name in self.names.items() if digest in tagged})
 
     @property
     def mounts(self) -> int:
@@ -82,6 +90,7 @@ class PushPlan:
                 **document(self.plan, *counts),
             },
             "uploadByRepository": by_repository,
+            "components": self.components,
             **self.inventory.counts(),
         }
 

@@ -256,6 +256,7 @@ def push_plan_summary(report: PushPlan, elapsed_s: float) -> str:
             ("To send", sent if plan else "nothing: all of it is there"),
             ("To mount", mounted if plan else ""),
             ("To write", written if plan else ""),
+            ("Components", few(report.components, 12)),
         ],
         [_share_line(report.tree.locate(path), one) for path, one in shares(plan).items()],
         foot=(

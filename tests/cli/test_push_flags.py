@@ -52,6 +52,7 @@ def test_a_dry_run_says_what_a_push_would_do_and_writes_nothing(
         assert upload[key] == sum(share[key] for share in shares.values())
     assert upload["tags"] == sum(len(share["tags"]) for share in shares.values())
     assert "alpha" in shares["dkp/ee/release-channel"]["tags"]
+    assert "admissionPolicyEngine/agent" in planned["components"]
 
     embedded_registry.requests.clear()
     done = call_mirror(*push).succeeded().document["uploaded"]
@@ -62,6 +63,7 @@ def test_a_dry_run_says_what_a_push_would_do_and_writes_nothing(
     again = call_mirror(*push, "--dry-run").succeeded().document
     assert again["upload"] == {"blobs": 0, "bytes": 0, "mounts": 0, "manifests": 0, "tags": 0}
     assert again["uploadByRepository"] == {}
+    assert again["components"] == []
 
 
 def test_a_dry_run_tells_a_person_repository_by_repository(
@@ -74,6 +76,7 @@ def test_a_dry_run_tells_a_person_repository_by_repository(
     assert "  dkp/ee/release-channel: " in text
     assert "nothing was written" in text
     assert "To mount" in text
+    assert "\n  Components  admissionPolicyEngine/agent, " in text
     call_mirror(*push).succeeded()
     assert "nothing: all of it is there" in call_mirror(*push, "--dry-run").succeeded().stdout
 

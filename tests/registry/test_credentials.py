@@ -266,11 +266,11 @@ def test_who_has_no_home_directory_has_no_login_there(monkeypatch: pytest.Monkey
 def test_who_has_no_home_directory_can_push_without_a_journal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(_path: Path) -> Path:
+    def fail() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    monkeypatch.setattr(Path, "expanduser", fail)
+    monkeypatch.setattr(Path, "home", fail)
     told: list[Event] = []
     with upload_journal(None, HOST, told.append) as journal:
         assert journal is None
