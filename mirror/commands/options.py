@@ -18,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from mirror.commands.errors import print_json
-from mirror.commands.process import show, tell
+from mirror.commands.process import keep_memory, show, tell
 from mirror.durable import write_durably
 from mirror.errors import (
     InputError,
@@ -192,6 +192,7 @@ class Work(ExitStack):
             self.enter_context(logging_to_stderr(logging.DEBUG if verbose > 1 else logging.INFO))
         self.on_event = self.enter_context(progress(form=form, items=verbose > 0))
         self.run = Run(jobs, self.on_event)
+        keep_memory()
 
     def asks(self, yes: bool) -> bool:
         """Whether to ask before what cannot be undone: somebody is there, and has not agreed."""

@@ -74,3 +74,17 @@ def test_the_program_ends_at_once_without_freeing_what_it_held(
     assert ("mirror " in result.stdout) == (code == 0)
     assert ("Missing argument" in result.stderr) == (code == 2)
     assert "freed" not in result.stdout
+
+
+def test_the_memory_of_pieces_stays_with_a_command_and_does_not_come_anew_page_by_page() -> None:
+    program = (
+        "import resource; from mirror.commands.process import keep_memory; keep_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for turn in range(105):\n"
+        "    if turn == 5: before = faults()\n"
+        "    pieces = [bytes(1 << 20) for _ in range(4)]\n"
+        "    del pieces\n"
+        "print(faults() - before)"
+    )
+    faults = int(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT))
+    assert faults < 4 << 8  # the pages of one turn, of a hundred
