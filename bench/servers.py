@@ -74,7 +74,7 @@ NOTHING = Load(0, 0, 0, 0.0)
 
 
 @contextlib.contextmanager
-def _server(argv: Sequence[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+def serving(argv: Sequence[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A program that serves a port of loopback, while the block lasts."""
     nothing = subprocess.DEVNULL
     environment = {**os.environ, "OTEL_TRACES_EXPORTER": "none"}
@@ -101,10 +101,10 @@ class Registry:
 
     def __init__(self, folder: Path, tls: Tls | None = None, *, slow: bool = False) -> None:
         self.folder = folder
-        self._own_port = _free_port()
-        self._port = _free_port() if slow else self._own_port
+        self._own_port = free_port()
+        self._port = free_port() if slow else self._own_port
         self.address = f"127.0.0.1:{self._port}"
-        self._metrics = f"http://127.0.0.1:{(port := _free_port())}/metrics"
+        self._metrics = f"http://127.0.0.1:{(port := free_port())}/metrics"
         http: dict[str, object] = {
             "addr": f"127.0.0.1:{self._own_port}",
             "secret": "bench",
@@ -126,10 +126,10 @@ class Registry:
     def __enter__(self) -> Self:
         with ExitStack() as opened:
             program = ["docker-registry", "serve", str(self._config)]
-            self._process = opened.enter_context(_server(program, self._own_port))
+            self._process = opened.enter_context(serving(program, self._own_port))
             if self._port != self._own_port:
                 line = [sys.executable, "-m", "bench.line", str(self._port), str(self._own_port)]
-                opened.enter_context(_server(line, self._port))
+                opened.enter_context(serving(line, self._port))
             self._opened = opened.pop_all()
         return self
 
@@ -164,7 +164,7 @@ def _sum(metrics: str, name: str) -> int:
     return round(sum(map(float, values)))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -20,8 +20,9 @@ from mirror.bundle.folder import (
 )
 from mirror.bundle.follow import Follower
 from mirror.bundle.format import LARGE, PARTIAL_SEAL, SEAL, SUMS
-from mirror.bundle.multipart import PART, BucketArchive, Room
+from mirror.bundle.multipart import BucketArchive
 from mirror.bundle.place import sign_anew
+from mirror.bundle.room import PART, Room
 from mirror.bundle.seal import Seal, parse_seal
 from mirror.bundle.staging import JOURNAL, ArchiveFile, Follow, Place, Staging
 from mirror.errors import ConflictError, DamagedBundleError, InputError
@@ -61,10 +62,14 @@ class _Arrived:
         for file in self._files.values():
             file.forget(wrong)
 
-    def came_short(self, places: Iterable[Place]) -> bool:
+    def behind(self, place: Place) -> int:
+        assert isinstance(place.file, BucketArchive)
+        return place.file.arrived(place.entry)
+
+    def came_short(self, places: Iterable[Place], *, wrong: bool) -> bool:
         for place in places:
             assert isinstance(place.file, BucketArchive)
-            place.file.came_short(place.entry)
+            place.file.came_short(place.entry, wrong=wrong)
         return True
 
     def close(self) -> None:

@@ -134,10 +134,10 @@ class Compressor:
     def size(self) -> int:
         return sum(file.size for file in self.files)
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         self._raise()
         if not self._pending and len(data) == FRAME:
-            self._submit(data)  # as a follower hands them on: no copy
+            self._submit(bytes(data))  # as a follower hands them on: no copy of bytes
             return
         self._pending += data
         while len(self._pending) >= FRAME:

@@ -27,7 +27,7 @@ from mirror.run import Run
 class Hash(Protocol):
     """A digest under computation, as `hashlib` and `gost.GostHash` have it."""
 
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 
@@ -81,11 +81,11 @@ class Follower:
 
     def __init__(
         self,
-        chunks: Callable[[int, int], Iterable[bytes]],
+        chunks: Callable[[int, int], Iterable[bytes | memoryview]],
         sizes: Sequence[int],
         *,
         hashes: Mapping[str, MakeHash] = SHA256,
-        watch: Callable[[bytes], None] | None = None,
+        watch: Callable[[bytes | memoryview], None] | None = None,
         run: Run | None = None,
         name: str = "archive",
     ) -> None:
@@ -103,7 +103,7 @@ class Follower:
         self._awaited: tuple[int, int] | None = None  # what the thread sleeps for: from, up to
         self._finishing = False
         self._stopped = False
-        self._begun = self._is_refused = self._is_late = False
+        self._begun = self._is_refused = self._is_late = self._is_held = False
         self._thread = threading.Thread(target=self._follow, name=f"follow-{name}", daemon=True)
 
     def __enter__(self) -> Follower:
@@ -142,6 +142,9 @@ class Follower:
             raise ValueError(f"bytes {offset} to {offset + size} are not all below {self._end}")
         if size:
             with self._changed:
+                self._is_held = self._is_held and size < self._end
+                if self._is_held:
+                    return
                 self._ranges.add(offset, offset + size)
                 if not (self._begun or self._is_late):
                     try:
@@ -155,6 +158,12 @@ class Follower:
                     if self._ranges.contiguous(start) >= enough:
                         self._awaited = None
                         self._changed.notify_all()
+
+    def hold(self) -> None:
+        """Hash nothing behind the chunk under way (of `CHUNK` bytes), whatever is done, until the
+        whole file is reported at once."""
+        with self._changed:
+            self._is_held, self._ranges = True, Ranges()
 
     def is_late(self) -> bool:
         """Whether nothing is hashed before `finish`; it is so from now on where no thread started.
@@ -196,14 +205,14 @@ class Follower:
         except BaseException as error:  # noqa: BLE001 - `finish` raises it where it is awaited
             self._error = error
 
-    def _feed(self, receivers: list[Callable[[bytes], None]], size: int) -> None:
+    def _feed(self, receivers: list[Callable[[bytes | memoryview], None]], size: int) -> None:
         """Give the next `size` bytes to `receivers`, as they get written."""
         if self._watch is not None:
             receivers.append(self._watch)
         stop, written = self._position + size, self._position
         while self._position < stop:
             end = min(self._position + CHUNK, stop)
-            if written < end:
+            if written < end or self._is_held:
                 written = self._available(self._position, end)
             for chunk in self._chunks(self._position, end - self._position):
                 for receive in receivers:
@@ -280,7 +289,7 @@ class Recheck:
     def wrong(self) -> tuple[Digest, ...]:
         return tuple(self._wrong)
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """Take the bytes that follow those before."""
         view, start = memoryview(data), self._position
         self._position = end = start + len(data)

@@ -159,7 +159,7 @@ class GostHash:
             self.close()
             raise _unavailable("it refuses to work")
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         """Take the next bytes into account.
 
         Raises:
@@ -167,7 +167,7 @@ class GostHash:
         """
         if self._context is None or self._digest is not None:
             raise ValueError("this digest is finished")
-        if not self._openssl.library.EVP_DigestUpdate(self._context, data, len(data)):
+        if not self._openssl.library.EVP_DigestUpdate(self._context, bytes(data), len(data)):
             raise _unavailable("it failed at its work")
 
     def hexdigest(self) -> str:

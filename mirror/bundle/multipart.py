@@ -2,11 +2,11 @@
 
 The parts of an upload follow from the plan alone. They begin and end where entries do, a large
 entry is several of them, and none but an object's last is smaller than 5 MiB, which servers demand.
-What has arrived is the journal (ListParts): the last bytes of a blob come only once all of it has
-proved right, so a blob whose parts are all there is right, and one of which any is missing is sent
-again as a whole. A part that was uploaded cannot be read before its object is complete. Hence an
-archive that is uploaded in one run is hashed in its order while parts are in memory, and one that
-an interrupted run began is read back once, when it is complete.
+What has arrived is the journal (ListParts). The last bytes of a blob come only once all of it has
+proved right; if it proves wrong, its other parts are spoilt. A part that was uploaded cannot be
+read before its object is complete. Hence an archive that is uploaded in one run is hashed in its
+order while parts are in memory, and one that an interrupted run began is read back once, when it is
+complete. Only that proves a blob of which that run had sent some parts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from mirror.bundle.archive import Archive, Entry
@@ -24,16 +25,14 @@ from mirror.bundle.bucket import Bucket, Part
 from mirror.bundle.files import CHUNK
 from mirror.bundle.follow import Follower, Ranges
 from mirror.bundle.format import file_names, part_sizes
+from mirror.bundle.room import PART, Room
 from mirror.errors import DamagedBundleError, RegistryNotFoundError
 from mirror.oci import Digest
 from mirror.registry.downloads import FileState
 from mirror.run import Run
 
-PART = 10 << 20
-"""Bytes of a part at most, and twice what it has at least, in objects of up to 47 GiB."""
 _MOST_FULL_PARTS = 4900
 """Servers take 10,000 parts, and a part may be half full."""
-_LOOK_S = 0.5
 
 
 def cut(ends: Iterable[int], start: int, stop: int) -> list[int]:
@@ -56,27 +55,6 @@ def cut(ends: Iterable[int], start: int, stop: int) -> list[int]:
             begun = end
         last = end
     return found if begun == stop else [*found, stop]
-
-
-class Room:
-    """Memory that parts under way share. Thread-safe."""
-
-    def __init__(self, most: int, run: Run) -> None:
-        self._most, self._run, self._held = most, run, 0
-        self._changed = threading.Condition()
-
-    def take(self, size: int, urgent: Callable[[], bool]) -> None:
-        """Wait until there is room; what all others wait for is `urgent`, and need not."""
-        with self._changed:
-            while self._held + size > self._most and not urgent():
-                self._run.check()
-                self._changed.wait(_LOOK_S)
-            self._held += size
-
-    def give(self, size: int = 0) -> None:
-        with self._changed:
-            self._held -= size
-            self._changed.notify_all()
 
 
 @dataclass(slots=True)
@@ -146,10 +124,10 @@ class BucketArchive:
         self._starts = [stretch.start for stretch in self._stretches]
         self._lock = threading.Lock()
         self._hashed = 0  # this and the next two under the lock
-        self._front = 0  # the first stretch that memory is needed for
-        self._is_hashed = True  # as it goes up
+        self._front = 0  # the first stretch that is needed for anything
+        self._hash_end = archive.size  # up to where memory is hashed
         self._back: Generator[bytes, None, None] | None = None
-        self._rest = b""
+        self._rest = memoryview(b"")
 
     @property
     def parts(self) -> tuple[Path, ...]:
@@ -170,19 +148,8 @@ class BucketArchive:
         for stretch in self._stretches:
             part = stretch.of.parts.get(stretch.number)
             stretch.is_up = stretch.of.is_complete or (part is not None and part[0] == stretch.size)
-        long = [entry for entry in self.archive.entries if len(self._of(entry)) > 1]
-        changed = True
-        while changed:  # what shares a part with a blob that must come again comes again, too
-            changed = False
-            for stretches in map(self._of, long):
-                there = [each for each in stretches if each.is_up and not each.of.is_complete]
-                if there and not all(each.is_up for each in stretches):
-                    changed = True
-                    for each in there:
-                        each.is_up = False
-        self.reads_back = self.begun
-        self._is_hashed = not self.reads_back
-        self._advance()
+        if self.begun:
+            self._hash_later(0)
 
     def seams(self) -> Iterator[int]:
         """Yield where parts end in the archive, except for those ends that lie inside of an entry:
@@ -195,8 +162,7 @@ class BucketArchive:
         behind `resume`, and then all of the archive is read back."""
         for stretch in self._stretches:
             stretch.is_up = stretch.is_up or not start <= stretch.start < stop
-        self._is_hashed, self.reads_back = False, True
-        self._advance()
+        self._hash_later(0)
 
     @property
     def begun(self) -> bool:
@@ -205,6 +171,11 @@ class BucketArchive:
     def holds(self, entry: Entry) -> bool:
         """Whether all parts of an entry have arrived."""
         return all(stretch.is_up for stretch in self._of(entry))
+
+    def arrived(self, entry: Entry) -> int:
+        """How many bytes of an entry's content have arrived, from its beginning on."""
+        missing = (each.start for each in self._of(entry) if not each.is_up)
+        return max(0, next(missing, entry.end) - entry.data_offset)
 
     def _of(self, entry: Entry) -> Sequence[_Stretch]:
         return self._stretches[self._at(entry.offset) : self._at(entry.end - 1) + 1]
@@ -229,6 +200,7 @@ class BucketArchive:
     def _put(self, stretch: _Stretch, offset: int, view: memoryview) -> None:
         if not self.is_early:
             self._open(stretch)
+            self._room.came(len(view))
         with self._lock:
             if stretch.is_up or stretch.is_sent or stretch.is_spoilt:
                 return
@@ -242,18 +214,22 @@ class BucketArchive:
             if not stretch.is_sent:
                 return
         self._open(stretch)
-        self._send(stretch)
+        self._room.share(partial(self._send, stretch))
 
-    def _open(self, stretch: _Stretch) -> None:
+    def _open(self, stretch: _Stretch, *, urgent: bool = False) -> None:
         """Give a stretch memory, unless it has some or needs none any more."""
         with stretch.lock:
             if stretch.data is not None or stretch.is_up or stretch.is_spoilt:
                 return
-            self._room.take(stretch.size, lambda: self._awaited(stretch))
-            data = mmap.mmap(-1, stretch.size)
+            data = self._room.take(
+                stretch.size,
+                lambda: urgent or self._awaited(stretch),
+                lambda: self._hashed + 2 * PART <= stretch.start < self._hash_end,
+                self._overtake,
+            )
             with self._lock:
                 if stretch.is_spoilt:
-                    self._room.give(stretch.size)
+                    self._room.give(data)
                     return
                 for offset, piece in stretch.early:
                     at = offset - stretch.start
@@ -263,21 +239,39 @@ class BucketArchive:
     def _awaited(self, stretch: _Stretch) -> bool:
         """Whether others cannot get on, and make room, without this stretch."""
         if self.follower is not None and self.follower.is_late():
-            self._is_hashed, self.reads_back = False, True
+            self._hash_end, self.reads_back = 0, True
             return True
-        front = max(self._stretches[self._front].start, self._hashed + CHUNK - 1)
-        return self.is_early or stretch.start <= front
+        if self.is_early or stretch.start <= self._stretches[self._front].start:
+            return True
+        # The hash goes by chunks, and the last one of a part has bytes of the next.
+        before = self._stretches[self._front : self._at(stretch.start)]
+        return stretch.start < self._hashed + CHUNK and all(each.is_up for each in before)
+
+    def _overtake(self) -> None:
+        """Let parts wait no more for one before them that comes slowly."""
+        with self._lock:
+            slow = self._stretches[self._at(self._hashed)]
+            if not (self.reads_back or slow.is_sent):  # else it is the hash that is slow
+                self._hash_later(self._hashed + CHUNK)
+
+    def _hash_later(self, end: int) -> None:
+        """Hash what is behind `end` when it is complete, and read it back for that."""
+        self.reads_back, self._hash_end = True, end
+        if self.follower is not None:
+            self.follower.hold()
+        for stretch in self._stretches:
+            self._settle(stretch)
 
     def _send(self, stretch: _Stretch) -> None:
         one = stretch.of
-        with one.lock:
-            if one.upload is None:
-                one.upload = self._bucket.begin(one.name, self._plan, self._run)
         with stretch.lock:
             if stretch.data is None or stretch.is_spoilt:
                 return
-            view = memoryview(stretch.data)
+            view = memoryview(stretch.data)[: stretch.size]
             try:
+                with one.lock:
+                    if one.upload is None:
+                        one.upload = self._bucket.begin(one.name, self._plan, self._run)
                 part = self._bucket.put_part(one.name, one.upload, stretch.number, view, self._run)
             except BaseException:
                 with self._lock:
@@ -286,38 +280,43 @@ class BucketArchive:
             with self._lock:
                 one.parts[stretch.number] = part
                 stretch.is_up = True
-                self._advance()
+                self._settle(stretch)
 
-    def _advance(self) -> None:
-        """Let go of memory that nothing needs; the lock is held."""
-        front = True
-        for number in range(self._front, len(self._stretches)):
-            stretch = self._stretches[number]
-            hashed = not self._is_hashed or stretch.end <= self._hashed
-            if stretch.is_spoilt or (stretch.is_up and hashed):
-                self._front = (
-                    number + 1 if front and number + 1 < len(self._stretches) else self._front
-                )
-                if stretch.data is not None:
-                    stretch.data = None
-                    self._room.give(stretch.size)
-            else:
-                front = False
-                if self._is_hashed:
-                    break
-        self._room.give()
+    def _settle(self, stretch: _Stretch) -> None:
+        """Let go of a stretch's memory if nothing needs it any more; the lock is held."""
+        if stretch.data is not None and self._is_over(stretch):
+            data, stretch.data = stretch.data, None
+            self._room.give(data)
+        before, last = self._front, len(self._stretches) - 1
+        while self._front < last and self._is_over(self._stretches[self._front]):
+            self._front += 1
+        if self._front > before:
+            self._room.give()
 
-    def came_short(self, entry: Entry) -> None:
-        """An entry will not be whole. No part of it is sent any more, so the next run sends it, and
-        what shares a part with it. What comes behind it cannot be hashed in its order now."""
+    def _is_over(self, stretch: _Stretch) -> bool:
+        hashed = stretch.end <= self._hashed or stretch.start >= self._hash_end
+        return stretch.is_spoilt or (stretch.is_up and hashed)
+
+    def came_short(self, entry: Entry, *, wrong: bool) -> None:
+        """An entry will not be whole. Parts of it that are not sent yet are not sent any more, so
+        the next run brings them, and what shares one with it; where it proved `wrong`, all of it.
+        What comes behind it cannot be hashed in its order now."""
+        for stretch in self._of(entry) if wrong else ():
+            with stretch.lock:
+                one = stretch.of
+                if stretch.is_up and one.upload is not None:
+                    # A part of another size has not arrived.
+                    self._bucket.put_part(one.name, one.upload, stretch.number, b"-", self._run)
+                    stretch.is_up = False
         with self._lock:
             self._spoil(self._of(entry))
 
     def _spoil(self, stretches: Iterable[_Stretch]) -> None:
         for stretch in stretches:
             stretch.is_spoilt = not stretch.is_up
-        self._is_hashed = False
-        self._advance()
+        self._hash_end = 0
+        for stretch in self._stretches:
+            self._settle(stretch)
 
     def forget(self, digests: Collection[Digest]) -> None:
         """Remove the complete objects that have something of these entries."""
@@ -329,6 +328,7 @@ class BucketArchive:
 
     def sync(self) -> int:
         """Make objects of the uploads; return how many bytes they have."""
+        self._room.finish()
         for one in self.objects:
             if not one.is_complete:
                 own = [each for each in self._stretches if each.of is one and each.is_up]
@@ -353,45 +353,49 @@ class BucketArchive:
         self._bucket.complete(one.name, one.upload, parts, self._plan, self._run)
         return True
 
-    def _read_back(self) -> Generator[bytes, None, None]:
+    def _read_back(self, offset: int) -> Generator[bytes, None, None]:
         states = self._bucket.states(self._run)
         for one in self.objects:
-            if (state := states.get(one.name)) is not None:
-                yield from self._bucket.chunks(one.name, state, 0, state.size, self._run)
+            if (state := states.get(one.name)) is not None and one.start + one.size > offset:
+                start = max(offset - one.start, 0)
+                size = state.size - start
+                yield from self._bucket.chunks(one.name, state, start, size, self._run)
 
-    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+    def chunks(self, offset: int, size: int) -> Generator[memoryview, None, None]:
         """Read what was written, from the first byte to the last, by one thread.
+
+        A piece is good until the next one is asked for.
 
         Raises:
             DamagedBundleError: not all of it is there.
         """
         end = offset + size
         while offset < end:
-            if self.reads_back:
+            piece = self._in_memory(offset, end)
+            if not piece and self.reads_back:
                 if self._back is None:
-                    self._back = self._read_back()
-                piece = self._rest or next(self._back, b"")
-                self._rest = piece[end - offset :]
-                piece = piece[: end - offset]
-            else:
-                piece = self._in_memory(offset, end)
+                    self._back = self._read_back(offset)
+                whole = self._rest or memoryview(next(self._back, b""))
+                piece, self._rest = whole[: end - offset], whole[end - offset :]
             if not piece:
                 raise DamagedBundleError(
                     f"ends at byte {offset}, {end - offset} bytes too early",
                     where=self.archive.name,
                 )
             yield piece
-            offset += len(piece)
+            near, offset = self._at(offset + CHUNK - 1), offset + len(piece)
             with self._lock:
                 self._hashed = offset
-                self._advance()
+                self._settle(self._stretches[self._at(offset - 1)])
+                if self._at(offset + CHUNK - 1) > near:
+                    self._room.give()
 
-    def _in_memory(self, offset: int, end: int) -> bytes:
+    def _in_memory(self, offset: int, end: int) -> memoryview:
         stretch = self._stretches[self._at(offset)]
-        self._open(stretch)
-        data = stretch.data
-        at = offset - stretch.start
-        return b"" if data is None else data[at : at + min(end, stretch.end) - offset]
+        if not self.reads_back:
+            self._open(stretch, urgent=True)
+        data, at = stretch.data, offset - stretch.start
+        return memoryview(b"" if data is None else data)[at : min(end, stretch.end) - stretch.start]
 
     def close(self) -> None:
         for stretch in self._stretches:

@@ -32,7 +32,8 @@ from mirror.bundle.format import (
     SHARD_MARK,
     file_names,
 )
-from mirror.bundle.multipart import PART, BucketArchive, Object
+from mirror.bundle.multipart import BucketArchive, Object
+from mirror.bundle.room import PART
 from mirror.bundle.seal import Seal, check_limits, parse_seal
 from mirror.bundle.staging import JOURNAL
 from mirror.bundle.sums import CompanionFiles

@@ -56,7 +56,7 @@ class ArchiveFile(Protocol):
     def write(self, offset: int, *pieces: bytes) -> None:
         """Put `pieces`, one behind the other, at `offset`."""
 
-    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+    def chunks(self, offset: int, size: int) -> Generator[bytes | memoryview, None, None]:
         """Read back what was written, in pieces of at most a few MiB."""
 
     def sync(self) -> int:
@@ -91,9 +91,13 @@ class Claims(Protocol):
     def forget(self, digests: Iterable[Digest]) -> None:
         """These are not there, whatever was said before."""
 
-    def came_short(self, places: Iterable[Place]) -> bool:
-        """Content of these places is wrong, or not all there; whether it takes another run to bring
-        it."""
+    def behind(self, place: Place) -> int:
+        """The same of a place whose bytes nothing can read before its archive is complete."""
+        ...
+
+    def came_short(self, places: Iterable[Place], *, wrong: bool) -> bool:
+        """Content of these places is `wrong`, or not all there; whether it takes another run to
+        bring it."""
 
     def close(self) -> None: ...
 
@@ -132,7 +136,10 @@ class Journal:
     def holds(self, _file: ArchiveFile, entry: Entry) -> bool:
         return self._progress.get(entry.digest) == entry.size
 
-    def came_short(self, _places: Iterable[Place]) -> bool:
+    def behind(self, _place: Place) -> int:
+        return 0
+
+    def came_short(self, _places: Iterable[Place], *, wrong: bool) -> bool:  # noqa: ARG002 no matter
         return False  # the same bytes are written again, at the same place
 
     def count(self, digest: Digest) -> int:
@@ -239,7 +246,7 @@ class Place:
             self.follower.done(self.entry.offset, self.entry.end - self.entry.offset)
 
     def read(self, size: int) -> Generator[bytes, None, None]:
-        return self.file.chunks(self.entry.data_offset, size)
+        yield from map(bytes, self.file.chunks(self.entry.data_offset, size))
 
     def is_whole(self) -> bool:
         verifier = Verifier(self.entry.digest, self.entry.size, self.entry.path)

@@ -268,6 +268,8 @@ class BundleWriter:
         self, step: CopyBlob, places: Sequence[Place], content: BlobContent
     ) -> tuple[BlobContent, int]:
         """Offer what an interrupted pull has brought of a blob; tell how many bytes that is."""
+        if behind := self._state.journal.behind(places[0]):
+            return content.begin_behind(behind), behind
         begun = min(self._state.journal.count(step.digest), step.size)
         if begun:
             try:
@@ -289,8 +291,7 @@ class BundleWriter:
 
         Until a blob that was begun in an earlier run has proved right, nothing of it is `final`.
         """
-        position, pieces, size = begun, list[bytes](), 0
-        journal = self._state.journal
+        position, pieces, size, journal = begun, list[bytes](), 0, self._state.journal
 
         def write() -> None:
             nonlocal position, pieces, size
@@ -306,8 +307,8 @@ class BundleWriter:
                 size += len(chunk)
                 if size >= _WRITE_BYTES:
                     write()
-        except BaseException:
-            if self._state.journal.came_short(places):
+        except BaseException as err:
+            if journal.came_short(places, wrong=isinstance(err, IntegrityError)):
                 with self._lock:
                     self._replaced.add(step.digest)  # if another source has it
             raise

@@ -330,7 +330,7 @@ class BlobContent:
         self._on_bytes, self._run = on_bytes, run or Run()
         self._where = f"{source.name}: blob {digest} of {repository or 'the root repository'}"
         self._verifier = Verifier(digest, size, self._where)
-        self._reported = 0
+        self._reported = self._behind = 0
 
     def chunks(self, offset: int = 0) -> Generator[bytes, None, None]:
         """The bytes from `offset` on, in the pieces in which the source gives them.
@@ -343,16 +343,18 @@ class BlobContent:
         """
         if self._verifier.count > self.size:
             self._verifier.finish()  # too long before, so its first bytes look whole; raises
-        position = min(offset, self._verifier.count)
+        position = min(offset, self._behind or self._verifier.count)
         with closing(
             self._source.blob(self._repository, self.digest, self.size, position)
         ) as stream:
-            for piece in self._verifier.passing(stream, position):
+            for piece in stream if self._behind else self._verifier.passing(stream, position):
                 self._run.check(self._where)
                 position += len(piece)
-                if position > offset:
+                if offset < position <= self.size:
                     yield piece[max(0, offset - position + len(piece)) :]
                     self._passed(position)
+        if position != self.size:
+            raise SizeMismatchError(where=self._where, expected=self.size, actual=position)
 
     def is_blamed_by(self, error: MirrorError) -> bool:
         """Whether `error` says that the source has other bytes under this digest."""
@@ -370,6 +372,13 @@ class BlobContent:
         for chunk in chunks:
             self._verifier.update(chunk)
             self._passed(self._verifier.count)
+
+    def begin_behind(self, count: int) -> BlobContent:
+        """Take `count` bytes that the target has, and cannot read now, as the beginning. `chunks`
+        from there on check only their number: the target proves the whole when it can."""
+        self._behind = count
+        self._passed(count)
+        return self
 
     def restarted(self) -> BlobContent:
         """The same blob, read from its beginning. What is read again was reported before."""

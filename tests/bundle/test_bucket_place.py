@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.bundle import room
 from mirror.bundle.bucket import Bucket, BucketAddress
 from mirror.bundle.bucket_place import BucketPlace
 from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.location import RemotePath
-from mirror.bundle.multipart import PART, cut
+from mirror.bundle.multipart import cut
+from mirror.bundle.room import PART
 from mirror.bundle.seal import Seal
 from mirror.errors import (
     ConflictError,
@@ -220,6 +222,37 @@ def test_stopped_anywhere_it_goes_on_with_what_has_arrived(
     assert source.given < 6 * MIB  # of 17: the large blob had arrived
 
 
+def test_a_large_blob_goes_on_behind_its_last_whole_part(
+    storage: ObjectStorage, tmp_path: Path
+) -> None:
+    store = MemoryStore()
+    put_image(store, "", "v1", layers=[_random.randbytes(28 * MIB)])
+    seal = sealed(store)
+    pack(seal, FILES, store, tmp_path, AS_USUAL)
+    for most in (21 * MIB, 8 * MIB):
+        with suppress(StopError):
+            fill(storage.bucket("large"), Counted(store, most=most), seal=seal, jobs=1)
+        assert storage.pending("large") == ["platform.tar"]
+    source = Counted(store)
+    fill(storage.bucket("large"), source, seal=seal)
+    assert storage.content("large") == content(tmp_path)
+    assert source.given < 10 * MIB
+
+
+def test_what_a_killed_run_brought_wrong_is_found_before_the_seal(
+    storage: ObjectStorage, plain: dict[str, bytes]
+) -> None:
+    digest = Digest.of(LARGE)
+    with suppress(StopError):
+        fill(storage.bucket("late"), Wrong(digest, 10, most=11 * MIB), jobs=1)
+    source, events = Counted(), list[Event]()
+    with closing(storage.bucket("late")) as bucket:
+        pack(SEAL, FILES, source, bucket, AS_USUAL, run=Run(3, events.append))
+    assert any(isinstance(one, Warned) and "no longer what they were" in str(one) for one in events)
+    assert source.given > len(LARGE)
+    assert storage.content("late") == plain
+
+
 def test_it_may_fail_at_any_request_and_ends_with_the_same_bytes(
     storage: ObjectStorage, plain: dict[str, bytes]
 ) -> None:
@@ -301,6 +334,46 @@ def test_expired_credentials_end_a_pull_and_the_next_goes_on(
     assert storage.content("expired") == plain
 
 
+class FirstIsLast(Counted):
+    """A source whose `first` blob comes to its end only when all others have come."""
+
+    def __init__(self, store: MemoryStore, first: Digest) -> None:
+        super().__init__(store)
+        self._first, self._over = first, threading.Event()
+        self._left = len(store.inventory().blob_sizes()) - 1
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        for piece in super().blob(repository, digest, size, offset):
+            yield piece
+            if digest == self._first:
+                assert self._over.wait(60), "others wait for the first blob"
+        if digest != self._first:
+            with self._lock:
+                self._left -= 1
+            if not self._left:
+                self._over.set()
+
+
+@pytest.mark.parametrize("jobs", [2, 3, 8])
+def test_others_do_not_wait_for_a_large_blob_that_comes_slowly(
+    jobs: int, storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(room, "_LOOK_S", 0.05)
+    store = MemoryStore()
+    layers = [bytes([number]) * (12 * MIB + number) for number in range(5)]
+    put_image(store, "", "v1", layers=layers)
+    seal = sealed(store)
+    blobs = [one for one in seal.archives["platform.tar"].entries if one.size > MIB]
+    pack(seal, FILES, store, tmp_path, AS_USUAL)
+    source = FirstIsLast(store, blobs[0].digest)
+    fill(storage.bucket(f"slow/{jobs}"), source, seal=seal, jobs=jobs)
+    assert storage.content(f"slow/{jobs}") == content(tmp_path)
+    assert source.given == sum(store.inventory().blob_sizes().values())
+
+
 # -- wrong bytes -----------------------------------------------------------------------------------
 
 
@@ -309,8 +382,8 @@ class Wrong(Counted):
 
     name = "wrong source"
 
-    def __init__(self, digest: Digest, at: int) -> None:
-        super().__init__()
+    def __init__(self, digest: Digest, at: int, *, most: int | None = None) -> None:
+        super().__init__(most=most)
         self._wrong, self._at = digest, at
 
     def blob(
@@ -333,6 +406,9 @@ def test_a_blob_that_came_wrong_is_never_part_of_an_object(
     with pytest.raises(IncompleteError, match=str(digest)):
         fill(storage.bucket(prefix), Wrong(digest, 10))
     assert not [name for name in storage.names(prefix) if name.endswith(".tar")]
+    source = Counted()
+    fill(storage.bucket(f"first/{size}"), FailoverSource([Wrong(digest, 10), source]))
+    assert storage.content(f"first/{size}") == plain
     fill(storage.bucket(prefix), FailoverSource([Wrong(digest, size - 1), STORE]))
     assert storage.content(prefix) == plain
 

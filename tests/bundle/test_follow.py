@@ -242,7 +242,7 @@ def test_hashes_that_hold_something_are_released() -> None:
         return one
 
     class Held:
-        def update(self, data: bytes, /) -> None: ...
+        def update(self, data: bytes | memoryview, /) -> None: ...
         def hexdigest(self) -> str:
             return ""
 
