@@ -75,6 +75,10 @@ class ObjectStorage(ServerProcess):
         folder = self.root / self.BUCKET / prefix
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
+    def has(self, name: str) -> bool:
+        """Whether there is an object of this name, prefix and all."""
+        return (self.root / self.BUCKET / name).is_file()
+
     def content(self, prefix: str = "here") -> dict[str, bytes]:
         """The same with their bytes."""
         folder = self.root / self.BUCKET / prefix
