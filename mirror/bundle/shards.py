@@ -14,8 +14,8 @@ import os
 import re
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -44,10 +44,12 @@ from mirror.errors import (
     InputError,
     IntegrityError,
     RegistryNotFoundError,
+    SignatureError,
     counted,
     printable,
 )
 from mirror.events import PhaseAdvanced, PhaseStarted
+from mirror.oci import Digest
 from mirror.registry.downloads import FileState
 from mirror.run import Run, gather
 from mirror.sync.inventory import canonical_json
@@ -55,6 +57,7 @@ from mirror.sync.inventory import canonical_json
 _SHARD = re.compile(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})")
 _RECORD = re.compile(r"shard-[0-9]+" + re.escape(PARTIAL_SUFFIX))
 _AGREED = "shards" + PARTIAL_SUFFIX
+_CHANGING = (ValueError, KeyError, TypeError, AttributeError, ConflictError, RegistryNotFoundError)
 _AGAIN = "give this bundle up with `mirror clean`, and run all shards again"
 
 
@@ -112,19 +115,26 @@ def share(sizes: Sequence[int], shard: Shard) -> range:
 @dataclass(frozen=True, slots=True)
 class Agreed:
     """What all shards go by: what was `asked` for, as JSON values; the seal; the `files` beside the
-    archives; and the id of each file's upload, by its name."""
+    archives; and the id of each file's upload, by its name.
+
+    Who signs the seal signs this, too, or would sign whatever somebody has put there.
+    """
 
     asked: Mapping[str, Any]
     sealed: bytes = field(repr=False)
     files: Mapping[str, bytes] = field(repr=False)
     uploads: Mapping[str, str] = field(repr=False)
+    signature: bytes = b""
 
     def to_json(self) -> bytes:
         files = {name: b64encode(data).decode() for name, data in self.files.items()}
-        seal = self.sealed.decode()
-        return canonical_json(
-            {"asked": self.asked, "seal": seal, "files": files, "uploads": self.uploads}
-        )
+        own = {"asked": self.asked, "seal": self.sealed.decode(), "uploads": self.uploads}
+        return canonical_json(own | {"files": files, "signature": self.signature.decode()})
+
+    def signed(self, sign: Callable[[bytes], bytes] | None) -> Agreed:
+        """The same with a signature of all else, where there is a key."""
+        unsigned = replace(self, signature=b"")
+        return self if sign is None else replace(self, signature=sign(unsigned.to_json()))
 
     @classmethod
     def from_json(cls, data: bytes) -> Agreed:
@@ -137,7 +147,8 @@ class Agreed:
             found = parse_json(data)
             files = {str(name): b64decode(text) for name, text in found["files"].items()}
             uploads = {str(name): str(upload) for name, upload in found["uploads"].items()}
-            return cls(dict(found["asked"]), found["seal"].encode(), files, uploads)
+            signature = found["signature"].encode()
+            return cls(dict(found["asked"]), found["seal"].encode(), files, uploads, signature)
         except (KeyError, TypeError, AttributeError) as err:
             raise ValueError(str(err)) from err
 
@@ -227,6 +238,12 @@ class ShardPlace(BucketPlace):
                 f"was: {', '.join(sorted(differing))} differ; run all with the same options and "
                 "version, or name another place"
             )
+        if found.signed(self.packing.sign) != found:
+            raise SignatureError(
+                f"{self.where}/{_AGREED} was not signed with this key: somebody else put it there, "
+                "or an OpenSSL before 3.2 did, whose signatures by ECDSA are never alike; find out "
+                f"who writes there, {_AGAIN}"
+            )
         return found
 
     def agree(self, seal: Seal, files: Mapping[str, bytes]) -> Agreed:
@@ -235,7 +252,7 @@ class ShardPlace(BucketPlace):
         names, plan = self._names(seal), self._plan_for(sealed)
         begun = gather(names, lambda name: self._bucket.begin(name, plan, self._run), run=self._run)
         uploads = dict(zip(names, begun, strict=True))
-        data = Agreed(self._asked, sealed, files, uploads).to_json()
+        data = Agreed(self._asked, sealed, files, uploads).signed(self.packing.sign).to_json()
         while True:
             is_first = self._bucket.put(_AGREED, data, self._run, only_new=True)
             self._agreed = self._read_agreed(self._bucket.states(self._run))
@@ -266,8 +283,15 @@ class ShardPlace(BucketPlace):
         del force
         return None
 
-    def begin(self, _seal: Seal, sealed: bytes, _packing: Packing, _needed: int) -> bool:
+    def begin(self, seal: Seal, sealed: bytes, _packing: Packing, _needed: int) -> bool:
         assert self._agreed is not None, "first all agree"
+        beside = {name: Digest.of(data) for name, data in self._agreed.files.items()}
+        if beside != {name: one.digest for name, one in seal.files.items()} or (
+            self._agreed.uploads.keys() != set(self._names(seal))
+        ):
+            raise DamagedBundleError(
+                "it does not fit the seal in it", where=f"{self.where}/{_AGREED}", advice=_AGAIN
+            )
         self._sealed, self._plan = self._agreed.sealed, self._plan_for(sealed)
         states = self._bucket.states(self._run)
         for name, data in ((JOURNAL, canonical_json(self._asked)), (PARTIAL_SEAL, self._sealed)):
@@ -383,14 +407,19 @@ class ShardPlace(BucketPlace):
         """The sums that any shard has written down, by file."""
         states = self._bucket.states(self._run)
         found: dict[str, Mapping[str, str]] = {}
+        kinds = ("sha256", "gost") if self.packing.gost_digest else ("sha256",)
         for name in filter(_RECORD.fullmatch, states):
             try:
                 record = parse_json(self._read(name, states))
                 if record["plan"] == self._plan:
-                    found |= record["files"]
+                    noted = {
+                        one: {kind: bytes.fromhex(each[kind]).hex() for kind in kinds}
+                        for one, each in record["files"].items()
+                    }
+                    found |= noted
                     if name == self._record:
-                        self._noted |= record["files"]
-            except (ValueError, KeyError, TypeError, ConflictError, RegistryNotFoundError):
+                        self._noted |= noted
+            except _CHANGING:
                 continue  # it changes just now, or goes
         return found
 

@@ -1,0 +1,106 @@
+"""Shards in a bucket into which somebody else writes, too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.bundle.folder import AS_USUAL, Packing
+from mirror.errors import DamagedBundleError, SignatureError
+from mirror.operations.pull import pack
+from mirror.run import Run
+from tests.bundle.test_bucket_place import FILES, Counted, StopError, content, other
+from tests.operations.test_shards import SEAL, STORE, carry
+from tests.support.object_storage import ObjectStorage
+
+MINE = Packing(sign=lambda data: b"mine %d" % len(data))
+FORGED = Packing(sign=lambda data: b"forged %d" % len(data))
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
+    with ObjectStorage.of_this_process(tmp_path_factory.mktemp("storage")) as server:
+        yield server
+
+
+def test_nobody_has_another_plan_signed_by_putting_it_there_first(storage: ObjectStorage) -> None:
+    store, seal = other()
+    assert carry(storage, "forged", "1/2", store, seal=seal, packing=FORGED).awaited
+    with pytest.raises(SignatureError, match="was not signed with this key: somebody else put it"):
+        carry(storage, "forged", "2/2", store, packing=MINE)
+    assert not {"inventory.json", "inventory.json.sig"} & set(storage.names("forged"))
+
+
+def test_who_has_the_key_goes_by_the_plan_that_it_signed(
+    storage: ObjectStorage, tmp_path: Path
+) -> None:
+    pack(SEAL, FILES, STORE, tmp_path, MINE)
+    for text in ("2/2", "1/2"):
+        carry(storage, "signed", text, packing=MINE)
+    assert storage.content("signed") == content(tmp_path)
+
+
+def _without_uploads(agreed: dict[str, Any]) -> None:
+    agreed["uploads"] = {}
+
+
+def _with_a_file_elsewhere(agreed: dict[str, Any]) -> None:
+    agreed["files"]["../../elsewhere"] = ""
+
+
+def _with_another_file(agreed: dict[str, Any]) -> None:
+    agreed["files"] = dict.fromkeys(agreed["files"], "eA==")
+
+
+def _without_a_seal(agreed: dict[str, Any]) -> None:
+    agreed["seal"] = "{}"
+
+
+def _with_odd_values(agreed: dict[str, Any]) -> None:
+    agreed["files"] = 7
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        _without_uploads,
+        _with_a_file_elsewhere,
+        _with_another_file,
+        _without_a_seal,
+        _with_odd_values,
+    ],
+)
+def test_a_plan_that_does_not_fit_itself_is_told_and_written_nowhere(
+    changed: Callable[[dict[str, Any]], None], storage: ObjectStorage
+) -> None:
+    prefix = changed.__name__.strip("_")
+    with pytest.raises(StopError):
+        carry(storage, prefix, "1/2", Counted(STORE, most=0))
+    with closing(storage.bucket(prefix)) as bucket:
+        agreed = json.loads(storage.content(prefix)["shards.partial"])
+        changed(agreed)
+        bucket.put("shards.partial", json.dumps(agreed).encode(), Run())
+    with pytest.raises(DamagedBundleError, match=r"run all shards again|copy it again"):
+        carry(storage, prefix, "2/2")
+    assert "elsewhere" not in storage.names("")
+
+
+@pytest.mark.parametrize("sums", [5, {}, {"sha256": "zz"}, {"sha256": None}, "x"])
+def test_sums_that_are_none_count_for_nothing(
+    sums: Any, storage: ObjectStorage, tmp_path: Path
+) -> None:
+    prefix = f"sums/{repr(sums).encode().hex()}"
+    pack(SEAL, FILES, STORE, tmp_path, AS_USUAL)
+    first = carry(storage, prefix, "1/2")
+    assert first.awaited
+    with closing(storage.bucket(prefix)) as bucket:
+        plan = bucket.plan_of("platform.tar", Run()) or bucket.plan_of("module-console.tar", Run())
+        record = {"plan": plan and plan[1], "files": dict.fromkeys(first.awaited, sums)}
+        bucket.put("shard-9.partial", json.dumps(record).encode(), Run())
+    assert carry(storage, prefix, "2/2").is_sealed
+    assert storage.content(prefix) == content(tmp_path)
