@@ -46,7 +46,6 @@ from mirror.documents import parse_json
 from mirror.errors import InputError, SignatureError
 
 PASSWORD_VARIABLE = "MIRROR_SIGN_PASSWORD"  # noqa: S105 - its name
-SUFFIX = ".sig"
 
 PrivateKey: TypeAlias = EllipticCurvePrivateKey | RSAPrivateKey | Ed25519PrivateKey
 PublicKey: TypeAlias = EllipticCurvePublicKey | RSAPublicKey | Ed25519PublicKey
