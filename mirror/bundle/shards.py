@@ -52,6 +52,7 @@ from mirror.events import PhaseAdvanced, PhaseStarted
 from mirror.oci import Digest
 from mirror.registry.downloads import FileState
 from mirror.run import Run, gather
+from mirror.signing import verify
 from mirror.sync.inventory import canonical_json
 
 _SHARD = re.compile(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})")
@@ -238,12 +239,14 @@ class ShardPlace(BucketPlace):
                 f"was: {', '.join(sorted(differing))} differ; run all with the same options and "
                 "version, or name another place"
             )
-        if found.signed(self.packing.sign) != found:
-            raise SignatureError(
-                f"{self.where}/{_AGREED} was not signed with this key: somebody else put it there, "
-                "or an OpenSSL before 3.2 did, whose signatures by ECDSA are never alike; find out "
-                f"who writes there, {_AGAIN}"
-            )
+        if (key := self.packing.public_key) is not None:
+            try:
+                verify(replace(found, signature=b"").to_json(), found.signature, key)
+            except SignatureError as err:
+                raise SignatureError(
+                    f"{self.where}/{_AGREED} was not signed with this key: somebody else put it "
+                    f"there; find out who writes there, {_AGAIN}"
+                ) from err
         return found
 
     def agree(self, seal: Seal, files: Mapping[str, bytes]) -> Agreed:
@@ -286,12 +289,10 @@ class ShardPlace(BucketPlace):
     def begin(self, seal: Seal, sealed: bytes, _packing: Packing, _needed: int) -> bool:
         assert self._agreed is not None, "first all agree"
         beside = {name: Digest.of(data) for name, data in self._agreed.files.items()}
-        if beside != {name: one.digest for name, one in seal.files.items()} or (
-            self._agreed.uploads.keys() != set(self._names(seal))
-        ):
-            raise DamagedBundleError(
-                "it does not fit the seal in it", where=f"{self.where}/{_AGREED}", advice=_AGAIN
-            )
+        fits = beside == {name: one.digest for name, one in seal.files.items()}
+        if not fits or self._agreed.uploads.keys() != set(self._names(seal)):
+            where = f"{self.where}/{_AGREED}"
+            raise DamagedBundleError("it does not fit the seal in it", where=where, advice=_AGAIN)
         self._sealed, self._plan = self._agreed.sealed, self._plan_for(sealed)
         states = self._bucket.states(self._run)
         for name, data in ((JOURNAL, canonical_json(self._asked)), (PARTIAL_SEAL, self._sealed)):

@@ -167,13 +167,11 @@ def license_credentials(license_key: str) -> Credentials:
     return Credentials(_LICENSE_LOGIN, key)
 
 
-def signer(key_file: Path) -> Callable[[bytes], bytes]:
-    """Signs with the private key in a file. It is tried at once, before a long pull begins."""
-    return _signer(key_file)[0]
+def signer(key_file: Path) -> tuple[Callable[[bytes], bytes], bytes]:
+    """What signs with the private key in a file, and its public half.
 
-
-def _signer(key_file: Path) -> tuple[Callable[[bytes], bytes], bytes]:
-    """What signs with the private key in a file, and its public half."""
+    The key is tried at once, before a long pull begins.
+    """
     from mirror.signing import passphrase_from, public_half, sign
 
     key = key_file.read_bytes()
@@ -188,7 +186,7 @@ def statement_keys(
     trusted_key: Sequence[Path] = (), sign_key: Path | None = None, allow_downgrade: bool = False
 ) -> StatementKeys:
     """What the options `keys` say."""
-    sign, own = (None, None) if sign_key is None else _signer(sign_key)
+    sign, own = (None, None) if sign_key is None else signer(sign_key)
     trusted = tuple(one.read_bytes() for one in trusted_key)
     return StatementKeys(sign, trusted, allow_downgrade, own)
 

@@ -120,7 +120,7 @@ def merge_command(
     packing = Packing(
         part_size=parse_part_size(images_bundle_chunk_size or "0"),
         gost_digest=gost_digest,
-        sign=signer(sign_key) if sign_key is not None else None,
+        sign=signer(sign_key)[0] if sign_key is not None else None,
         compress=compress == "zstd",
     )
     if force:

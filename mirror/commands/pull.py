@@ -213,10 +213,12 @@ def pull_command(
     source = _source(config, access, license_key, cluster)
     tool = _tool(config)
     selection, warnings = config.selection()
+    own_key = (None, None) if sign_key is None or dry_run else signer(sign_key)
     packing = Packing(
         part_size=config.part_size(),
         gost_digest=config.gost_digest,
-        sign=signer(sign_key) if sign_key is not None and not dry_run else None,
+        sign=own_key[0],
+        public_key=own_key[1],
         resume=not no_pull_resume,
         compress=config.compress == "zstd",
     )

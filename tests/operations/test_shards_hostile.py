@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.errors import DamagedBundleError, SignatureError
 from mirror.operations.pull import pack
 from mirror.run import Run
+from mirror.signing import sign
 from tests.bundle.test_bucket_place import FILES, Counted, StopError, content, other
 from tests.operations.test_shards import SEAL, STORE, carry
 from tests.support.object_storage import ObjectStorage
+from tests.test_signing import OTHER_P256, P256
 
-MINE = Packing(sign=lambda data: b"mine %d" % len(data))
-FORGED = Packing(sign=lambda data: b"forged %d" % len(data))
+MINE, FORGED = (
+    Packing(sign=partial(sign, key_pem=private), public_key=public)
+    for private, public in (P256, OTHER_P256)
+)
 
 
 @pytest.fixture(scope="module")
