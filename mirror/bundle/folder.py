@@ -57,11 +57,10 @@ class Packing:
     """How a bundle is written, whatever is in it.
 
     `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
-    GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the seal
-    (`mirror.signing.sign`); without the `public_key` of that, shards believe whatever plan lies in
-    the bucket. Without `resume` nothing of an interrupted run is used, and nothing is kept for the
-    next one. `compress` writes archives in zstd frames, which `part_size` then cuts; until they
-    have their names, the disk holds both forms.
+    GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the seal; without its
+    `public_key`, shards believe any plan in the bucket. Without `resume` nothing of an interrupted
+    run is used, and nothing is kept for the next one. `compress` writes archives in zstd frames,
+    which `part_size` then cuts; until they have their names, the disk holds both forms.
     """
 
     part_size: int = 0

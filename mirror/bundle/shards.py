@@ -243,10 +243,9 @@ class ShardPlace(BucketPlace):
             try:
                 verify(replace(found, signature=b"").to_json(), found.signature, key)
             except SignatureError as err:
-                raise SignatureError(
-                    f"{self.where}/{_AGREED} was not signed with this key: somebody else put it "
-                    f"there; find out who writes there, {_AGAIN}"
-                ) from err
+                told = "was not signed with this key: somebody else put it there; find out who"
+                told = f"{self.where}/{_AGREED} {told} writes there, {_AGAIN}"
+                raise SignatureError(told) from err
         return found
 
     def agree(self, seal: Seal, files: Mapping[str, bytes]) -> Agreed:
