@@ -103,6 +103,7 @@ def filled(
         "policy": f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
         f"script-src 'sha256-{script_hash}'",
         "title": escape(title),
+        "heading": _breakable(title),
         "origin": "".join(f"<p>{line}</p>" for line in origin),
         "summary": summary,
         "damage": damage,
@@ -184,11 +185,7 @@ def _breakable(path: str) -> str:
 def _summary(found: BundleInsight, notes: Iterable[tuple[str, str]]) -> str:
     told: tuple[tuple[str, str, str], ...] = (
         ("Size", size_text(found.size), f"{counted(len(found.archives), 'archive')}"),
-        (
-            "Images",
-            f"{found.images}",
-            counts(tag=found.tags, blob=found.blobs),
-        ),
+        ("Images", f"{found.images}", counts(tag=found.tags, blob=found.blobs)),
         ("Unique", size_text(found.unique), "each manifest and blob once"),
         ("Shared layers", size_text(found.shared), "less than without layers in common"),
         ("Repeated", size_text(found.repeated), "content that several repositories have"),
