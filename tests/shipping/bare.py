@@ -23,20 +23,25 @@ from tests.support.tools import require_tool
 _SET_FLAGS, _UP_AND_RUNNING = 0x8914, 0x41  # netdevice(7): SIOCSIFFLAGS, IFF_UP | IFF_RUNNING
 
 
+UBUNTU = frozenset({"focal"})
+
+
 def bare_root(release: str) -> Path:
-    """A minimal Debian of that name, kept for the next time. It has no Python.
+    """A minimal Debian or Ubuntu of that name, kept for the next time. It has no Python.
 
     Raises:
         subprocess.CalledProcessError: it could not be made; the reason is on standard error.
     """
-    root = CACHE / f"debian-{release}"
+    # The keys of Ubuntu are a package of its own in Debian; nothing trusts what is in this folder.
+    ubuntu = ("--no-check-gpg",) if release in UBUNTU else ()
+    root = CACHE / f"{'ubuntu' if ubuntu else 'debian'}-{release}"
     if not root.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         making = root.with_suffix(".partial")
         debootstrap = require_tool("debootstrap")
         # Its mounts are its own: nothing of the machine is below the folder when that is removed.
         subprocess.run(
-            ["unshare", "--mount", debootstrap, "--variant=minbase", release, making],
+            ["unshare", "--mount", debootstrap, *ubuntu, "--variant=minbase", release, making],
             check=True,
             stdout=sys.stderr,
         )

@@ -25,7 +25,7 @@ from tests.support.release_source import TINY, serve
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 NAME = f"mirror-{VERSION}-linux-x86_64"
-SYSTEMS = ("bullseye", "bookworm")
+SYSTEMS = ("bullseye", "bookworm", "focal")
 
 
 @pytest.fixture(scope="module")
