@@ -92,26 +92,27 @@ def _routes(service: Service, uploads: Uploads) -> list[BaseRoute]:
 
     name = "/v2/{name:path}"
     session = f"{name}/blobs/uploads/{{session}}"
+    # What is asked for most comes first; no answer depends on their order.
     routes: list[BaseRoute] = [
-        route("/v2/", "GET", _root),
-        route("/v2/", "HEAD", _root),
-        route("/v2", "GET", _root),
-        route("/v2/_catalog", "GET", content.list_repositories),
-        route(f"{name}/blobs/uploads/", "POST", uploads.start, PUSH),
-        route(f"{name}/blobs/uploads", "POST", uploads.start, PUSH),
-        route(session, "PATCH", uploads.append, PUSH),
-        route(session, "PUT", uploads.finish, PUSH),
-        route(session, "GET", uploads.show, PUSH),
-        route(session, "DELETE", uploads.cancel, PUSH),
-        route(f"{name}/blobs/{{digest}}", "GET", content.get_blob),
-        route(f"{name}/blobs/{{digest}}", "HEAD", content.head_blob),
-        route(f"{name}/blobs/{{digest}}", "DELETE", content.delete_blob, DELETE),
         route(f"{name}/manifests/{{reference}}", "GET", content.get_manifest),
         route(f"{name}/manifests/{{reference}}", "HEAD", content.get_manifest),
         route(f"{name}/manifests/{{reference}}", "PUT", content.put_manifest, PUSH),
         route(f"{name}/manifests/{{reference}}", "DELETE", content.delete_manifest, DELETE),
-        route(f"{name}/referrers/{{digest}}", "GET", content.list_referrers),
+        route(f"{name}/blobs/{{digest}}", "GET", content.get_blob),
+        route(f"{name}/blobs/{{digest}}", "HEAD", content.head_blob),
+        route(f"{name}/blobs/{{digest}}", "DELETE", content.delete_blob, DELETE),
+        route(f"{name}/blobs/uploads/", "POST", uploads.start, PUSH),
+        route(session, "PUT", uploads.finish, PUSH),
+        route(session, "PATCH", uploads.append, PUSH),
+        route(session, "GET", uploads.show, PUSH),
+        route(session, "DELETE", uploads.cancel, PUSH),
+        route(f"{name}/blobs/uploads", "POST", uploads.start, PUSH),
         route(f"{name}/tags/list", "GET", content.list_tags),
+        route(f"{name}/referrers/{{digest}}", "GET", content.list_referrers),
+        route("/v2/", "GET", _root),
+        route("/v2/", "HEAD", _root),
+        route("/v2", "GET", _root),
+        route("/v2/_catalog", "GET", content.list_repositories),
     ]
     tokens = service.auth
     if isinstance(tokens, TokenAuth):

@@ -33,7 +33,6 @@ from mirror.registry import ConnectionOptions
 from mirror.registry.retries import RetryPolicy
 from mirror.run import Cancellation, Run
 from mirror.serve.bundle import BundleStorage
-from mirror.sync import MemoryStore
 from mirror.testing import (
     Answer,
     ChangeHeaders,
@@ -46,32 +45,12 @@ from mirror.testing import (
     ShiftRange,
     Stall,
 )
-from tests.support.bundles import pack, pack_store
-from tests.support.inventories import put_image, sample_store
+from tests.support.bundles import BIG, STORE, WANTED, in_parts, pack_store, plain
 from tests.support.nginx import Nginx
 from tests.support.patience import wait_until, without_waiting
 from tests.support.replicas import replicas
 
-BIG = random.Random(7).randbytes(2_300_000)
 AT_ONCE = RetryPolicy(attempts=3, sleep=lambda _seconds: None)
-
-
-def content() -> MemoryStore:
-    store = sample_store()
-    put_image(store, "install", "v1", layers=(BIG, b"small"))
-    return store
-
-
-STORE = content()
-WANTED = STORE.inventory()
-
-
-def plain(folder: Path) -> None:
-    pack_store(STORE, folder)
-
-
-def in_parts(folder: Path) -> None:
-    pack(STORE, WANTED, folder, part_size=10**6)
 
 
 def compressed_in_parts(folder: Path) -> None:

@@ -33,29 +33,9 @@ from mirror.operations.repair import RepairReport, plan_repair, repair, wanted_o
 from mirror.operations.restore import Damage
 from mirror.run import Cancellation, Run
 from mirror.sync import Inventory, MemoryStore
-from tests.support.bundles import pack, pack_store
-from tests.support.inventories import put_image, sample_store
+from tests.support.bundles import BIG, STORE, WANTED, in_parts, pack, pack_store, plain
+from tests.support.inventories import put_image
 from tests.support.patience import ends_within
-
-BIG = random.Random(7).randbytes(2_300_000)
-
-
-def content() -> MemoryStore:
-    store = sample_store()
-    put_image(store, "install", "v1", layers=(BIG, b"small"))
-    return store
-
-
-STORE = content()
-WANTED = STORE.inventory()
-
-
-def plain(folder: Path) -> None:
-    pack_store(STORE, folder)
-
-
-def in_parts(folder: Path) -> None:
-    pack(STORE, WANTED, folder, part_size=10**6)
 
 
 def delta(folder: Path) -> None:

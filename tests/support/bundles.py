@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from pathlib import Path
 
 from mirror.bundle.archive import COMPLETE, Archive, Coverage, lay_out
@@ -12,7 +13,10 @@ from mirror.bundle.writer import BundleWriter
 from mirror.layout import archive_of
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Source, make_plan, transfer
+from tests.support.inventories import put_image, sample_store
 
+BIG = random.Random(7).randbytes(2_300_000)
+"""A layer that travels in three parts."""
 ORIGIN = "registry.example.com/deckhouse/ee"
 
 
@@ -58,3 +62,24 @@ def pack(
 def pack_store(store: MemoryStore, folder: Path) -> Seal:
     """Make a bundle of all that `store` holds."""
     return pack(store, store.inventory(), folder)
+
+
+def _with_big_layer() -> MemoryStore:
+    store = sample_store()
+    put_image(store, "install", "v1", layers=(BIG, b"small"))
+    return store
+
+
+STORE = _with_big_layer()
+"""What `plain` and `in_parts` are made of; tests only read it."""
+WANTED = STORE.inventory()
+
+
+def plain(folder: Path) -> None:
+    """Make a bundle of `STORE` with whole archives."""
+    pack_store(STORE, folder)
+
+
+def in_parts(folder: Path) -> None:
+    """Make one with parts of a megabyte."""
+    pack(STORE, WANTED, folder, part_size=10**6)
