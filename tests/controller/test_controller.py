@@ -110,7 +110,7 @@ PHASES = ("trust what is new beside the old", "use what is new", "trust the old 
     [
         ("Local", "authority,users"),
         pytest.param("Proxy", "authority", marks=pytest.mark.soak),
-        ("Direct", "token,users"),
+        pytest.param("Direct", "token,users", marks=pytest.mark.soak),
     ],
 )
 def test_authority_token_keys_and_passwords_change_in_steps_and_no_pull_fails(
@@ -151,6 +151,7 @@ def test_authority_token_keys_and_passwords_change_in_steps_and_no_pull_fails(
     assert cluster.version == written, "it was asked for once"
 
 
+@pytest.mark.soak
 def test_a_rotation_that_cannot_be_is_told_with_the_way_and_carried_out_where_it_can_be(
     cluster: KubeCluster, life: Life, api: KubeApi
 ) -> None:
@@ -221,6 +222,9 @@ def test_a_request_is_withdrawn_by_removing_it(
     settle(controller(api), life)
     life.rotate("nothing")
     controller(api).reconcile()
+    told = state_of(cluster).conditions[-2]
+    assert (told.type, told.status, told.reason) == (ConditionType.ROTATION, False, "Error")
+    assert told.message == "rotation: expected authority, token, users, found 'nothing'; correct it"
     life.rotate("")
     controller(api).reconcile()
     kind = ModeKind.of(Mode.DIRECT, configurable=True)
