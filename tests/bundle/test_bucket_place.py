@@ -6,7 +6,6 @@ import random
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -42,6 +41,7 @@ from tests.support.bundles import archives_of
 from tests.support.inventories import put_image
 from tests.support.object_storage import LOGIN, ObjectStorage
 from tests.support.patience import ends_within, wait_until
+from tests.support.scripted_server import Reply, ScriptedServer
 
 MIB = 1 << 20
 _random = random.Random(1)
@@ -609,26 +609,10 @@ ODD = {
 def test_an_odd_answer_of_a_server_is_an_error_of_ours(
     answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Odd(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer.encode())
-
-        def log_message(self, *_words: object) -> None:
-            """Say nothing."""
-
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", LOGIN[0])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", LOGIN[1])
-    with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
-        threading.Thread(target=server.serve_forever).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        bucket = Bucket(BucketAddress("bundles"), environment={"AWS_ENDPOINT_URL_S3": address})
-        try:
-            with closing(bucket), pytest.raises(RegistryError, match="S3 server"):
-                bucket.states(Run())
-        finally:
-            server.shutdown()
+    with ScriptedServer(lambda _request: Reply(200, {}, answer.encode())) as server:
+        environment = {"AWS_ENDPOINT_URL_S3": server.url}
+        bucket = Bucket(BucketAddress("bundles"), environment=environment)
+        with closing(bucket), pytest.raises(RegistryError, match="S3 server"):
+            bucket.states(Run())

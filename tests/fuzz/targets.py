@@ -14,6 +14,7 @@ from mirror.bundle.bucket import BucketAddress
 from mirror.bundle.format import parse_part_name, parse_part_size
 from mirror.bundle.location import Readable
 from mirror.bundle.seekable import SeekableFile
+from mirror.bundle.shards import Agreed
 from mirror.bundle.staging import JOURNAL, read_journal
 from mirror.bundle.static_server import remote_folder
 from mirror.config import PullConfig
@@ -262,6 +263,12 @@ class _Notes:
         return Manifest.parse(self._data, None)
 
 
+def _agreed(data: bytes) -> object:
+    found = Agreed.from_json(data)
+    assert Agreed.from_json(found.to_json()) == found
+    return len(found.files), len(found.uploads)
+
+
 _PUBLISHED = Published(Digest.parse(DIGEST.decode()), Statement.from_json(samples.stated()))
 
 
@@ -455,6 +462,13 @@ TARGETS: dict[str, Target] = {
         b"\x03<Error><Code>AccessDenied</Code><Message>no</Message></Error>",
         b"g<Error><Code>SlowDown</Code></Error>",
         tokens="<Error> <Code> </Code> <Message> </Message> SlowDown &#27; &#x202e;",
+    ),
+    "shards' plan": of(
+        _agreed,
+        b'{"asked":{"shards":2},"seal":"{}","files":{"a":"eA=="},"uploads":{"b":"u"},'
+        b'"signature":"s"}',
+        allowed=(ValueError,),
+        tokens=_JSON,
     ),
     "reached note": of(
         _reached,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from tests.support.inventories import sample_store
 from tests.support.processes import free_port
 from tests.support.program import call_mirror
 from tests.support.replicas import Replica, replicas
+from tests.support.scripted_server import Reply, ScriptedServer
 from tests.watch.test_fleet import newer
 
 STORE = sample_store()
@@ -149,25 +148,10 @@ def test_a_daemons_page_says_what_it_waits_for_and_how_fast_it_gets_on(
     ],
 )
 def test_a_page_of_another_program_is_told_as_such(four: list[Replica], page: str) -> None:
-    class Other(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(page)))
-            self.end_headers()
-            self.wfile.write(page.encode())
-
-        def log_message(self, *_words: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
-        threading.Thread(target=server.serve_forever).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        try:
-            late = standing(
-                fleet_status(Fleet.model_validate(described(four, pages=address))), "late"
-            )
-        finally:
-            server.shutdown()
+    with ScriptedServer(lambda _request: Reply(200, {}, page.encode())) as server:
+        address = server.url
+        fleet = Fleet.model_validate(described(four, pages=address))
+        late = standing(fleet_status(fleet), "late")
     assert late.rate is None
     assert late.errors == (f"{address}/readyz is no page of mirror's",)
 
