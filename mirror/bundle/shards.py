@@ -23,7 +23,7 @@ from typing import Any
 from mirror.bundle import gost
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.bucket_place import BucketPlace, plan_of
-from mirror.bundle.folder import Packing, not_empty
+from mirror.bundle.folder import Packing
 from mirror.bundle.follow import Hash, MakeHash, Recheck
 from mirror.bundle.format import (
     PARTIAL_SEAL,
@@ -198,7 +198,9 @@ class ShardPlace(BucketPlace):
         first = next(iter(self._names(seal)), "")
         there = self._bucket.plan_of(first, self._run)
         if there is None or there[1] != self._plan_for(sealed):
-            raise not_empty(self.where, SEAL)
+            raise InputError(
+                f"{self.where} has another bundle, which shards never replace; name a new place"
+            )
         if agreed is not None or any(map(SHARD_MARK.fullmatch, states)):
             super().clear()
         return True
