@@ -36,6 +36,9 @@ PROGRAMS = {
     "distribution": Program("github.com/distribution/distribution/v3", "v3.1.2", "cmd/registry"),
     "olareg": Program("github.com/olareg/olareg", "v0.1.2", "cmd/olareg"),
     "versitygw": Program("github.com/versity/versitygw", "v1.8.0", "cmd/versitygw"),
+    "seaweedfs": Program(
+        "github.com/seaweedfs/seaweedfs", "v0.0.0-20261109003541-7506e5f91cd6", "weed"
+    ),
     "helm": Program("helm.sh/helm/v3", "v3.19.5", "cmd/helm"),
     # It requires each part of Kubernetes by its own version, which `go build` of a package cannot.
     "kube-api": Program("k8s.io/kubernetes", "v1.34.4", "cmd/kube-apiserver", "kube-api"),

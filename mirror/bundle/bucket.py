@@ -270,13 +270,17 @@ class Bucket:
         return text(self._tree(answer, "POST", name), "UploadId")
 
     def parts(self, name: str, upload: str, run: Run) -> dict[int, Part]:
-        """The parts of an upload that have arrived, by number (ListParts)."""
+        """The parts of an upload that have arrived, by number (ListParts).
+
+        One of several contents has not (size -1): SeaweedFS lists what was replaced, too.
+        """
         found: dict[int, Part] = {}
         markers = {"part-number-marker": "NextPartNumberMarker"}
         for page in self._pages({"uploadId": upload}, markers, run, name):
             for one in page.iterfind("{*}Part"):
                 part = Part(number(one, "Size"), text(one, "ETag"))
-                found[number(one, "PartNumber")] = part
+                of = number(one, "PartNumber")
+                found[of] = part if found.get(of, part) == part else Part(-1, "")
         return found
 
     def put_part(

@@ -39,7 +39,7 @@ from mirror.testing import FaultyProxy
 from mirror.testing.faults import Answer, CutUpload, Delay, Fault, Faults, LoseAnswer, Refuse
 from tests.support.bundles import archives_of
 from tests.support.inventories import put_image
-from tests.support.object_storage import LOGIN, ObjectStorage
+from tests.support.object_storage import LOGIN, ObjectStorage, S3Server, SeaweedStorage
 from tests.support.patience import ends_within, wait_until
 from tests.support.scripted_server import Reply, ScriptedServer
 
@@ -99,10 +99,17 @@ class StopError(Exception):
     """The process ends here, as far as the code under test can tell."""
 
 
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
-    with ObjectStorage.of_this_process(tmp_path_factory.mktemp("storage")) as server:
-        yield server
+@pytest.fixture(
+    scope="module",
+    params=[ObjectStorage, pytest.param(SeaweedStorage, marks=pytest.mark.soak)],
+    ids=["versitygw", "seaweedfs"],
+)
+def storage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[S3Server]:
+    server: type[S3Server] = request.param
+    with server.of_this_process(tmp_path_factory.mktemp("storage")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +142,7 @@ def fill(
 
 
 def test_without_a_thread_that_hashes_what_is_complete_is_read_back(
-    storage: ObjectStorage, plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    storage: S3Server, plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory for parts is no more than one of them, and nobody waits for a thread that is not."""
     start, refused = threading.Thread.start, set[str]()
@@ -154,7 +161,7 @@ def test_without_a_thread_that_hashes_what_is_complete_is_read_back(
 
 @pytest.mark.parametrize("part_size", [0, 7 * MIB + 17])
 def test_a_bucket_holds_what_a_folder_holds(
-    part_size: int, storage: ObjectStorage, tmp_path: Path
+    part_size: int, storage: S3Server, tmp_path: Path
 ) -> None:
     prefix, packing = f"same/{part_size}", Packing(part_size=part_size, sign=lambda _seal: b"mine")
     pack(SEAL, FILES, STORE, tmp_path, packing)
@@ -164,7 +171,7 @@ def test_a_bucket_holds_what_a_folder_holds(
 
 
 def test_what_is_there_already_is_not_made_again(
-    storage: ObjectStorage, plain: dict[str, bytes]
+    storage: S3Server, plain: dict[str, bytes]
 ) -> None:
     fill(storage.bucket("again"), packing=Packing(sign=lambda _seal: b"first"))
     for signature, what in (
@@ -210,7 +217,7 @@ def test_a_large_archive_has_no_more_parts_than_servers_take() -> None:
 
 
 def test_stopped_anywhere_it_goes_on_with_what_has_arrived(
-    storage: ObjectStorage, plain: dict[str, bytes]
+    storage: S3Server, plain: dict[str, bytes]
 ) -> None:
     for most in (0, 10 * MIB, 16 * MIB):
         with suppress(StopError):
@@ -222,9 +229,7 @@ def test_stopped_anywhere_it_goes_on_with_what_has_arrived(
     assert source.given < 6 * MIB  # of 17: the large blob had arrived
 
 
-def test_a_large_blob_goes_on_behind_its_last_whole_part(
-    storage: ObjectStorage, tmp_path: Path
-) -> None:
+def test_a_large_blob_goes_on_behind_its_last_whole_part(storage: S3Server, tmp_path: Path) -> None:
     store = MemoryStore()
     put_image(store, "", "v1", layers=[_random.randbytes(28 * MIB)])
     seal = sealed(store)
@@ -240,7 +245,7 @@ def test_a_large_blob_goes_on_behind_its_last_whole_part(
 
 
 def test_what_a_killed_run_brought_wrong_is_found_before_the_seal(
-    storage: ObjectStorage, plain: dict[str, bytes]
+    storage: S3Server, plain: dict[str, bytes]
 ) -> None:
     digest = Digest.of(LARGE)
     with suppress(StopError):
@@ -254,7 +259,7 @@ def test_what_a_killed_run_brought_wrong_is_found_before_the_seal(
 
 
 def test_it_may_fail_at_any_request_and_ends_with_the_same_bytes(
-    storage: ObjectStorage, plain: dict[str, bytes]
+    storage: S3Server, plain: dict[str, bytes]
 ) -> None:
     denied = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
     faults, told = Faults(), list[str]()
@@ -277,7 +282,7 @@ def test_it_may_fail_at_any_request_and_ends_with_the_same_bytes(
 
 @pytest.mark.parametrize("nth", range(1, 22, 5))
 def test_a_server_that_is_silent_is_left_at_once_when_the_run_is_stopped(
-    nth: int, storage: ObjectStorage
+    nth: int, storage: S3Server
 ) -> None:
     faults, cancellation, ends = Faults(Fault(Delay(60.0), nth=nth)), Cancellation(), list[str]()
     with (
@@ -301,7 +306,7 @@ def test_a_server_that_is_silent_is_left_at_once_when_the_run_is_stopped(
     assert ends == ["CancelledError"]
 
 
-def test_what_passes_is_waited_for(storage: ObjectStorage, plain: dict[str, bytes]) -> None:
+def test_what_passes_is_waited_for(storage: S3Server, plain: dict[str, bytes]) -> None:
     internal = b"<Error><Code>InternalError</Code></Error>"
     passing = [
         Fault(Answer(503, body=b"<Error><Code>SlowDown</Code></Error>"), times=3, nth=4),
@@ -321,7 +326,7 @@ def test_what_passes_is_waited_for(storage: ObjectStorage, plain: dict[str, byte
 
 
 def test_expired_credentials_end_a_pull_and_the_next_goes_on(
-    storage: ObjectStorage, plain: dict[str, bytes]
+    storage: S3Server, plain: dict[str, bytes]
 ) -> None:
     expired = b"<Error><Code>ExpiredToken</Code><Message>The token expired</Message></Error>"
     faults = Faults(Fault(Answer(400, body=expired), "PUT", "partNumber=3", times=None))
@@ -358,7 +363,7 @@ class FirstIsLast(Counted):
 
 @pytest.mark.parametrize("jobs", [2, 3, 8])
 def test_others_do_not_wait_for_a_large_blob_that_comes_slowly(
-    jobs: int, storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: int, storage: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "_PATIENCE_S", 0.1)
     monkeypatch.setattr(room, "_LOOK_S", 0.05)
@@ -399,7 +404,7 @@ class Wrong(Counted):
 
 @pytest.mark.parametrize("size", [12 * MIB, 3000])
 def test_a_blob_that_came_wrong_is_never_part_of_an_object(
-    size: int, storage: ObjectStorage, plain: dict[str, bytes]
+    size: int, storage: S3Server, plain: dict[str, bytes]
 ) -> None:
     prefix = f"wrong/{size}"
     digest = next(d for d, n in STORE.inventory().blob_sizes().items() if n == size)
@@ -423,7 +428,7 @@ def other() -> tuple[MemoryStore, Seal]:
 
 
 def test_another_bundle_is_replaced_with_force_alone(
-    storage: ObjectStorage, plain: dict[str, bytes]
+    storage: S3Server, plain: dict[str, bytes]
 ) -> None:
     store, seal = other()
     fill(storage.bucket("force"), store, seal=seal)
@@ -436,7 +441,7 @@ def test_another_bundle_is_replaced_with_force_alone(
 
 
 def test_what_another_plan_has_uploaded_is_given_up(
-    storage: ObjectStorage, plain: dict[str, bytes]
+    storage: S3Server, plain: dict[str, bytes]
 ) -> None:
     with pytest.raises(StopError):
         fill(storage.bucket("plans"), Counted(most=14 * MIB), jobs=1)
@@ -447,7 +452,7 @@ def test_what_another_plan_has_uploaded_is_given_up(
     assert "platform.tar" not in storage.names("plans")
 
 
-def test_objects_of_others_are_not_touched(storage: ObjectStorage) -> None:
+def test_objects_of_others_are_not_touched(storage: S3Server) -> None:
     with closing(storage.bucket("others")) as bucket:
         bucket.put("notes.txt", b"mine", Run())
         with pytest.raises(InputError, match=r"not empty \(it has notes\.txt\)"):
@@ -475,7 +480,7 @@ LAST_STEPS = pytest.mark.parametrize("step", ["give_way", "take"])
 @LAST_STEPS
 @pytest.mark.parametrize("most", [1, None], ids=["begun", "sealed"])
 def test_of_two_pulls_of_different_bundles_the_later_one_counts(
-    step: str, most: int | None, storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+    step: str, most: int | None, storage: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = f"at-once/{step}-{most}"
     store, seal = other()
@@ -495,7 +500,7 @@ def test_of_two_pulls_of_different_bundles_the_later_one_counts(
 
 
 def test_what_is_sealed_in_the_last_moment_stays(
-    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+    storage: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, seal = other()
     put = Bucket.put
@@ -514,7 +519,7 @@ def test_what_is_sealed_in_the_last_moment_stays(
 
 @pytest.mark.parametrize("prefix", ["a b/1 + 2", "100%/пакет", "x/a&b=c?d"])
 def test_a_prefix_may_have_any_characters(
-    prefix: str, storage: ObjectStorage, plain: dict[str, bytes]
+    prefix: str, storage: S3Server, plain: dict[str, bytes]
 ) -> None:
     fill(storage.bucket(prefix))
     assert storage.content(prefix) == plain
@@ -525,7 +530,7 @@ def test_a_prefix_may_have_any_characters(
 @LAST_STEPS
 def test_two_pulls_of_the_same_bundle_make_it(
     step: str,
-    storage: ObjectStorage,
+    storage: S3Server,
     plain: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -534,14 +539,14 @@ def test_two_pulls_of_the_same_bundle_make_it(
     assert storage.content(f"twice/{step}") == plain
 
 
-def test_archives_are_not_compressed_on_the_way(storage: ObjectStorage) -> None:
+def test_archives_are_not_compressed_on_the_way(storage: S3Server) -> None:
     with pytest.raises(InputError, match="leave out --compress"):
         fill(storage.bucket("zstd"), packing=Packing(compress=True))
     assert storage.names("zstd") == []
 
 
 def test_a_login_that_is_refused_says_what_to_check(
-    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    storage: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "no-such-secret")
     caplog.set_level("DEBUG")
@@ -560,7 +565,7 @@ def test_a_login_that_is_refused_says_what_to_check(
     ],
 )
 def test_what_a_server_refuses_is_told_with_what_to_do(
-    status: int, code: str, told: str, storage: ObjectStorage
+    status: int, code: str, told: str, storage: S3Server
 ) -> None:
     body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
     faults = Faults(Fault(Answer(status, {"Location": "http://192.0.2.1/"}, body), "GET"))

@@ -1,8 +1,10 @@
-"""An S3-compatible server as a child process: versitygw over a folder, on loopback."""
+"""S3-compatible servers as child processes, on loopback: versitygw over a folder, and SeaweedFS."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,30 +22,26 @@ LOGIN = ("tester", "s3cret-of-tests")
 REGION = "test-1"
 
 
-class ObjectStorage(ServerProcess):
-    """A server that keeps each bucket as a folder below `folder`, objects as files in it."""
+class S3Server(ServerProcess):
+    """A server with the bucket `BUCKET`, and what tests ask of it."""
 
     BUCKET = "bundles"
     """The bucket that it has from the start."""
+    PROGRAM: str
 
     def __init__(self, folder: Path, *, bucket: str = BUCKET) -> None:
-        self.root = folder / "data"
-        (self.root / bucket).mkdir(parents=True, exist_ok=True)
-        beside = folder / "beside"  # what it knows of objects: not every file system keeps that
-        beside.mkdir(exist_ok=True)
-        port = free_port()
-        access, secret = LOGIN
+        self.root, self.port = folder / "data", free_port()
+        self.root.mkdir(exist_ok=True)
         super().__init__(
-            [
-                require_program("versitygw"),
-                *("--access", access, "--secret", secret, "--region", REGION),
-                *("--port", f"127.0.0.1:{port}", "--quiet", "--keep-alive"),
-                *("posix", "--sidecar", beside, self.root),
-            ],
-            port=port,
+            [require_program(self.PROGRAM), *self.arguments(folder, bucket)],
+            port=self.port,
             log=folder / "storage.log",
             env={"PATH": os.environ["PATH"], "HOME": str(folder)},
         )
+
+    def arguments(self, folder: Path, bucket: str) -> tuple[str | Path, ...]:
+        """The command line behind the program."""
+        raise NotImplementedError
 
     @classmethod
     @contextmanager
@@ -70,6 +68,38 @@ class ObjectStorage(ServerProcess):
         options = ConnectionOptions(plain_http=True, retries=never)
         return Bucket(place, environment=self.environment(address), options=options)
 
+    def pending(self, prefix: str = "here") -> list[str]:
+        """The names that unfinished uploads are for."""
+        with closing(self.bucket(prefix)) as bucket:
+            return [name for name, _ in bucket.uploads(Run())]
+
+    def names(self, prefix: str = "here") -> list[str]:
+        """The objects below a prefix."""
+        return sorted(self.content(prefix))
+
+    def content(self, prefix: str = "here") -> dict[str, bytes]:
+        """The same with their bytes."""
+        run = Run()
+        with closing(self.bucket(prefix)) as bucket:
+            states = bucket.states(run)
+            return {name: bucket.read(name, state, run) for name, state in states.items()}
+
+
+class ObjectStorage(S3Server):
+    """A server that keeps each bucket as a folder below `folder`, objects as files in it."""
+
+    PROGRAM = "versitygw"
+
+    def arguments(self, folder: Path, bucket: str) -> tuple[str | Path, ...]:
+        (self.root / bucket).mkdir(exist_ok=True)
+        beside = folder / "beside"  # what it knows of objects: not every file system keeps that
+        beside.mkdir(exist_ok=True)
+        return (
+            *("--access", LOGIN[0], "--secret", LOGIN[1], "--region", REGION),
+            *("--port", f"127.0.0.1:{self.port}", "--quiet", "--keep-alive"),
+            *("posix", "--sidecar", beside, self.root),
+        )
+
     def names(self, prefix: str = "here") -> list[str]:
         """The objects below a prefix, as the folder has them."""
         folder = self.root / self.BUCKET / prefix
@@ -84,7 +114,31 @@ class ObjectStorage(ServerProcess):
         folder = self.root / self.BUCKET / prefix
         return {name: (folder / name).read_bytes() for name in self.names(prefix)}
 
-    def pending(self, prefix: str = "here") -> list[str]:
-        """The names that unfinished uploads are for."""
-        with closing(self.bucket(prefix)) as bucket:
-            return [name for name, _ in bucket.uploads(Run())]
+
+class SeaweedStorage(S3Server):
+    """SeaweedFS, all of it in one process."""
+
+    PROGRAM = "seaweedfs"
+
+    def arguments(self, folder: Path, bucket: str) -> tuple[str | Path, ...]:
+        self._bucket, (self._master, volume, filer) = bucket, (free_port() for _ in range(3))
+        keys = {"accessKey": LOGIN[0], "secretKey": LOGIN[1]}
+        identity = {"name": LOGIN[0], "credentials": [keys], "actions": ["Admin"]}
+        config = folder / "s3.json"
+        config.write_text(json.dumps({"identities": [identity]}))
+        return (
+            *("server", f"-dir={self.root}", "-filer", "-s3", f"-s3.port={self.port}"),
+            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}"),
+            *(f"-master.port={self._master}", f"-volume.port={volume}", f"-filer.port={filer}"),
+            *("-master.volumeSizeLimitMB=64", "-volume.max=50"),
+        )
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        subprocess.run(
+            [require_program("seaweedfs"), "shell", f"-master=127.0.0.1:{self._master}"],
+            input=f"s3.bucket.create -name {self._bucket}\n".encode(),
+            check=True,
+            capture_output=True,
+        )
+        return self
