@@ -175,7 +175,7 @@ class BucketArchive:
     def arrived(self, entry: Entry) -> int:
         """How many bytes of an entry's content have arrived, from its beginning on."""
         missing = (each.start for each in self._of(entry) if not each.is_up)
-        return max(0, next(missing, entry.end) - entry.data_offset)
+        return max(0, min(next(missing, entry.end) - entry.data_offset, entry.size))
 
     def _of(self, entry: Entry) -> Sequence[_Stretch]:
         return self._stretches[self._at(entry.offset) : self._at(entry.end - 1) + 1]

@@ -268,7 +268,7 @@ class BundleWriter:
         self, step: CopyBlob, places: Sequence[Place], content: BlobContent
     ) -> tuple[BlobContent, int]:
         """Offer what an interrupted pull has brought of a blob; tell how many bytes that is."""
-        if behind := self._state.journal.behind(places[0]):
+        if behind := min(map(self._state.journal.behind, places)):
             return content.begin_behind(behind), behind
         begun = min(self._state.journal.count(step.digest), step.size)
         if begun:

@@ -343,6 +343,8 @@ class BlobContent:
         """
         if self._verifier.count > self.size:
             self._verifier.finish()  # too long before, so its first bytes look whole; raises
+        if self._behind == self.size > 0:
+            return
         position = min(offset, self._behind or self._verifier.count)
         with closing(
             self._source.blob(self._repository, self.digest, self.size, position)

@@ -85,6 +85,7 @@ class Counted:
     def blob(
         self, repository: str, digest: Digest, size: int, offset: int = 0
     ) -> Generator[bytes, None, None]:
+        assert offset < max(size, 1), "nothing is left of this blob"
         for chunk in self._store.blob(repository, digest, size, offset):
             for start in range(0, len(chunk), MIB):
                 piece = chunk[start : start + MIB]
