@@ -324,7 +324,7 @@ _feedback = (
         "-v",
         "--verbose",
         count=True,
-        help="Show each blob, manifest and tag that is done; -vv also each request.",
+        help="Show each blob, archive, manifest and tag that is done; -vv also each request.",
     ),
     flag("--wide", text="Print whole digests, and lines of any length."),
     flag("-q", "--quiet", text="Show no progress, only warnings and the result."),

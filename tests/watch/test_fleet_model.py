@@ -168,6 +168,8 @@ def test_the_page_about_scale_has_the_figures_of_the_model() -> None:
     assert f"{DOCUMENT_BYTES_PER_IMAGE} bytes" in page
     most = MAX_STATEMENT_BYTES // DOCUMENT_BYTES_PER_IMAGE
     assert f"{MAX_STATEMENT_BYTES >> 20} MiB is refused" in page
+    publication = (ROOT / "docs/publication.md").read_text("utf-8")
+    assert f"layer has at most {MAX_STATEMENT_BYTES >> 20} MiB" in publication
     assert f"at most {most // 1000},000 images" in page
 
 
