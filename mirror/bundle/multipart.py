@@ -26,7 +26,7 @@ from mirror.bundle.files import CHUNK
 from mirror.bundle.follow import Follower, Ranges
 from mirror.bundle.format import file_names, part_sizes
 from mirror.bundle.room import PART, Room
-from mirror.errors import DamagedBundleError, RegistryNotFoundError
+from mirror.errors import DamagedBundleError, MirrorError, RegistryNotFoundError
 from mirror.oci import Digest
 from mirror.registry.downloads import FileState
 from mirror.run import Run
@@ -284,18 +284,20 @@ class BucketArchive:
 
     def _settle(self, stretch: _Stretch) -> None:
         """Let go of a stretch's memory if nothing needs it any more; the lock is held."""
-        if stretch.data is not None and self._is_over(stretch):
-            data, stretch.data = stretch.data, None
-            self._room.give(data)
         before, last = self._front, len(self._stretches) - 1
-        while self._front < last and self._is_over(self._stretches[self._front]):
+        self._let_go(stretch)
+        while self._front < last and self._let_go(self._stretches[self._front]):
             self._front += 1
         if self._front > before:
             self._room.give()
 
-    def _is_over(self, stretch: _Stretch) -> bool:
+    def _let_go(self, stretch: _Stretch) -> bool:
         hashed = stretch.end <= self._hashed or stretch.start >= self._hash_end
-        return stretch.is_spoilt or (stretch.is_up and hashed)
+        is_over = stretch.is_spoilt or (stretch.is_up and hashed)
+        if is_over and stretch.data is not None:
+            data, stretch.data = stretch.data, None
+            self._room.give(data)
+        return is_over
 
     def came_short(self, entry: Entry, *, wrong: bool) -> None:
         """An entry will not be whole. Parts of it that are not sent yet are not sent any more, so
@@ -305,9 +307,11 @@ class BucketArchive:
             with stretch.lock:
                 one = stretch.of
                 if stretch.is_up and one.upload is not None:
-                    # A part of another size has not arrived.
-                    self._bucket.put_part(one.name, one.upload, stretch.number, b"-", self._run)
-                    stretch.is_up = False
+                    # A part of another size has not arrived. If this fails, the next run finds out
+                    # when it reads all back; what is told is why the blob is wrong.
+                    with suppress(MirrorError):
+                        self._bucket.put_part(one.name, one.upload, stretch.number, b"-", self._run)
+                        stretch.is_up = False
         with self._lock:
             self._spoil(self._of(entry))
 
