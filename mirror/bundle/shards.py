@@ -58,6 +58,7 @@ from mirror.sync.inventory import canonical_json
 _SHARD = re.compile(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})")
 _RECORD = re.compile(r"shard-[0-9]+" + re.escape(PARTIAL_SUFFIX))
 _AGREED = "shards" + PARTIAL_SUFFIX
+_MOST_TRIES = 5
 _CHANGING = (ValueError, KeyError, TypeError, AttributeError, ConflictError, RegistryNotFoundError)
 _AGAIN = "give this bundle up with `mirror clean`, and run all shards again"
 
@@ -257,11 +258,9 @@ class ShardPlace(BucketPlace):
         begun = gather(names, lambda name: self._bucket.begin(name, plan, self._run), run=self._run)
         uploads = dict(zip(names, begun, strict=True))
         data = Agreed(self._asked, sealed, files, uploads).signed(self.packing.sign).to_json()
-        while True:
-            is_first = self._bucket.put(_AGREED, data, self._run, only_new=True)
-            self._agreed = self._read_agreed(self._bucket.states(self._run))
-            if self._agreed is not None:
-                break
+        is_first, states = self._put_first(_AGREED, data)
+        self._agreed = self._read_agreed(states)
+        assert self._agreed is not None, "it is listed"
         if not is_first:
             gather(
                 uploads.items(),
@@ -377,10 +376,22 @@ class ShardPlace(BucketPlace):
         """Whether what is to be done about this file once is for this shard to do: it is the first
         that would, perhaps in an earlier run."""
         claim, mine = f"shard-claims-{name}{PARTIAL_SUFFIX}", str(self._shard.number).encode()
-        while not self._bucket.put(claim, mine, self._run, only_new=True):
-            if found := self._read(claim, self._bucket.states(self._run)):
-                return found == mine
-        return True
+        is_first, states = self._put_first(claim, mine)
+        return is_first or self._read(claim, states) == mine
+
+    def _put_first(self, name: str, data: bytes) -> tuple[bool, Mapping[str, FileState]]:
+        """Put an object unless there is one; whether there was none, and what lies there then."""
+        is_first = False
+        for _ in range(_MOST_TRIES):  # another may have removed it meanwhile
+            is_first |= self._bucket.put(name, data, self._run, only_new=True)
+            states = self._bucket.states(self._run)
+            if name in states:
+                return is_first, states
+        raise ConflictError(
+            "the S3 server has it and does not list it",
+            where=f"{self.where}/{name}",
+            advice="use a server whose lists have what was put",
+        )
 
     def _read_back(self, file: BucketArchive, one: Object, state: FileState) -> dict[str, str]:
         """The sums of an object, whose blobs must be right; one that lies in two files counts by

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
+from mirror.bundle.bucket import Bucket
 from mirror.bundle.folder import AS_USUAL, Packing
-from mirror.errors import DamagedBundleError, SignatureError
+from mirror.errors import ConflictError, DamagedBundleError, SignatureError
 from mirror.operations.pull import pack
 from mirror.run import Run
 from mirror.signing import sign
 from tests.bundle.test_bucket_place import FILES, Counted, StopError, content, other
 from tests.operations.test_shards import SEAL, STORE, carry
 from tests.support.object_storage import ObjectStorage
+from tests.support.patience import PATIENCE_S
 from tests.test_signing import OTHER_P256, P256
 
 MINE, FORGED = (
@@ -109,3 +111,21 @@ def test_sums_that_are_none_count_for_nothing(
         bucket.put("shard-9.partial", json.dumps(record).encode(), Run())
     assert carry(storage, prefix, "2/2").is_sealed
     assert storage.content(prefix) == content(tmp_path)
+
+
+@pytest.mark.parametrize("claim", [b"", b"9", bytes(100)])
+def test_a_claim_of_nobody_is_waited_for_by_nobody(claim: bytes, storage: ObjectStorage) -> None:
+    prefix, soon = f"claims/{len(claim)}", Run(jobs=2).with_deadline(PATIENCE_S)
+    carry(storage, prefix, "1/2")
+    with closing(storage.bucket(prefix)) as bucket:
+        bucket.put("shard-claims-platform.tar.partial", claim, Run())
+    assert "platform.tar" in carry(storage, prefix, "2/2", run=soon).awaited
+
+
+def test_a_list_that_never_has_what_was_put_is_told(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bucket, "states", lambda *_: {})
+    told = r"shards\.partial: the S3 server has it and does not list it; use a server whose lists"
+    with pytest.raises(ConflictError, match=told):
+        carry(storage, "unlisted", "1/2", run=Run(jobs=2).with_deadline(PATIENCE_S))
