@@ -413,8 +413,10 @@ class _Site:
         template = (there or {}).get("spec", {}).get("template", {})
         if there is not None and _note(template, VERSION) != version:
             self._owner._act()
-            note = {"metadata": {"annotations": {VERSION: version}}}
-            self._api.merge("Deployment", _DECKHOUSE, {"spec": {"template": note}})
+            # As it was read: a request that is late must not start it anew for what was before.
+            known = {"resourceVersion": there["metadata"]["resourceVersion"]}
+            note = {"template": {"metadata": {"annotations": {VERSION: version}}}}
+            self._api.merge("Deployment", _DECKHOUSE, {"metadata": known, "spec": note})
 
     def left(self, _: Switch) -> Iterable[str]:
         return [str((pod.get("spec") or {}).get("nodeName")) for pod in self._pods()]

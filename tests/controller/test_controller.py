@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from mirror.controller import Switch
-from mirror.controller.cluster import Controller
+from mirror.controller.cluster import Controller, _Site
 from mirror.controller.kube import KubeApi, Lease
 from mirror.controller.leading import lead
-from mirror.errors import CancelledError, InvalidStateError, UnreachableError
+from mirror.errors import CancelledError, ConflictError, InvalidStateError, UnreachableError
 from mirror.modes.constants import ConditionType, RegistryUser
 from mirror.modes.outcomes import ClusterFacts, NodeFacts, ReplicaPod, StepOutcome
 from mirror.modes.routes import Mode, ModeKind, conditions_of
@@ -446,6 +446,27 @@ def test_a_late_request_does_not_undo_what_the_next_leader_did(
     there = cluster.get("Secret", "routes")
     assert there is not None
     assert there["stringData"] == {"config": "new"}
+
+
+def test_a_late_request_does_not_start_deckhouse_anew_for_what_was_before(
+    cluster: KubeCluster, life: Life, api: KubeApi
+) -> None:
+    def noted(version: str) -> dict[str, Any]:
+        note = {"registry.deckhouse.io/version": version}
+        return {"spec": {"template": {"metadata": {"annotations": note}}}}
+
+    def hangs() -> bool:
+        api.merge("Deployment", "deckhouse", noted("new"))
+        return True
+
+    late = _Site(controller(api, may_act=hangs), [])
+    with pytest.raises(ConflictError, match="the object has been modified"):
+        late._restart("old")
+    there = cluster.get("Deployment", "deckhouse")
+    assert there is not None
+    assert there["spec"]["template"]["metadata"]["annotations"] == {
+        "registry.deckhouse.io/version": "new"
+    }
 
 
 def test_what_comes_back_late_goes_again_also_where_nothing_is_managed_any_more(
