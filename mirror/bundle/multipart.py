@@ -347,6 +347,7 @@ class BucketArchive:
         """Make an object of its upload, if all parts have arrived, whoever sent them, and if we
         `may`: servers need not bear two at a time. Whether it is there, and ours to read."""
         assert one.upload is not None, "others know of it, too"
+        self._room.finish()
         sizes = {each.number: each.size for each in self._stretches if each.of is one}
         try:
             parts = self._bucket.parts(one.name, one.upload, self._run)

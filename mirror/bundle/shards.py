@@ -15,6 +15,7 @@ import re
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -23,13 +24,12 @@ from typing import Any
 from mirror.bundle import gost
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.bucket_place import BucketPlace, plan_of
-from mirror.bundle.folder import Packing
+from mirror.bundle.folder import Packing, is_leftover
 from mirror.bundle.follow import Hash, MakeHash, Recheck
 from mirror.bundle.format import (
     PARTIAL_SEAL,
     PARTIAL_SUFFIX,
     SEAL,
-    SHARD_MARK,
     file_names,
 )
 from mirror.bundle.multipart import BucketArchive, Object
@@ -43,6 +43,7 @@ from mirror.errors import (
     DamagedBundleError,
     InputError,
     IntegrityError,
+    InvalidDigestError,
     RegistryNotFoundError,
     SignatureError,
     counted,
@@ -59,7 +60,8 @@ _SHARD = re.compile(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})")
 _RECORD = re.compile(r"shard-[0-9]+" + re.escape(PARTIAL_SUFFIX))
 _AGREED = "shards" + PARTIAL_SUFFIX
 _MOST_TRIES = 5
-_CHANGING = (ValueError, KeyError, TypeError, AttributeError, ConflictError, RegistryNotFoundError)
+_GONE = (ConflictError, RegistryNotFoundError)
+_CHANGING = (ValueError, KeyError, TypeError, AttributeError, InvalidDigestError, *_GONE)
 _AGAIN = "give this bundle up with `mirror clean`, and run all shards again"
 
 
@@ -190,8 +192,7 @@ class ShardPlace(BucketPlace):
         Raises:
             InputError: something else is there, or is being made there.
         """
-        states = self._bucket.states(self._run)
-        agreed = self._read_agreed(states)
+        states, _ = self._found()
         if SEAL not in states:
             return False
         sealed = self._read(SEAL, states)
@@ -202,7 +203,7 @@ class ShardPlace(BucketPlace):
             raise InputError(
                 f"{self.where} has another bundle, which shards never replace; name a new place"
             )
-        if agreed is not None or any(map(SHARD_MARK.fullmatch, states)):
+        if any(map(is_leftover, states)):
             super().clear()
         return True
 
@@ -212,15 +213,22 @@ class ShardPlace(BucketPlace):
         Raises:
             InputError: something else is there, or is being made there.
         """
-        states = self._bucket.states(self._run)
-        self._agreed = self._read_agreed(states)
-        if self._agreed is None:
+        states, self._agreed = self._found()
+        if self._agreed is None and SEAL not in states:  # else the others were at the end just now
             self.check(force=False)
         return self._agreed
 
+    def _found(self) -> tuple[Mapping[str, FileState], Agreed | None]:
+        """What lies here, and what all go by."""
+        states = self._bucket.states(self._run)
+        with suppress(*_GONE):
+            return states, self._read_agreed(states)
+        states = self._bucket.states(self._run)  # what was listed went: another sealed
+        return states, self._read_agreed(states)
+
     def _read_agreed(self, states: Mapping[str, FileState]) -> Agreed | None:
         if _AGREED not in states:
-            if JOURNAL in states:
+            if JOURNAL in states and self._read(JOURNAL, states) != canonical_json(self._asked):
                 raise InputError(
                     f"a pull without --shard is under way in {self.where}; let it end, give it up "
                     "with `mirror clean`, or name another place for the shards"
@@ -258,15 +266,11 @@ class ShardPlace(BucketPlace):
         begun = gather(names, lambda name: self._bucket.begin(name, plan, self._run), run=self._run)
         uploads = dict(zip(names, begun, strict=True))
         data = Agreed(self._asked, sealed, files, uploads).signed(self.packing.sign).to_json()
-        is_first, states = self._put_first(_AGREED, data)
-        self._agreed = self._read_agreed(states)
+        self._agreed = self._read_agreed(self._put_first(_AGREED, data))
         assert self._agreed is not None, "it is listed"
-        if not is_first:
-            gather(
-                uploads.items(),
-                lambda one: self._bucket.abort(one[0], one[1], self._run),
-                run=self._run,
-            )
+        # Even who was refused may have been first: an answer was lost, and it asked again.
+        needless = uploads.items() - self._agreed.uploads.items()
+        gather(needless, lambda one: self._bucket.abort(one[0], one[1], self._run), run=self._run)
         return self._agreed
 
     def _names(self, seal: Seal) -> list[str]:
@@ -349,6 +353,7 @@ class ShardPlace(BucketPlace):
 
         Raises:
             IntegrityError: what lies in the bucket is not what was sent.
+            ConflictError: a file is gone.
         """
         sums = self._sums()
         lacking = [(file, one) for file, one in self._own if one.name not in sums]
@@ -362,6 +367,9 @@ class ShardPlace(BucketPlace):
 
         def note(pair: tuple[BucketArchive, Object]) -> None:
             file, one = pair
+            if one.name not in states:
+                where = f"{self.where}/{one.name}"
+                raise ConflictError("it was complete, and is gone", where=where, advice=_AGAIN)
             digests = self._read_back(file, one, states[one.name])
             with lock:
                 self._noted[one.name] = digests
@@ -376,17 +384,23 @@ class ShardPlace(BucketPlace):
         """Whether what is to be done about this file once is for this shard to do: it is the first
         that would, perhaps in an earlier run."""
         claim, mine = f"shard-claims-{name}{PARTIAL_SUFFIX}", str(self._shard.number).encode()
-        is_first, states = self._put_first(claim, mine)
-        return is_first or self._read(claim, states) == mine
+        states = self._put_first(claim, mine)
+        try:
+            found = self._read(claim, states)
+        except _GONE:  # another sealed just now
+            return False
+        if found not in [b"%d" % number for number in range(1, self._shard.count + 1)]:
+            where = f"{self.where}/{claim}"
+            raise DamagedBundleError("it names none of the shards", where=where, advice=_AGAIN)
+        return found == mine
 
-    def _put_first(self, name: str, data: bytes) -> tuple[bool, Mapping[str, FileState]]:
-        """Put an object unless there is one; whether there was none, and what lies there then."""
-        is_first = False
+    def _put_first(self, name: str, data: bytes) -> Mapping[str, FileState]:
+        """Put an object unless there is one; what lies there then."""
         for _ in range(_MOST_TRIES):  # another may have removed it meanwhile
-            is_first |= self._bucket.put(name, data, self._run, only_new=True)
+            self._bucket.put(name, data, self._run, only_new=True)
             states = self._bucket.states(self._run)
             if name in states:
-                return is_first, states
+                return states
         raise ConflictError(
             "the S3 server has it and does not list it",
             where=f"{self.where}/{name}",
@@ -418,6 +432,7 @@ class ShardPlace(BucketPlace):
 
     def _sums(self) -> dict[str, Mapping[str, str]]:
         """The sums that any shard has written down, by file."""
+        assert self._agreed is not None, "first all agree"
         states = self._bucket.states(self._run)
         found: dict[str, Mapping[str, str]] = {}
         kinds = ("sha256", "gost") if self.packing.gost_digest else ("sha256",)
@@ -426,8 +441,9 @@ class ShardPlace(BucketPlace):
                 record = parse_json(self._read(name, states))
                 if record["plan"] == self._plan:
                     noted = {
-                        one: {kind: bytes.fromhex(each[kind]).hex() for kind in kinds}
+                        one: {kind: Digest.parse(f"sha256:{each[kind]}").encoded for kind in kinds}
                         for one, each in record["files"].items()
+                        if one in self._agreed.uploads
                     }
                     found |= noted
                     if name == self._record:

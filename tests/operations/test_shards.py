@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.bundle.folder import AS_USUAL, Packing
+from mirror.bundle.multipart import BucketArchive, Object
 from mirror.bundle.seal import Seal
-from mirror.bundle.shards import Shard, share
+from mirror.bundle.shards import Shard, ShardPlace, share
 from mirror.bundle.sums import parse_whole
 from mirror.errors import ConflictError, InputError, IntegrityError, MirrorError
 from mirror.events import Event, Warned
@@ -27,7 +28,7 @@ from mirror.operations.shards import ShardReport, pull_shard
 from mirror.run import Run
 from mirror.sync import MemoryStore, Source
 from mirror.testing import FaultyProxy
-from mirror.testing.faults import Answer, Fault, Faults
+from mirror.testing.faults import Answer, Fault, Faults, LoseAnswer
 from tests.bundle.test_bucket_place import FILES, LARGE, MIB, Counted, StopError, content, sealed
 from tests.support import shards
 from tests.support.inventories import put_image
@@ -245,6 +246,57 @@ def test_a_shard_that_comes_again_behind_the_end_changes_nothing(
     assert storage.content("behind") == plain
     with pytest.raises(InputError, match=r"s3://bundles/behind has another bundle"):
         carry(storage, "behind", "1/2", asked={"selection": {}})
+
+
+@pytest.mark.parametrize("what", ["shards.partial", "shard-claims-platform.tar", "inventory.json"])
+def test_the_answer_to_what_a_shard_was_first_to_put_may_be_lost(
+    what: str, storage: ObjectStorage, plain: dict[str, bytes]
+) -> None:
+    prefix = f"lost/of-{what}"
+    faults = Faults(Fault(LoseAnswer(), "PUT", what))
+    with FaultyProxy(f"http://{storage.address}", faults=faults) as proxy:
+        for text in ("1/2", "2/2"):
+            carry(storage, prefix, text, address=proxy.address)
+    assert faults.struck == 1
+    assert (storage.content(prefix), storage.pending(prefix)) == (plain, [])
+
+
+@pytest.mark.parametrize("method", ["begin", "_read_agreed", "agreed", "seal", "_claims"])
+def test_a_shard_may_be_late_at_any_moment_of_another_ones_end(
+    method: str,
+    storage: ObjectStorage,
+    plain: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prefix = f"late/{method}"
+    assert [carry(storage, prefix, f"{number}/4").is_sealed for number in (1, 2, 3)] == [False] * 3
+    original = getattr(ShardPlace, method)
+
+    def late(place: ShardPlace, *given: Any) -> Any:
+        monkeypatch.setattr(ShardPlace, method, original)
+        assert carry(storage, prefix, "4/4").is_sealed
+        return original(place, *given)
+
+    monkeypatch.setattr(ShardPlace, method, late)
+    assert carry(storage, prefix, "1/4").is_sealed
+    assert (storage.content(prefix), storage.pending(prefix)) == (plain, [])
+
+
+def test_a_file_that_is_removed_when_it_was_complete_is_told(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = BucketArchive.join
+
+    def joined(archive: BucketArchive, one: Object, may: Callable[[], bool]) -> bool:
+        found = original(archive, one, may)
+        with closing(storage.bucket("removed")) as bucket:
+            if found:
+                bucket.remove(one.name, Run())
+        return found
+
+    monkeypatch.setattr(BucketArchive, "join", joined)
+    with pytest.raises(ConflictError, match=r"removed/.*\.tar: it was complete, and is gone"):
+        carry(storage, "removed", "1/1")
 
 
 def test_shards_can_be_given_up(storage: ObjectStorage, plain: dict[str, bytes]) -> None:

@@ -97,7 +97,7 @@ def test_a_plan_that_does_not_fit_itself_is_told_and_written_nowhere(
     assert "elsewhere" not in storage.names("")
 
 
-@pytest.mark.parametrize("sums", [5, {}, {"sha256": "zz"}, {"sha256": None}, "x"])
+@pytest.mark.parametrize("sums", [5, {}, {"sha256": "zz"}, {"sha256": "00"}, {"sha256": None}, "x"])
 def test_sums_that_are_none_count_for_nothing(
     sums: Any, storage: ObjectStorage, tmp_path: Path
 ) -> None:
@@ -113,13 +113,28 @@ def test_sums_that_are_none_count_for_nothing(
     assert storage.content(prefix) == content(tmp_path)
 
 
+def test_sums_of_other_files_count_for_nothing(storage: ObjectStorage, tmp_path: Path) -> None:
+    packing = Packing(gost_digest=True)
+    pack(SEAL, FILES, STORE, tmp_path, packing)
+    first = carry(storage, "odd/names", "1/2", packing=packing)
+    with closing(storage.bucket("odd/names")) as bucket:
+        plan = bucket.plan_of(first.summed[0], Run())
+        sums = dict.fromkeys(("sha256", "gost"), "0" * 64)
+        record = {"plan": plan and plan[1], "files": {"evil.tar": sums, "../elsewhere": sums}}
+        bucket.put("shard-9.partial", json.dumps(record).encode(), Run())
+    assert carry(storage, "odd/names", "2/2", packing=packing).is_sealed
+    assert storage.content("odd/names") == content(tmp_path)
+    assert not [name for name in storage.names("odd") if "elsewhere" in name]
+
+
 @pytest.mark.parametrize("claim", [b"", b"9", bytes(100)])
-def test_a_claim_of_nobody_is_waited_for_by_nobody(claim: bytes, storage: ObjectStorage) -> None:
+def test_a_claim_of_nobody_is_told(claim: bytes, storage: ObjectStorage) -> None:
     prefix, soon = f"claims/{len(claim)}", Run(jobs=2).with_deadline(PATIENCE_S)
     carry(storage, prefix, "1/2")
     with closing(storage.bucket(prefix)) as bucket:
         bucket.put("shard-claims-platform.tar.partial", claim, Run())
-    assert "platform.tar" in carry(storage, prefix, "2/2", run=soon).awaited
+    with pytest.raises(DamagedBundleError, match=r"platform\.tar\.partial: it names none of the s"):
+        carry(storage, prefix, "2/2", run=soon)
 
 
 def test_a_list_that_never_has_what_was_put_is_told(
