@@ -10,7 +10,7 @@ from mirror.bundle.location import Objects as Objects
 from mirror.bundle.location import Readable as Readable
 from mirror.bundle.location import RemotePath as RemotePath
 from mirror.bundle.reader import BundleReader as BundleReader
-from mirror.bundle.shards import Shard as Shard
+from mirror.bundle.share import Shard as Shard
 from mirror.bundle.static_server import remote_folder as remote_folder
 from mirror.bundle.verify import BundleReport as BundleReport
 from mirror.controller import Reconciled as Reconciled

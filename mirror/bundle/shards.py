@@ -10,11 +10,10 @@ own. The first that finds the sums of all files seals.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,15 +25,11 @@ from mirror.bundle.bucket import Bucket
 from mirror.bundle.bucket_place import BucketPlace, plan_of
 from mirror.bundle.folder import Packing, is_leftover
 from mirror.bundle.follow import Hash, MakeHash, Recheck
-from mirror.bundle.format import (
-    PARTIAL_SEAL,
-    PARTIAL_SUFFIX,
-    SEAL,
-    file_names,
-)
+from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, file_names
 from mirror.bundle.multipart import BucketArchive, Object
 from mirror.bundle.room import PART
 from mirror.bundle.seal import Seal, check_limits, parse_seal
+from mirror.bundle.share import Shard, share
 from mirror.bundle.staging import JOURNAL
 from mirror.bundle.sums import CompanionFiles
 from mirror.documents import parse_json
@@ -47,7 +42,6 @@ from mirror.errors import (
     RegistryNotFoundError,
     SignatureError,
     counted,
-    printable,
 )
 from mirror.events import PhaseAdvanced, PhaseStarted
 from mirror.oci import Digest
@@ -56,64 +50,12 @@ from mirror.run import Run, gather
 from mirror.signing import verify
 from mirror.sync.inventory import canonical_json
 
-_SHARD = re.compile(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})")
 _RECORD = re.compile(r"shard-[0-9]+" + re.escape(PARTIAL_SUFFIX))
 _AGREED = "shards" + PARTIAL_SUFFIX
 _MOST_TRIES = 5
 _GONE = (ConflictError, RegistryNotFoundError)
 _CHANGING = (ValueError, KeyError, TypeError, AttributeError, InvalidDigestError, *_GONE)
 _AGAIN = "give this bundle up with `mirror clean`, and run all shards again"
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One of `count` machines that share a work; `number` counts from 1."""
-
-    number: int
-    count: int
-
-    @classmethod
-    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> Shard:
-        """Read `3/8`. `auto` is what the pod of an Indexed Job of Kubernetes is told by
-        JOB_COMPLETION_INDEX, which counts from 0, and JOB_COMPLETIONS.
-
-        Raises:
-            InputError: it is something else.
-        """
-        given = text
-        if text == "auto":
-            index, count = (environment.get(f"JOB_COMPLETION{end}", "") for end in ("_INDEX", "S"))
-            if not index.isdecimal():
-                raise InputError(
-                    "--shard auto takes its number from JOB_COMPLETION_INDEX, which only pods of "
-                    "an Indexed Job have; write it as --shard 3/8"
-                )
-            text = f"{int(index) + 1}/{count}"
-            given = f"JOB_COMPLETION_INDEX={index} with JOB_COMPLETIONS={count}"
-        found = _SHARD.fullmatch(text)
-        if found is None or int(found[1]) > int(found[2]):
-            raise InputError(
-                f"{printable(given)} is not one of several shards; write its number and how many "
-                "there are, as 3/8: from 1/8 to 8/8"
-            )
-        return cls(int(found[1]), int(found[2]))
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-
-def share(sizes: Sequence[int], shard: Shard) -> range:
-    """Which of these pieces are a shard's: neighbours, whose middles lie in its part of all bytes.
-
-    Each piece is in one share. No share is above the mean by more than the largest piece.
-    """
-    total, position, mine = sum(sizes), 0, []
-    for number, size in enumerate(sizes):
-        middle = (2 * position + size) * shard.count // (2 * total) if total else 0
-        if min(middle, shard.count - 1) == shard.number - 1:
-            mine.append(number)
-        position += size
-    return range(mine[0], mine[-1] + 1) if mine else range(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from mirror.reports.bundles import (
 
 if TYPE_CHECKING:
     from mirror.bundle.bucket import Bucket
-    from mirror.bundle.shards import Shard
+    from mirror.bundle.share import Shard
 
 
 def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -> options.Decorator:
@@ -318,7 +318,7 @@ def clean_command(
 
 def _shard(text: str, place: Path | Bucket, *, dry_run: bool, force: bool) -> Shard:
     """Which share of the bundle this machine makes."""
-    from mirror.bundle.shards import Shard  # few need it
+    from mirror.bundle.share import Shard  # few need it
 
     if isinstance(place, Path):
         raise InputError("--shard is for a bundle in a bucket: s3://bucket/prefix, not a folder")

@@ -10,7 +10,8 @@ from mirror.bundle.bucket import Bucket
 from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.format import PARTIAL_SEAL
 from mirror.bundle.seal import Seal, parse_seal
-from mirror.bundle.shards import Agreed, Shard, ShardPlace
+from mirror.bundle.shards import Agreed, ShardPlace
+from mirror.bundle.share import Shard
 from mirror.bundle.writer import BundleWriter
 from mirror.documents import document
 from mirror.errors import ChangedLeftoversError

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.multipart import BucketArchive, Object
 from mirror.bundle.seal import Seal
-from mirror.bundle.shards import Shard, ShardPlace, share
+from mirror.bundle.shards import ShardPlace
+from mirror.bundle.share import Shard, share
 from mirror.bundle.sums import parse_whole
 from mirror.errors import ConflictError, InputError, IntegrityError, MirrorError
 from mirror.events import Event, Warned
@@ -261,7 +262,7 @@ def test_the_answer_to_what_a_shard_was_first_to_put_may_be_lost(
     assert (storage.content(prefix), storage.pending(prefix)) == (plain, [])
 
 
-@pytest.mark.parametrize("method", ["begin", "_read_agreed", "agreed", "seal", "_claims"])
+@pytest.mark.parametrize("method", ["begin", "_read_agreed", "agreed", "seal"])
 def test_a_shard_may_be_late_at_any_moment_of_another_ones_end(
     method: str,
     storage: ObjectStorage,

@@ -21,7 +21,7 @@ from unittest import mock
 from mirror.bundle.bucket import Bucket, BucketAddress
 from mirror.bundle.folder import Packing
 from mirror.bundle.seal import Seal
-from mirror.bundle.shards import Shard
+from mirror.bundle.share import Shard
 from mirror.oci import Digest, Manifest, Repository
 from mirror.operations.pull import PullPlan, pack
 from mirror.operations.shards import pull_shard
