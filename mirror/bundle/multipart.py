@@ -2,11 +2,12 @@
 
 The parts of an upload follow from the plan alone. They begin and end where entries do, a large
 entry is several of them, and none but an object's last is smaller than 5 MiB, which servers demand.
-What has arrived is the journal (ListParts). The last bytes of a blob come only once all of it has
-proved right; if it proves wrong, its other parts are spoilt. A part that was uploaded cannot be
-read before its object is complete. Hence an archive that is uploaded in one run is hashed in its
-order while parts are in memory, and one that an interrupted run began is read back once, when it is
-complete. Only that proves a blob of which that run had sent some parts.
+What has arrived is the journal (ListParts). The run that fetches all of a blob sends its last bytes
+only once it has proved right; if it proves wrong, its other parts are spoilt. What an interrupted
+run has sent of a blob stays, and the next run sends the rest unproved: a part cannot be read before
+its object is complete. Hence an archive that is uploaded in one run is hashed in its order while
+parts are in memory, and one that an interrupted run began is read back once, when it is complete.
+Only that proves a blob that two runs have sent; an object with a wrong one is removed.
 """
 
 from __future__ import annotations

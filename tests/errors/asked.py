@@ -41,7 +41,8 @@ def _empty_folder(lab: Lab) -> Told:
     InputError,
     "A pull that was not finished",
     cause="The folder holds what an interrupted pull has left, and no bundle yet.",
-    cure="Run the same pull again; it goes on where it was.",
+    cure="Run the same pull again; it goes on where it was. If nobody wants it any more, "
+    "`mirror clean` removes it.",
 )
 def _unfinished(lab: Lab) -> Told:
     folder = lab.folder / "bundle"
