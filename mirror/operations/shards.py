@@ -66,6 +66,8 @@ def pull_shard(
         InputError: something else is there, or is asked for, or `packing` compresses or does not
             resume.
         ConflictError: what all had agreed upon was given up.
+        DamagedBundleError: what shards have put down there is not theirs.
+        SignatureError: it is not signed with the key of `packing`.
         IntegrityError: what lies in the bucket is not what was sent.
         IncompleteError: some content could not be fetched.
         CancelledError: `run` was stopped.
