@@ -39,7 +39,7 @@ from mirror.modes.routes import Mode, Verdict
 from mirror.modes.settings import CheckMode, RegistrySettings
 from mirror.modes.state import RegistryState
 from mirror.nodeconfig.cluster import load_facts, read_document, read_modules
-from mirror.nodeconfig.rotation import RotationStep, rotation_steps
+from mirror.nodeconfig.rotation import RotationStep, possible_rotation, rotation_steps
 from mirror.nodeconfig.service_secrets import Rotated
 from mirror.registry import ConnectionOptions
 
@@ -79,8 +79,8 @@ from mirror.registry import ConnectionOptions
     "rotated",
     multiple=True,
     type=click.Choice([one.value for one in Rotated]),
-    help="Plan a rotation too: of the authority, the token keys or the users' passwords, as `mode "
-    "render --rotate` does it. Repeatable.",
+    help="Plan a rotation too: of the authority, the token keys or the users' passwords, as "
+    "`mirror controller` does it. Repeatable.",
 )
 @flag("--installing", text="The cluster is being installed: there is no mode yet.")
 @flag("--undocumented", text="Allow what the cluster can do and its documentation advises against.")
@@ -115,7 +115,7 @@ def plan_command(
         raise InputError(
             f"--rotate: a switch to {plan.target} comes first; rotate when it is complete"
         )
-    walk = rotation_steps([Rotated(one) for one in rotated]) if rotated else ()
+    walk = rotation_steps(possible_rotation(rotated, target.kind)) if rotated else ()
     found = {**plan.to_document(), "rotation": [document(one, *_STEP) for one in walk]}
     lines = [*_lines(plan), *_rotation_lines(walk)]
     work.say(found, lines, code=0 if plan.allowed else MirrorError.exit_code)

@@ -205,8 +205,7 @@ def _rotated(
     told = next((one for one in state.conditions if one.type is _C.ROTATION), None)
     refused = told is not None and told.reason is Reason.ERROR
     complete = None if told is None or refused else told.status
-    users = ModeKind(state.mode.value).row.users
-    turn = next_turn(kept, rotate, users, nodes, now, complete=complete)
+    turn = next_turn(kept, rotate, ModeKind(state.mode.value), nodes, now, complete=complete)
     if turn.outcome is not None:
         return state.rotating(turn.outcome, before, now, refused=turn.refused), turn.kept
     # Nobody asks for what was refused any more.

@@ -15,6 +15,7 @@ from mirror.errors import InputError, RenderingError
 from mirror.modes import outcomes
 from mirror.modes.constants import RegistryUser
 from mirror.modes.outcomes import NodeFacts, StepOutcome
+from mirror.modes.routes import ModeKind
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.object_secrets import LENDERS
@@ -155,7 +156,7 @@ class RotationTurn:
 def next_turn(
     kept: ServiceSecrets,
     request: str,
-    users: Collection[RegistryUser],
+    kind: ModeKind,
     nodes: Sequence[Node],
     now: datetime.datetime,
     *,
@@ -164,14 +165,13 @@ def next_turn(
     """What follows where everybody has applied what is held.
 
     `request` has names of what to rotate, with commas; it waits for the rotation before it, of
-    which `complete` was told, None where there was none. `users` are those whom the masters'
-    services know.
+    which `complete` was told, None where there was none. `kind` is the mode that is reached.
     """
     rotation = kept.rotation
     if rotation is None and (complete is False or not request):
         return RotationTurn(kept, None if complete is None else StepOutcome(True))
     try:
-        what = _possible(rotation.what if rotation else request.split(","), users)
+        what = possible_rotation(rotation.what if rotation else request.split(","), kind)
     except InputError as err:
         return RotationTurn(kept, StepOutcome(False, str(err)), refused=True)
     moved = advance_rotation(kept, nodes, now) if rotation else begin_rotation(kept, what, now)
@@ -179,11 +179,22 @@ def next_turn(
     return RotationTurn(moved, StepOutcome(False, step.action))
 
 
-def _possible(names: Collection[str], users: Collection[RegistryUser]) -> list[Rotated]:
+def possible_rotation(names: Collection[str], kind: ModeKind) -> list[Rotated]:
+    """What `names` say, where a controller rotates it in that mode. Pure.
+
+    Raises:
+        InputError: a name is unknown, or the mode cannot have it.
+    """
     if unknown := [one for one in names if one not in list(Rotated)]:
         raise InputError(
             f"rotation: expected {', '.join(Rotated)}, found {unknown[0][:20]!r}; correct it"
         )
+    if not kind.row.managed:
+        raise InputError(
+            "rotation: in mode Unmanaged the cluster has no authority and logins of its own; "
+            "switch to Direct, Proxy or Local first"
+        )
+    users = kind.row.users
     if Rotated.USERS in names and users and not {*LENDERS.values()} <= {*users}:
         raise InputError(
             "rotation: the masters' agent lets one login of each user in, and caches have no user "

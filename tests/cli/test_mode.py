@@ -28,6 +28,7 @@ PROXY = {
 }
 DIRECT = {"mode": "Direct", "direct": {"imagesRepo": UPSTREAM, "license": "hidden-key"}}
 LOCAL = {"mode": "Local"}
+UNMANAGED = {"mode": "Unmanaged", "unmanaged": {"imagesRepo": UPSTREAM}}
 SITES = {
     "masters": ["10.0.0.1", "10.0.0.2"],
     "publicDomainTemplate": "%s.apps.corp.example",
@@ -290,6 +291,33 @@ def test_a_plan_shows_the_walk_of_a_rotation(write: Write) -> None:
     switch = ("--from", write("from.yaml", DIRECT), "--to", write("to.yaml", LOCAL))
     call_mirror("mode", "plan", *switch, "--rotate", "users").failed(
         2, "--rotate: a switch to Local comes first; rotate when it is complete"
+    )
+
+
+@pytest.mark.parametrize("things", [("users",), ("token", "users")], ids=" ".join)
+def test_a_plan_shows_no_rotation_that_the_controller_refuses(
+    write: Write, things: tuple[str, ...]
+) -> None:
+    same = ("--from", write("from.yaml", PROXY), "--to", write("to.yaml", PROXY))
+    asked = [word for one in things for word in ("--rotate", one)]
+    call_mirror("mode", "plan", *same, *asked).failed(
+        2,
+        "rotation: the masters' agent lets one login of each user in, and caches have no user "
+        "whose place a second one could take; switch to Direct, where it is carried out, and back",
+    )
+    call_mirror("mode", "plan", *same, "--rotate", "authority").succeeded()
+
+
+@pytest.mark.parametrize("settings", [UNMANAGED, {"mode": "Unmanaged"}], ids=["set", "legacy"])
+@pytest.mark.parametrize("thing", ["authority", "token", "users"])
+def test_a_plan_shows_no_rotation_where_the_cluster_has_nothing_to_rotate(
+    write: Write, settings: dict[str, Any], thing: str
+) -> None:
+    same = ("--from", write("from.yaml", settings), "--to", write("to.yaml", settings))
+    call_mirror("mode", "plan", *same, "--rotate", thing).failed(
+        2,
+        "rotation: in mode Unmanaged the cluster has no authority and logins of its own; switch to "
+        "Direct, Proxy or Local first",
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from mirror.errors import MirrorError
+from mirror.errors import DeniedError, MirrorError
 from mirror.modes import constants
 from mirror.modes.constants import RegistryUser
 from mirror.modes.settings import Account, RegistrySettings
@@ -21,10 +21,11 @@ from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.render import write_cluster
 from mirror.nodeconfig.services import Distribution
+from tests.support import fork_registry
 from tests.support.ingress import ingress
 from tests.support.kubelet import Image, Kubelet
 from tests.support.kubernetes import endpoints, pods_of
-from tests.support.mode_stack import ContainerdProcess
+from tests.support.mode_stack import ContainerdProcess, master
 from tests.support.patience import wait_until
 from tests.support.processes import free_port
 from tests.support.real_registry import ACCOUNT, RealRegistry
@@ -53,7 +54,9 @@ IMAGES = {
     },
     Distribution.DECKHOUSE: {
         "r.example/distribution": Image.of_module(
-            "tests.support.fork_registry", Path("/etc/passwd"), Path("/etc/group")
+            "tests.support.fork_registry",
+            *(Path("/etc/passwd"), Path("/etc/group")),
+            within=fork_registry.BETWEEN,
         ),
         **_BESIDE,
     },
@@ -178,8 +181,8 @@ def test_what_is_pushed_by_the_ingress_is_pulled_when_any_master_lives(
                         return False
 
             wait_until(copied)
-            for master in cluster.masters:
-                check(kubelets[master.name], SERVICES, BALANCER)
+            for node in cluster.masters:
+                check(kubelets[node.name], SERVICES, BALANCER)
         pull(containerd, cluster, "app")
 
 
@@ -203,19 +206,58 @@ def test_the_in_cluster_proxy_works_in_its_pod(tmp_path: Path, upstream: RealReg
     fill(upstream, "dkp/ee/app", "v1", image("app"))
     settings = direct(f"{by_name(upstream)}/dkp/ee", ACCOUNT, upstream_ca(upstream))
     machines = Machines(tmp_path, 1, settings, Images(nginx=NAMES.nginx))
-    secret = machines.object("Secret", "registry-incluster-proxy-config")
-    kubelet = machines.kubelets["worker-0"]
-    kubelet.secrets["registry-incluster-proxy-config"] = {
-        key: base64.b64decode(value) for key, value in secret["data"].items()
-    }
-    deployment = machines.object("Deployment", "registry-incluster-proxy")
-    with kubelet:
-        kubelet.run("proxy", deployment["spec"]["template"])
+    with in_cluster_proxy(machines) as kubelet:
         check(kubelet, "proxy")
         address = f"127.0.0.1:{machines.cluster.worker.ports.registry}"
         account = Account(ACCOUNT[0], SecretStr(ACCOUNT[1]))
         with client(address, machines.cluster.ca, account) as reading:
             assert reading.tags("system/deckhouse/app") == ["v1"]
+
+
+@pytest.mark.usefixtures("quick_keys")
+def test_the_in_cluster_proxy_of_the_default_flavour_works_in_its_pod(tmp_path: Path) -> None:
+    """Deckhouse's registry and its token server, as nobody, before another path of a registry."""
+    outside = Cluster.create(tmp_path / "outside", 1)
+    outside.render(LOCAL)
+    (there,) = outside.masters
+    app, reader = image("app"), outside.account(RegistryUser.RO)
+    with master(outside.out, there):
+        with client(there.registry, outside.ca, outside.account(RegistryUser.RW)) as to:
+            push(to, "dkp/ee/app", "v1", app)
+        login = (reader.name, reader.password.get_secret_value())
+        settings = direct(f"localhost:{there.ports.registry}/dkp/ee", login, outside.ca)
+        machines = Machines(tmp_path, 1, settings, flavour=Distribution.DECKHOUSE)
+        with in_cluster_proxy(machines) as kubelet:
+            check(kubelet, "proxy")
+            for pid in kubelet.pids()["proxy"]:
+                assert "\nUid:\t65534\t" in Path(f"/proc/{pid}/status").read_text()
+            address = f"127.0.0.1:{machines.cluster.worker.ports.registry}"
+            with client(address, machines.cluster.ca, reader) as reading:
+                assert reading.tags("system/deckhouse/app") == ["v1"]
+                found = reading.manifest("system/deckhouse/app", "v1")
+                assert found.raw == app.manifest
+                for blob in found.blobs:
+                    body = reading.blob("system/deckhouse/app", blob.digest, size=blob.size)
+                    assert sum(map(len, body)) == blob.size
+            other = outside.account(RegistryUser.RW)
+            with (
+                client(address, machines.cluster.ca, other) as refused,
+                pytest.raises(DeniedError),
+            ):
+                refused.tags("system/deckhouse/app")
+
+
+@contextmanager
+def in_cluster_proxy(machines: Machines) -> Iterator[Kubelet]:
+    """The pod of the Deployment, with what its Secret holds; it runs beside those of the worker."""
+    name, kubelet = "registry-incluster-proxy", machines.kubelets["worker-0"]
+    secret = machines.object("Secret", f"{name}-config")
+    kubelet.secrets[f"{name}-config"] = {
+        key: base64.b64decode(value) for key, value in secret["data"].items()
+    }
+    with kubelet:
+        kubelet.run("proxy", machines.object("Deployment", name)["spec"]["template"])
+        yield kubelet
 
 
 # -- the stand-ins are as strict as what they stand for --------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import ipaddress
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from mirror.errors import RenderingError
 from mirror.modes import constants
 from mirror.modes.constants import RegistryUser
+from mirror.modes.routes import ModeKind
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node, load_access
 from mirror.nodeconfig.render import access_of, render
@@ -253,16 +254,16 @@ def test_the_masters_agent_which_knows_one_login_of_each_user_lets_both_in(
 def test_passwords_wait_where_caches_would_refuse_one_login_and_the_rest_goes_on(
     held: ServiceSecrets,
 ) -> None:
-    def turn(kept: ServiceSecrets, users: Collection[RegistryUser]) -> RotationTurn:
-        return next_turn(kept, "", users, MASTERS, NOW, complete=False)
+    def turn(kept: ServiceSecrets, kind: ModeKind) -> RotationTurn:
+        return next_turn(kept, "", kind, MASTERS, NOW, complete=False)
 
     begun = begin_rotation(held, [Rotated.USERS], NOW)
-    waits = turn(begun, [RegistryUser.RO])
+    waits = turn(begun, ModeKind.PROXY)
     assert waits.kept is begun
     assert waits.refused
-    assert turn(begun, ()).kept.rotation is not None
+    assert turn(begun, ModeKind.DIRECT).kept.rotation is not None
     keys = begin_rotation(held, [Rotated.TOKEN], NOW)
-    assert not turn(keys, [RegistryUser.RO]).refused
+    assert not turn(keys, ModeKind.PROXY).refused
 
 
 def test_clients_get_the_name_that_is_in_use(held: ServiceSecrets, tmp_path: Path) -> None:

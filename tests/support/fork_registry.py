@@ -60,6 +60,8 @@ _KEYS: dict[str, Any] = {
     },
 }
 """All keys that are used of the fork's and of distribution's own."""
+BETWEEN = "127.0.0.53"
+"""Where this stand-in talks to itself: the fork has nothing that listens there."""
 _PDEATHSIG = 1
 
 _FRONT = """
@@ -116,7 +118,7 @@ http {{
   scgi_temp_path {folder}/between-scgi;
   map $upstream_http_www_authenticate $challenge {{
     "" "";
-    default 'Bearer realm="http://127.0.0.1:{port}/token",service="{service}"';
+    default 'Bearer realm="http://{host}:{port}/token",service="{service}"';
   }}
   map $args $mapped {{
     "~^(.*repository(?::|%3A))system(?:/|%2F)deckhouse((?:/|%2F).*)$" "$1{scope}$2";
@@ -129,7 +131,7 @@ http {{
   proxy_hide_header WWW-Authenticate;
   add_header WWW-Authenticate $challenge always;
   server {{
-    listen 127.0.0.1:{port};
+    listen {host}:{port};
     location = /v2/ {{ proxy_pass {remote}/v2/; }}
     location /v2/system/deckhouse/ {{ proxy_pass {remote}/v2{path}/; }}
     location = /token {{ proxy_pass {realm}?$mapped; }}
@@ -172,7 +174,7 @@ def main(command: str, config: str) -> None:
     front.write_text(
         _FRONT.format(
             folder=folder,
-            addr=http["addr"],
+            addr=http["addr"].removeprefix(":"),
             tokens=token["proxy"]["url"],
             ca=token["proxy"]["ca"],
             refused=_REFUSED.format() if "proxy" in document else "",
@@ -187,7 +189,7 @@ def _between(proxy: Mapping[str, str], folder: Path) -> str:
     assert proxy["localpathalias"] == "/system/deckhouse"
     remote, path = proxy["remoteurl"], proxy["remotepathonly"]
     with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
+        chosen.bind((BETWEEN, 0))
         port = chosen.getsockname()[1]
     trust = ssl.create_default_context(cafile=proxy["ca"])
     try:
@@ -196,15 +198,22 @@ def _between(proxy: Mapping[str, str], folder: Path) -> str:
         told = err.headers["WWW-Authenticate"]
     (realm,), (service,) = (re.findall(f'{key}="([^"]+)"', told) for key in ("realm", "service"))
     config = folder / "between.conf"
-    names = {"folder": folder, "port": port, "ca": proxy["ca"], "remote": remote, "path": path}
+    names = {
+        "folder": folder,
+        "host": BETWEEN,
+        "port": port,
+        "ca": proxy["ca"],
+        "remote": remote,
+        "path": path,
+    }
     scope = quote(path.strip("/"), safe="")
     config.write_text(_BETWEEN.format(**names, realm=realm, service=service, scope=scope))
     _beside(["nginx", "-e", "stderr", "-c", str(config)], os.environ)
     while True:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        with suppress(OSError), socket.create_connection((BETWEEN, port)):
             break
         time.sleep(0.01)
-    return f"http://127.0.0.1:{port}"
+    return f"http://{BETWEEN}:{port}"
 
 
 def _beside(command: list[str], environment: Mapping[str, str]) -> None:

@@ -27,14 +27,18 @@ _REPOSITORY = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Image:
-    """What an image brings beside this machine's programs: an entry point, variables, folders."""
+    """What an image brings beside this machine's programs: an entry point, variables, folders.
+
+    A stand-in of several programs may talk to itself at the address `within`.
+    """
 
     entry_point: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()
+    within: str = ""
 
     @classmethod
-    def of_module(cls, name: str, *more: Path) -> Image:
+    def of_module(cls, name: str, *more: Path, within: str = "") -> Image:
         """One that runs a Python module of this repository; with `more` files or folders."""
         folders = [_REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)]
         inside = [one for one in folders if one.parts[1] not in _ROOT]
@@ -44,6 +48,7 @@ class Image:
             (sys.executable, "-m", name),
             environment,
             (*dict.fromkeys(one for one in inside if one not in covered), *more),
+            within,
         )
 
 
@@ -172,7 +177,7 @@ class PodContainer(ServerProcess):
     ) -> None:
         folder.mkdir(parents=True)
         self.name, self.ports = container["name"], _declared(container)
-        self._container = container
+        self._container, self._within = container, image.within
         where = self._asked("livenessProbe")
         given = {one["name"]: one["value"] for one in container.get("env", ())}
         super().__init__(
@@ -211,7 +216,7 @@ class PodContainer(ServerProcess):
     def check_ports(self, *, all_of_them: bool = False) -> None:
         """Whether it listens only at its ports; `all_of_them`: at each."""
         try:
-            found = _listening(self.pid)
+            found = {one for one in _listening(self.pid) if one[0] != self._within}
         except OSError as err:
             raise AssertionError(f"{self.name} has ended; its log:\n{self.log_tail()}") from err
         stray = found - self.ports

@@ -211,7 +211,7 @@ class TokenServer:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 """Say nothing."""
 
-        self._server = ThreadingHTTPServer((host or "127.0.0.1", int(port)), Handler)
+        self._server = ThreadingHTTPServer((host, int(port)), Handler)
         self._server.daemon_threads = True
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(server["certificate"], server["key"])
