@@ -26,17 +26,18 @@ def main() -> None:
     # again, they take half as long again.
     gc.set_threshold(50_000)
     try:
-        prepare()
-        from mirror.cli import main as command_line
+        try:
+            prepare()
+            from mirror.cli import main as command_line
 
-        command_line(prog_name="mirror")
-    except SystemExit as end:
-        # At once: to free an inventory's objects one by one takes up to seconds.
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        if isinstance(end.code, int):
-            os._exit(end.code)
-        raise
+            command_line(prog_name="mirror")
+        except SystemExit as end:
+            # At once: to free an inventory's objects one by one takes up to seconds.
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            if isinstance(end.code, int):
+                os._exit(end.code)
+            raise
     except KeyboardInterrupt:
         _stop()
 

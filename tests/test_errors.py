@@ -13,7 +13,14 @@ import pytest
 import mirror
 from mirror import errors
 from mirror.cli import main
-from mirror.errors import EXIT_CODES, IncompleteError, MirrorError
+from mirror.errors import (
+    EXIT_CODES,
+    ForbiddenByModeError,
+    IncompleteError,
+    MirrorError,
+    NotFoundError,
+    same,
+)
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "cli.md"
 
@@ -118,3 +125,19 @@ def test_the_document_lists_the_codes() -> None:
     assert documented.keys() == EXIT_CODES.keys()
     for code, meaning in EXIT_CODES.items():
         assert meaning in documented[code].lower(), (code, documented[code])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file", "a.txt"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        NotFoundError("is not there", where="GET a", advice="look elsewhere"),
+        ForbiddenByModeError("not here", mode="Proxy", plane="data"),
+    ],
+)
+def test_an_error_for_another_thread_says_the_same(error: Exception) -> None:
+    twin = same(error)
+    assert twin is not error
+    assert (type(twin), str(twin), twin.args) == (type(error), str(error), error.args)
+    assert vars(twin) == vars(error)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mirror.bundle.archive import NO_OMISSIONS, Compressed, Omissions, minus
+from mirror.bundle.archive import NO_OMISSIONS, Compressed, Omissions
 from mirror.bundle.format import SEAL
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
@@ -226,18 +226,23 @@ class BundleInsight:
         }
 
 
-def inspect_bundle(reader: BundleReader, *, layers: int = 20) -> BundleInsight:
+def inspect_bundle(
+    reader: BundleReader, *, layers: int = 20, as_sealed: bool = False
+) -> BundleInsight:
     """What the bundle behind `reader` holds, with its `layers` largest layers.
 
-    Of a damaged bundle it is what could be read; a verification reports the rest.
+    Of a damaged bundle it is what could be read, or `as_sealed`; a verification reports the rest.
     """
     seal, spoken_of = reader._seal, reader.contents.archives
     sizes = {archive.name: archive.file.size for archive in reader._archives}
+    if as_sealed and seal is not None:
+        spoken_of = {name: archive.inventory for name, archive in seal.archives.items()}
+        sizes |= {name: archive.size for name, archive in seal.archives.items()}
     found = insight(reader.name, spoken_of, sizes, sealed=seal is not None, layers=layers)
     omissions = NO_OMISSIONS if seal is None else seal.omissions
     carried = None
-    if omissions.base is not None:
-        own = {one.name: minus(spoken_of[one.name], one.left_out) for one in reader._archives}
+    if seal is not None and omissions.base is not None:
+        own = {name: archive.carried for name, archive in seal.archives.items()}
         carried = insight(reader.name, own, sizes, layers=layers)
     written = None
     if isinstance(reader.folder, Path):

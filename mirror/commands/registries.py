@@ -209,7 +209,9 @@ def _write_page(
 
     said = "; ".join(map(str.strip, summary.partition(end)[0].splitlines()))
     names = component_names(reader, reader.carried())
-    work.write_page(file, html(inspect_bundle(reader), names, findings, [("Result", said)]))
+    work.write_page(
+        file, html(inspect_bundle(reader, as_sealed=True), names, findings, [("Result", said)])
+    )
 
 
 @click.command(

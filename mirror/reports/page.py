@@ -124,18 +124,20 @@ def fleet_html(found: FleetStatus) -> str:
     """Who holds which generation, as a page; equal states give equal pages."""
     late = [one for one in found.members if not one.complete]
     away = sum(one.error is not None for one in late)
+    known = [one.behind for one in late if one.behind is not None]
+    behind = size_text(sum(known)) if known or not late else "unknown"
     large = (
         ("Complete", f"{found.complete}", f"of {counted(len(found.members), 'member')}"),
         ("Late", f"{len(late) - away}", "answer, and do not hold it"),
         ("Silent", f"{away}", "do not answer"),
-        ("Behind", size_text(sum(one.behind or 0 for one in late)), "in blobs, of all together"),
+        ("Behind", behind, "in blobs, as far as known"),
     )
     rows = (
         (
             *(one.name, one.ring),
             "complete" if one.complete else "late" if one.error is None else "silent",
-            *(one.generation or 0, one.lag or 0, one.behind or 0, round(one.rate or 0)),
-            "; ".join(filter(None, (one.waiting, *one.errors, str(one.error or "")))),
+            *(one.generation, one.lag, one.behind, None if one.rate is None else round(one.rate)),
+            "; ".join(filter(None, (str(one.error or ""), one.waiting, *one.errors))),
         )
         for one in sorted(found.members, key=lambda one: one.complete)
     )
@@ -333,13 +335,13 @@ def _every_image(
 def data_table(
     name: str,
     titles: Sequence[str],
-    rows: Iterable[Sequence[str | int]],
+    rows: Iterable[Sequence[str | int | None]],
     digests: Iterable[str] = (),
 ) -> str:
     """A table; titles that end with `#` are of numbers, those in `_BYTES` of bytes.
 
-    Rows are also found by `digests`, which they do not show. On a narrow page each row is a card,
-    in which styles say the titles.
+    None is an unknown number. Rows are also found by `digests`, which they do not show. On a
+    narrow page each row is a card, in which styles say the titles.
     """
     plain = [title.removesuffix("#") for title in titles]
     style = "".join(
@@ -360,7 +362,8 @@ def data_table(
             if isinstance(value, str):
                 cells.append(f"<td>{_breakable(value)}</td>")
             else:
-                text = size_text(value) if title in _BYTES else f"{value}"
+                shown = size_text if title in _BYTES else str
+                text, value = ("&ndash;", -1) if value is None else (shown(value), value)
                 cells.append(f'<td class=n data-v="{value}">{text}</td>')
         digest = next(known, "")
         found_by = f' data-digest="{escape(digest)}"' if digest else ""

@@ -157,7 +157,7 @@ def diff_html(report: DiffReport) -> str:
     )
     named = (f"{one.tag} {one.ours} {one.theirs}" for one in found.tags)
     titles = ("Tag", "Repository", "Difference", "In A#", "In B#")
-    sections = {"Tags": data_table("tags", titles, tags, named)}
+    sections = {"Tags": data_table("tags", titles, tags, named)} if found.tags else {}
     if untagged:
         rows = ((fitted(f"{digest}", None), *more) for digest, *more in untagged)
         shown = data_table("images", ("Image", *titles[1:3]), rows, (f"{d}" for d, *_ in untagged))
@@ -233,7 +233,7 @@ def fleet_summary(report: FleetStatus, elapsed_s: float) -> str:
 
 def _standing_text(one: Standing) -> str:
     if one.error is not None:
-        return f"{one.name}: {one.error}"
+        return "; ".join([f"{one.name}: {one.error}", *one.errors])
     text = f"{one.name}: generation {one.generation}" if one.generation else f"{one.name}: nothing"
     text += f", {one.lag} behind" if one.lag else ", other than the hub's"
     text += f" ({size_text(one.behind)})" if one.behind else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.documents import document
-from mirror.errors import MirrorError, NotFoundError, StatementError, UnreachableError
+from mirror.errors import MirrorError, NotFoundError, UnreachableError
 from mirror.oci import Descriptor, Digest
 from mirror.operations.leader import Leader, adopt, choose_leader, may_move
 from mirror.operations.replicate import Outcome, ReplicaResult, SyncOptions
@@ -165,15 +165,13 @@ class Replicator:
                     deadline_s=step.closes_s,
                     run=run,
                 )
-            except MirrorError:
-                self._staging.failed(step.source, news)
+            except MirrorError as err:
+                self._staging.looked(step.source, news, [err])
                 raise
             (result,) = report.replicas
             if pair and step.closes_s and result.failures and (late := self._staging.closed(step)):
                 return self._waiting(pair, level, late, run, result.sent)
-            if result.failures:
-                wrong = any(isinstance(one.error, StatementError) for one in result.failures)
-                self._staging.failed(step.source, news, contradicted=wrong)
+            self._staging.looked(step.source, news, [one.error for one in result.failures])
         return self._result(level, step.source or leader, tree, result, unasked, run)
 
     # -- asking and comparing ----------------------------------------------------------------

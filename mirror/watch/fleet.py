@@ -7,6 +7,7 @@ others to read.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,14 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mirror.documents import Patience, problems, read_mapping
-from mirror.errors import InputError, MirrorError, RegistryNotFoundError, counted
+from mirror.errors import (
+    CancelledError,
+    InputError,
+    MirrorError,
+    RegistryNotFoundError,
+    StatementError,
+    counted,
+)
 from mirror.layout import normalised_suffix
 from mirror.oci import Digest, Repository
 from mirror.operations.trees import ask_at_once
@@ -359,18 +367,27 @@ class Staging:
             run.check()
         return None
 
-    def failed(
-        self, upstream: RegistryTree | None, news: Digest | None, *, contradicted: bool = False
+    def looked(
+        self, upstream: RegistryTree | None, news: Digest | None, errors: Sequence[MirrorError]
     ) -> None:
-        """Count a look that failed with `upstream`, if it was one, against following it in `news`.
+        """Take in how a look with `upstream`, if it was one, has ended.
 
-        One is enough if its own tags have contradicted it.
+        Errors of its own count against following it in `news`, those at once that say that its tags
+        contradict it. A look without errors clears the count.
         """
-        if upstream is not None and news is not None:
-            with self._lock:
-                of, looks = self._failed.get(upstream.name, (news, 0))
-                looks = MOST_FAILED if contradicted else looks + 1 if of == news else 1
+        if upstream is None or news is None:
+            return
+        failed = [one for one in errors if not isinstance(one, CancelledError)]
+        host = upstream.root.host
+        blamed = [one for one in failed if host in re.split(r"[\s/]", one.where or str(one))]
+        wrong = any(isinstance(one, StatementError) for one in blamed)
+        with self._lock:
+            of, looks = self._failed.get(upstream.name, (news, 0))
+            if blamed:
+                looks = MOST_FAILED if wrong else looks + 1 if of == news else 1
                 self._failed[upstream.name] = news, looks
+            elif not errors:
+                self._failed.pop(upstream.name, None)
 
     def due(
         self, replica: str, news: Digest, generation: Callable[[], int | None], tip: Tip, run: Run

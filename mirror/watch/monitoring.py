@@ -35,6 +35,7 @@ from mirror.errors import (
     NotFoundError,
     StatementError,
 )
+from mirror.events import Event, Retrying
 from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
@@ -45,6 +46,7 @@ from mirror.run import Run, gather
 from mirror.sync import Inventory
 from mirror.sync.plan import lacking
 from mirror.sync.publication_state import read_statement
+from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import CycleResult
 from mirror.watch.fleet import AT_ONCE, PATIENCE_S, Fleet, Member, Rollout, look_at
@@ -268,10 +270,12 @@ def fleet_status(fleet: Fleet, *, run: Run | None = None) -> FleetStatus:
             raise stated.error
         if stated.digest is None:
             raise NotFoundError(f"the hub {hub.name} states nothing; push to it with mirror")
-        seen = look_at(trees, run)
+        seen = look_at(trees, _naming(trees, run))
         paged = [name for name, one in fleet.members.items() if one.pages]
         told = gather(
-            paged, lambda name: _told(fleet.members[name], run), run=run.with_jobs(AT_ONCE)
+            paged,
+            lambda name: _told(fleet.members[name], seen[name].error, run),
+            run=run.with_jobs(AT_ONCE),
         )
         pages = dict(zip(paged, told, strict=True))
         rollout, sizes = Rollout(stated.digest, stated.generation), _Sizes(hub, stated.digest)
@@ -363,8 +367,22 @@ def parse_page(body: bytes) -> _Said:
     return _Said(rate if 0 < rate < _MOST_RATE else None, waiting[:_MOST_SAID], tuple(told))
 
 
-def _told(member: Member, run: Run) -> _Said:
-    """What the daemon of `member` says; a page that cannot be had says why among its errors."""
+def _naming(trees: Mapping[str, RegistryTree], run: Run) -> Run:
+    """The same run, in which requests that are sent again name the member."""
+    asked = {f" {t.root.host}/v2/{t.locate(REPOSITORY)}/": name for name, t in trees.items()}
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Retrying):
+            names = [name for place, name in asked.items() if place in event.where]
+            event = replace(event, reason=": ".join((*names, event.reason)))
+        run.on_event(event)
+
+    return run.heard_by(hear)
+
+
+def _told(member: Member, known: MirrorError | None, run: Run) -> _Said:
+    """What the daemon of `member` says; a page that cannot be had says why among its errors, unless
+    that is `known` of its registry."""
     address = (member.pages or "").rstrip("/")
     parts = urlsplit(address)
     options = replace(member.connection(), plain_http=parts.scheme == "http", retries=BRIEF)
@@ -384,7 +402,8 @@ def _told(member: Member, run: Run) -> _Said:
     except ValueError:
         problem = f"{address}/readyz is no page of mirror's"
     except MirrorError as err:
-        problem = str(err)
+        either = known is not None and known.explanation == err.explanation
+        problem = f"{address} does not answer either" if either else str(err)
     finally:
         wire.close()
     return _Said(errors=(problem,))

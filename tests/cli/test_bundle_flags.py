@@ -167,6 +167,23 @@ def test_a_verification_writes_the_page_with_all_that_it_found(
     assert re.search(rf"<b>Result</b>: repaired: [^;]+ written; [^;]+ from {parted}\.</p>", text)
 
 
+def test_the_page_of_a_repair_that_leaves_damage_has_the_sealed_inventory_and_counts(
+    parted: Path, tmp_path: Path
+) -> None:
+    bundle, page = tmp_path / "bundle", tmp_path / "report.html"
+    shutil.copytree(parted, bundle)
+    call_mirror("inspect", bundle, "--html", page).succeeded()
+    tiles = re.compile(r"<b>(?:Images|Unique)</b>.*?</div>|Inventory <code>.*?</small>")
+    whole = tiles.findall(page.read_text(encoding="utf-8"))
+    assert len(whole) == 3
+    for part in bundle.glob("security.tar*"):
+        part.unlink()
+    call_mirror("repair", bundle, "--html", page).failed(4)
+    text = page.read_text(encoding="utf-8")
+    assert "<h2>Damage: " in text
+    assert tiles.findall(text) == whole
+
+
 def test_a_page_says_what_a_registry_lacks_of_a_bundle(
     parted: Path, embedded_registry: EmbeddedRegistry, tmp_path: Path
 ) -> None:
@@ -189,7 +206,9 @@ def test_a_page_says_what_differs_between_two_places(
     page, other = tmp_path / "report.html", tmp_path / "other"
     run = call_mirror("diff", parted, parted, "--html", page).succeeded()
     assert run.stdout.endswith(f"The page is {page}; any browser opens it offline\n")
-    assert f"<title>{parted} and {parted} hold the same</title>" in page.read_text("utf-8")
+    text = page.read_text("utf-8")
+    assert f"<title>{parted} and {parted} hold the same</title>" in text
+    assert "<table" not in text.partition("<script")[0], "there is nothing to list"
     other.mkdir()
     shutil.copy(bundle / "platform.tar", other)
     call_mirror("diff", bundle, other, "--html", page).failed(3)

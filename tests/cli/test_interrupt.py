@@ -60,5 +60,19 @@ def test_a_bug_is_no_interruption() -> None:
     assert "RuntimeError: a bug" in ended.stderr
 
 
+def test_ctrl_c_while_the_last_words_are_written_is_told_as_the_interruption() -> None:
+    code = (
+        "import sys; import mirror.__main__ as program\n"
+        "def flush(): raise KeyboardInterrupt\n"
+        "program.prepare = sys.exit; sys.stderr.flush = flush\n"
+        "program.main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert ended.returncode == 130
+    assert ended.stderr == "error: interrupted; run the same command again\n"
+
+
 if __name__ == "__main__":
     program(prog_name="program")

@@ -12,10 +12,17 @@ import httpx
 import pytest
 import yaml
 
-from mirror.errors import InputError, MirrorError, UnreachableError
+from mirror.errors import (
+    CancelledError,
+    DeadlineError,
+    InputError,
+    MirrorError,
+    UnreachableError,
+)
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import MemoryStore
+from mirror.sync.publication_state import statement_digest
 from mirror.testing import Answer, CorruptBody, Delay, EmbeddedRegistry, Fault
 from mirror.watch.cycle import CycleResult, Replicator
 from mirror.watch.daemon import running
@@ -409,6 +416,42 @@ def test_an_upstream_that_only_says_that_it_has_it_keeps_nobody_from_it(refused:
             with suppress(MirrorError):
                 is_complete = found.look(1).complete
         assert is_complete
+
+
+@pytest.mark.parametrize("trouble", ["full", "denies"])
+def test_a_failure_of_the_replica_does_not_count_against_the_upstream(trouble: str) -> None:
+    answers = {"full": Fault(Answer(507), "POST", "/blobs/", times=None)}
+    fault = answers.get(trouble, Fault(Answer(403), "PUT", "/manifests/", times=None))
+    with edges(2) as found:
+        found.join(0)
+        found.join(1, upstreams=(0,), upstream_wait_s=600.0)
+        assert found.look(0).complete
+        found.edges[1].registry.faults.add(fault)
+        for _ in range(MOST_FAILED):
+            assert found.edges[1].name in found.look(1).errors[0]
+        found.edges[1].registry.faults.clear()
+        look = found.look(1)
+        assert (look.complete, look.leader) == (True, found.edges[0].name)
+
+
+@pytest.mark.parametrize("error", [DeadlineError("late"), CancelledError("stopped")])
+def test_a_look_that_was_stopped_does_not_count_against_the_upstream(error: MirrorError) -> None:
+    with replicas(1) as (upstream,):
+        upstream.fill(STORE, 1)
+        news = statement_digest(upstream.tree)
+        assert news is not None
+        staging = Staging(Rollouts(), upstreams=[upstream.tree])
+        own = MirrorError("is broken", where=f"GET {upstream.name}/a")
+
+        def is_followed() -> bool:
+            return staging.source(news, statement_digest, Run()) is not None
+
+        for errors in ([own], [own], [error], []):
+            staging.looked(upstream.tree, news, errors)
+        for _ in range(MOST_FAILED):
+            assert is_followed(), "the look that succeeded cleared what was counted"
+            staging.looked(upstream.tree, news, [own])
+        assert not is_followed()
 
 
 # -- settings --------------------------------------------------------------------------------------

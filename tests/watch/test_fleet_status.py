@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from mirror.errors import InputError, NotFoundError, UnreachableError
+from mirror.events import Event, Retrying
 from mirror.reports.page import fleet_html
 from mirror.reports.registries import fleet_summary
+from mirror.run import Run
 from mirror.serve.server import ServerThread, listen
 from mirror.sync.plan import lacking
 from mirror.sync.publication_state import read_statement, write_reached
@@ -312,3 +315,35 @@ def test_the_page_takes_every_name_as_text() -> None:
     assert hostile not in page
     assert page.count("&lt;script&gt;") == 2
     assert page == fleet_html(status)
+
+
+def test_what_is_unknown_of_a_member_is_shown_as_unknown() -> None:
+    away = Standing("away", "rest", error=UnreachableError("refuses connections", where="away"))
+    status = FleetStatus("hub", sample_store().inventory().digest(), 2, (away,))
+    page = fleet_html(status)
+    assert page.count('<td class=n data-v="-1">&ndash;</td>') == 4, "generation, lag, behind, rate"
+    assert "0 B" not in page
+    done = replace(away, name="done", error=None, complete=True, generation=2, lag=0, behind=0)
+    page = fleet_html(replace(status, members=(done,)))
+    assert page.count("&ndash;") == 1, "its rate"
+    assert '<td class=n data-v="0">0 B</td>' in page
+
+
+def test_a_silent_member_is_told_of_once_with_its_pages_and_each_attempt_names_it(
+    four: list[Replica],
+) -> None:
+    document = described(four)
+    gone = f"127.0.0.1:{free_port()}"
+    document["members"]["late"] |= {"address": f"{gone}/dkp", "pages": f"http://{gone}"}
+    heard: list[Event] = []
+    status = fleet_status(Fleet.model_validate(document), run=Run(on_event=heard.append))
+    late = standing(status, "late")
+    assert f"{gone} refuses connections" in str(late.error)
+    assert late.errors == (f"http://{gone} does not answer either",)
+    (line,) = (one for one in fleet_summary(status, 0.1).splitlines() if "late: " in one)
+    for text in (line, fleet_html(status)):
+        assert text.count("refuses connections") == 1
+        assert f"http://{gone} does not answer either" in text.replace("<wbr>", "")
+    reasons = [one.reason for one in heard if isinstance(one, Retrying)]
+    assert reasons
+    assert {one.partition(": ")[0] for one in reasons} == {"late"}
