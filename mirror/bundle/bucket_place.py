@@ -19,9 +19,9 @@ from mirror.bundle.folder import (
     stored_as,
 )
 from mirror.bundle.follow import Follower
-from mirror.bundle.format import LARGE, PARTIAL_SEAL, SEAL, SUMS
+from mirror.bundle.format import LARGE, PARTIAL_SEAL, SEAL, SHARDS, SUMS
 from mirror.bundle.multipart import BucketArchive
-from mirror.bundle.place import sign_anew
+from mirror.bundle.place import give_up, sign_anew
 from mirror.bundle.room import PART, Room
 from mirror.bundle.seal import Seal, parse_seal
 from mirror.bundle.staging import JOURNAL, ArchiveFile, Follow, Place, Staging
@@ -30,7 +30,7 @@ from mirror.layout import TOOL_FILE
 from mirror.oci import Digest
 from mirror.registry.downloads import FileState
 from mirror.run import Run
-from mirror.sync import Plan
+from mirror.sync import Inventory, Plan
 
 
 class _Arrived:
@@ -76,16 +76,21 @@ class _Arrived:
         """Do nothing."""
 
 
+def _is_own(place: Place) -> bool:
+    assert isinstance(place.file, BucketArchive)
+    return place.file.is_own(place.entry)
+
+
 class BucketPlace:
     """A place in a bucket in which a bundle is made. `run` is the work that its waiting belongs to.
 
     What is being made there is said by two small objects, as in a folder: the partial seal, and how
     archives are cut. Memory for parts is `PART` bytes for each of the run's jobs, and one part more
-    for each archive under way.
+    for each archive under way. `alone`, it refuses to give up what several machines make there.
     """
 
-    def __init__(self, bucket: Bucket, run: Run) -> None:
-        self._bucket, self._run = bucket, run
+    def __init__(self, bucket: Bucket, run: Run, *, alone: bool = False) -> None:
+        self._bucket, self._run, self._alone = bucket, run, alone
         self._sealed, self._plan = b"", ""
         self._files: dict[str, BucketArchive] = {}
         self._former: frozenset[str] = frozenset()
@@ -100,6 +105,11 @@ class BucketPlace:
 
     def _look(self, *, force: bool) -> dict[str, FileState]:
         states = self._bucket.states(self._run)
+        if self._alone and SHARDS in states and SEAL not in states:
+            raise InputError(
+                f"several machines make a bundle in {self.where}; run this pull with --shard as "
+                "before, or give that bundle up with `mirror clean`"
+            )
         name = SEAL if SEAL in states else PARTIAL_SEAL
         known = None
         if name in states:
@@ -163,6 +173,8 @@ class BucketPlace:
         self._before = states.get(SEAL)
         if packing.resume and all(self._read(name, states) == data for name, data in marks.items()):
             return True
+        left = self.leftovers() if packing.resume else {}
+        give_up(left, self.where, "it cannot be read, and is removed", self._run.on_event)
         self.clear()
         for name, data in marks.items():
             self._bucket.put(name, data, self._run)
@@ -205,6 +217,15 @@ class BucketPlace:
             file.is_early = False
         blobs = (replace(step, into=(path,)) for step in plan.blobs for path in step.into)
         yield staging.in_archive_order(replace(plan, blobs=tuple(blobs), manifests=()))
+
+    def brought(self, carried: Inventory, plan: Plan, staging: Staging) -> int:
+        lacking = {(path, step.digest) for step in plan.blobs for path in step.into}
+        return sum(
+            size
+            for path, content in carried.repositories.items()
+            for digest, size in content.blobs.items()
+            if (path, digest) not in lacking and any(map(_is_own, staging.places[path, digest]))
+        )
 
     def give_way(self) -> None:
         states = self._bucket.states(self._run)

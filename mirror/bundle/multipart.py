@@ -123,6 +123,7 @@ class BucketArchive:
                 self._stretches.append(_Stretch(one, number, start, end))
                 start = end
         self._starts = [stretch.start for stretch in self._stretches]
+        self._own = range(archive.size)  # bytes that are not left to others
         self._lock = threading.Lock()
         self._hashed = 0  # this and the next two under the lock
         self._front = 0  # the first stretch that is needed for anything
@@ -163,7 +164,12 @@ class BucketArchive:
         behind `resume`, and then all of the archive is read back."""
         for stretch in self._stretches:
             stretch.is_up = stretch.is_up or not start <= stretch.start < stop
+        self._own = range(start, stop)
         self._hash_later(0)
+
+    def is_own(self, entry: Entry) -> bool:
+        """Whether an entry is not left to others."""
+        return entry.offset in self._own
 
     @property
     def begun(self) -> bool:

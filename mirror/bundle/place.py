@@ -29,12 +29,21 @@ from mirror.bundle.folder import (
     take_the_place,
     write_partial_seal,
 )
-from mirror.bundle.format import MAX_SUMS_BYTES, PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, SIGNATURE, SUMS
+from mirror.bundle.format import (
+    MAX_SUMS_BYTES,
+    PARTIAL_SEAL,
+    PARTIAL_SUFFIX,
+    SEAL,
+    SIGNATURE,
+    SUMS,
+    size_text,
+)
 from mirror.bundle.seal import Seal
-from mirror.bundle.staging import Follow, Staging, folder_staging
+from mirror.bundle.staging import JOURNAL, Follow, Staging, folder_staging
 from mirror.durable import Folder, make_folder, os_errors
+from mirror.events import OnEvent, Warned, ignore
 from mirror.oci import Digest
-from mirror.sync import Plan
+from mirror.sync import Inventory, Plan
 
 
 class BundlePlace(Protocol):
@@ -97,6 +106,10 @@ class BundlePlace(Protocol):
         """`plan` in the order in which it is best carried out, as one plan or several."""
         ...
 
+    def brought(self, carried: Inventory, plan: Plan, staging: Staging) -> int:
+        """Bytes of blobs that are there before `plan`, counted as its `stages` count blobs."""
+        ...
+
     def give_way(self) -> None:
         """Take a former bundle's word back: archives are about to get their names."""
         ...
@@ -125,8 +138,8 @@ class BundlePlace(Protocol):
 class FolderPlace:
     """A folder in which a bundle is made (`mirror.bundle.folder`)."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, on_event: OnEvent = ignore) -> None:
+        self.path, self._on_event = path, on_event
         self.folder: Folder
 
     @property
@@ -166,9 +179,12 @@ class FolderPlace:
 
     def begin(self, seal: Seal, sealed: bytes, packing: Packing, needed: int) -> bool:
         part_size = 0 if packing.compress else packing.part_size  # frames are cut, not the tar
+        left = leftovers(self.folder) if packing.resume else {}
         keep = packing.resume and sort_leftovers(self.folder, seal, part_size)
         if not packing.resume:
             clear_leftovers(self.folder)
+        elif not keep:
+            give_up(left, self.where, "this one takes over what it needs of it", self._on_event)
         check_space(self.folder, needed - (allocated(self.folder) if keep else 0))
         if not keep:
             write_partial_seal(self.folder, sealed)
@@ -188,6 +204,11 @@ class FolderPlace:
         """
         yield staging.in_archive_order(plan)
 
+    def brought(self, carried: Inventory, plan: Plan, _staging: Staging) -> int:
+        lacking = {step.digest for step in plan.blobs}
+        blobs = carried.blob_sizes()
+        return sum(size for digest, size in blobs.items() if digest not in lacking)
+
     def give_way(self) -> None:
         """Do nothing: archives have other names until `take`."""
 
@@ -201,6 +222,14 @@ class FolderPlace:
 
     def clear(self) -> None:
         clear_leftovers(self.folder)
+
+
+def give_up(left: Mapping[str, int], where: str, how: str, on_event: OnEvent) -> None:
+    """Warn that `left` of a pull that was asked for something else is not gone on with."""
+    size = sum(left[name] for name in left.keys() - {JOURNAL, PARTIAL_SEAL})
+    if size:
+        told = f"an interrupted pull that was asked for something else left {size_text(size)} in "
+        on_event(Warned(told + f"{where}; {how}"))
 
 
 def sign_anew(

@@ -353,6 +353,9 @@ def _listed(folder: Location) -> list[Location]:
         return [entry for entry in folder.iterdir() if entry.is_file()]
 
 
+_AGAIN = "run it again, or give it up with `mirror clean`"
+
+
 def _check_tree(folder: Path) -> None:
     """Raise InputError if archives were unpacked beside their seal, which speaks of archives."""
     if (folder / SEAL).is_file() or (folder / PARTIAL_SEAL).is_file():  # or it becomes one
@@ -365,13 +368,10 @@ def _check_tree(folder: Path) -> None:
 
 def _check_folder(folder: Location, archives: Sequence[Location], *, sealed: bool) -> None:
     if not sealed and (folder / PARTIAL_SEAL).is_file():
-        raise InputError(
-            f"{folder} holds no bundle yet: a pull into it was not finished; run it again, "
-            "or remove its *.partial files if other archives are there"
-        )
+        raise InputError(f"{folder} holds no bundle yet: a pull into it was not finished; {_AGAIN}")
     if not archives and not sealed:
         partial = any(entry.name.endswith(PARTIAL_SUFFIX) for entry in _listed(folder))
-        hint = "; a pull into it was not finished, run it again" if partial else _near(folder)
+        hint = f"; a pull into it was not finished, {_AGAIN}" if partial else _near(folder)
         raise InputError(f"{folder} holds no bundle: it has no *.tar file{hint}")
 
 

@@ -164,13 +164,9 @@ class BundleWriter:
                 made = {"zstd": lambda: compressor}
             elif isinstance(file, WriteAt):  # what gets compressed need not reach the disk
                 chunks = file.settling
-            follower = Follower(
-                chunks,
-                part_sizes(archive.size, part_size or archive.size),
-                hashes=made,
-                watch=recheck.update if claimed else None,
-                name=archive.name,
-            )
+            sizes = part_sizes(archive.size, part_size or archive.size)
+            watch = recheck.update if claimed else None
+            follower = Follower(chunks, sizes, hashes=made, watch=watch, name=archive.name)
             self._followers[archive.name] = follower
             return undo.enter_context(follower)
 
@@ -226,6 +222,10 @@ class BundleWriter:
     def stages(self, plan: Plan) -> Iterator[Plan]:
         """Yield `plan` in the order in which it is best carried out, as one plan or several."""
         return self._place.stages(plan, self._state)
+
+    def brought(self, carried: Inventory, plan: Plan) -> int:
+        """Bytes of blobs that are there already, if `plan` brings all that lacks of `carried`."""
+        return self._place.brought(carried, plan, self._state)
 
     def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
         places = self._fitting(self._of(step.into, step.digest), f"blob {step.digest}", step.size)

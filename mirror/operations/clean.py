@@ -17,11 +17,13 @@ from mirror.run import Run
 
 @dataclass(frozen=True, slots=True)
 class CleanReport:
-    """What was removed or, in a dry run, would be: name → bytes that a file or an upload took."""
+    """What was removed or, in a dry run, would be: name → bytes that a file or an upload took.
+    `uploads` are those that are unfinished uploads: a sealed bundle may have the same names."""
 
     bundle: str
     dry_run: bool
     removed: Mapping[str, int]
+    uploads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "removed", MappingProxyType(dict(self.removed)))
@@ -33,7 +35,7 @@ class CleanReport:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        return document(self, "bundle", "dry_run", "removed", "bytes=size")
+        return document(self, "bundle", "dry_run", "removed", "uploads", "bytes=size")
 
 
 def clean(folder: Path | Bucket, *, dry_run: bool = False, run: Run | None = None) -> CleanReport:
@@ -50,7 +52,9 @@ def clean(folder: Path | Bucket, *, dry_run: bool = False, run: Run | None = Non
         raise InputError(f"{folder} is not a folder; name that of a bundle")
     place = place_of(folder, Run.of(run))
     with place.held():
+        pending = folder.uploads(Run.of(run)) if isinstance(folder, Bucket) else ()
         removed = place.leftovers()
         if removed and not dry_run:
             place.clear()
-    return CleanReport(place.where, dry_run, removed)
+    uploads = removed.keys() & {name for name, _ in pending}
+    return CleanReport(place.where, dry_run, removed, tuple(sorted(uploads)))

@@ -301,10 +301,10 @@ def pull(
 def place_of(folder: Path | Bucket, run: Run) -> BundlePlace:
     """Where a bundle is made."""
     if isinstance(folder, Path):
-        return FolderPlace(folder)
+        return FolderPlace(folder, run.on_event)
     from mirror.bundle.bucket_place import BucketPlace  # few need it
 
-    return BucketPlace(folder, run)
+    return BucketPlace(folder, run, alone=True)
 
 
 # -- packing ---------------------------------------------------------------------------------------
@@ -374,10 +374,7 @@ def fill(
 ) -> None:
     """Bring a bundle's writer what it lacks; add to `taken` the bytes of blobs that came for it."""
     plan = make_plan(carried, writer.held(carried))
-    there = carried.blob_sizes()
-    missing = {step.digest for step in plan.blobs}
-    earlier = sum(size for digest, size in there.items() if digest not in missing)
-    taken += (
-        transfer(stage, source, writer, earlier=earlier, run=run).sent
-        for stage in writer.stages(plan)
-    )
+    earlier = writer.brought(carried, plan)
+    for stage in writer.stages(plan):
+        told = earlier if stage.blobs or stage.tags else 0  # not of manifests that come before
+        taken.append(transfer(stage, source, writer, earlier=told, run=run).sent)

@@ -353,7 +353,8 @@ def clean_summary(report: CleanReport, _elapsed_s: float) -> str:
     if not report.removed:
         return f"{report.bundle} has nothing that an interrupted pull has left"
     done = "This would be removed from" if report.dry_run else "Removed from"
-    rows = [(name, size_text(size)) for name, size in report.removed.items()]
+    marks = dict.fromkeys(report.uploads, " (unfinished upload)")
+    rows = [(name + marks.get(name, ""), size_text(size)) for name, size in report.removed.items()]
     return page(f"{done} {report.bundle}", rows, foot=(f"{size_text(report.size)} in all",))
 
 

@@ -160,7 +160,8 @@ class _Lines:
         self._reported_at, self._wait_s = 0.0, self._FIRST_S
 
     def __call__(self, event: Event) -> None:
-        if text := _line(event, self._stream, items=self._items):
+        is_told = not (self._quiet and isinstance(event, TransferStarted))
+        if is_told and (text := _line(event, self._stream, items=self._items)):
             print(text, file=self._stream, flush=True)
         match event:
             case _ if self._quiet:

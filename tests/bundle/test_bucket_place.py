@@ -29,7 +29,7 @@ from mirror.errors import (
     RegistryError,
     RegistryNotFoundError,
 )
-from mirror.events import Event, Warned
+from mirror.events import Event, TransferStarted, Warned
 from mirror.oci import Digest, Manifest
 from mirror.operations.pull import pack
 from mirror.run import Cancellation, Run
@@ -622,3 +622,41 @@ def test_an_odd_answer_of_a_server_is_an_error_of_ours(
         bucket = Bucket(BucketAddress("bundles"), environment=environment)
         with closing(bucket), pytest.raises(RegistryError, match="S3 server"):
             bucket.states(Run())
+
+
+# -- what is told ----------------------------------------------------------------------------------
+
+
+def test_a_pull_that_goes_on_says_once_how_much_is_there(storage: S3Server) -> None:
+    events: list[Event] = []
+    with closing(storage.bucket("told")) as bucket:
+        pack(SEAL, FILES, STORE, bucket, AS_USUAL, run=Run(on_event=events.append))
+        whole = sum(one.size for one in events if isinstance(one, TransferStarted))
+        assert not any(one.earlier for one in events if isinstance(one, TransferStarted))
+        for name in ("inventory.json", "SHA256SUMS"):
+            bucket.remove(name, Run())
+        bucket.remove("module-console.tar", Run())
+        bucket.put("inventory.json.partial", SEALED, Run())
+        bucket.put("pull.journal.partial", f"parts 0 of {PART}\n".encode(), Run())
+        events.clear()
+        pack(SEAL, FILES, STORE, bucket, AS_USUAL, run=Run(on_event=events.append))
+    told = [one for one in events if isinstance(one, TransferStarted) and one.earlier]
+    assert [one.earlier + one.size for one in told] == [whole]
+    assert not any(isinstance(one, Warned) for one in events)
+
+
+@pytest.mark.parametrize("kind", ["bucket", "folder"])
+def test_a_pull_of_something_else_says_first_what_an_interrupted_one_left(
+    kind: str, storage: S3Server, tmp_path: Path
+) -> None:
+    other = Seal.over(archives_of(STORE.inventory()), {"other": True}, "mirror 0.test", FILES)
+    events: list[Event] = []
+    with closing(storage.bucket("else")) as bucket:
+        place = bucket if kind == "bucket" else tmp_path
+        with pytest.raises(StopError):
+            pack(SEAL, FILES, Counted(most=14 * MIB), place, AS_USUAL, run=Run(jobs=1))
+        pack(other, FILES, STORE, place, AS_USUAL, run=Run(on_event=events.append))
+    [told] = [one.message for one in events if isinstance(one, Warned)]
+    assert isinstance(events[0], Warned), "before anything is fetched"
+    assert "an interrupted pull that was asked for something else left" in told
+    assert " MiB in " in told

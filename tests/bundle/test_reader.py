@@ -43,7 +43,10 @@ def test_archives_are_found_by_name_and_other_files_do_not_matter(tmp_path: Path
     ("names", "hint"),
     [
         ([], "it has no *.tar file$"),
-        (["platform.tar.partial"], "; a pull into it was not finished, run it again$"),
+        (
+            ["platform.tar.partial"],
+            "; a pull into it was not finished, run it again, or give it up with `mirror cl",
+        ),
     ],
 )
 def test_a_folder_without_archives_gets_a_hint(tmp_path: Path, names: list[str], hint: str) -> None:

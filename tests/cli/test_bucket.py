@@ -137,19 +137,20 @@ def test_what_a_pull_has_left_goes_when_somebody_says_yes(storage: ObjectStorage
     shown = call_mirror("clean", place, "--dry-run", env=env).succeeded().stdout
     assert shown.splitlines() == [
         f"This would be removed from {place}",
-        "  inventory.json.partial  2 B",
-        "  platform.tar            3.0 MiB",
+        "  inventory.json.partial            2 B",
+        "  platform.tar (unfinished upload)  3.0 MiB",
         "",
         "  3.0 MiB in all",
     ]
     code, out, told = on_a_terminal("clean", place, answer="n", env=env)
     assert (code, out) == (1, "")
-    assert "platform.tar            3.0 MiB" in told
+    assert "platform.tar (unfinished upload)  3.0 MiB" in told
     assert told.endswith(f"Remove this from {place} for good? [y/N] n\r\nnothing was changed\r\n")
     assert storage.pending("given/up") == ["platform.tar"]
     done = call_mirror("clean", place, "--json", env=env).succeeded().document
     assert (done["bundle"], done["dryRun"], done["bytes"]) == (place, False, (3 << 20) + 2)
     assert done["removed"] == {"inventory.json.partial": 2, "platform.tar": 3 << 20}
+    assert done["uploads"] == ["platform.tar"]
     assert (storage.pending("given/up"), storage.names("given/up")) == ([], [])
     said = call_mirror("clean", ADDRESS, env=env).succeeded().stdout
     assert said == f"{ADDRESS} has nothing that an interrupted pull has left\n"

@@ -85,6 +85,7 @@ def test_a_pull_that_goes_on_says_how_much_an_earlier_one_left(
     first = call_mirror(*pull)
     assert first.code != 0
     assert "continuing" not in first.stderr
+    assert "continuing" not in call_mirror(*pull, "-q").stderr, "only warnings and the result"
     registry.faults.clear()
     again = call_mirror(*pull).succeeded()
     told = re.search(r"^continuing: (.+) of (.+) are there$", again.stderr, re.MULTILINE)

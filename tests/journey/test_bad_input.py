@@ -248,7 +248,9 @@ def test_a_folder_without_a_bundle_is_told_from_a_damaged_one(command: str, tmp_
     call_mirror(command, empty, *registry).failed(2, "holds no bundle", "it has no *.tar file")
     call_mirror(command, tmp_path / "nowhere", *registry).failed(2, "does not exist")
     (empty / "platform.tar.partial").write_bytes(b"half")
-    call_mirror(command, empty, *registry).failed(2, "was not finished", "run it again")
+    call_mirror(command, empty, *registry).failed(
+        2, "was not finished", "run it again", "mirror clean"
+    )
     (empty / "platform.tar.0000.chunk").write_bytes(b"chunk")
     run = call_mirror(command, empty, *registry)
     assert run.code == 4

@@ -21,7 +21,7 @@ from mirror.bundle.shards import ShardPlace
 from mirror.bundle.share import Shard, share
 from mirror.bundle.sums import parse_whole
 from mirror.errors import ConflictError, InputError, IntegrityError, MirrorError
-from mirror.events import Event, Warned
+from mirror.events import Event, TransferStarted, Warned
 from mirror.oci import Digest
 from mirror.operations.clean import clean
 from mirror.operations.pull import pack
@@ -373,3 +373,43 @@ def test_what_lies_in_the_bucket_and_is_wrong_is_not_sealed(storage: ObjectStora
 
 
 RECORDED = ("shard-1.partial", "module-console.tar")
+
+
+# -- what is told ----------------------------------------------------------------------------------
+
+
+def started(events: list[Event]) -> list[tuple[int, int]]:
+    """(bytes that were there, bytes that come) of each transfer that says so."""
+    return [
+        (one.earlier, one.size) for one in events if isinstance(one, TransferStarted) if one.earlier
+    ]
+
+
+def test_a_shard_says_what_is_there_of_its_share(storage: ObjectStorage) -> None:
+    first: list[Event] = []
+    source = Counted(STORE, most=14 * MIB)
+    with pytest.raises(StopError):
+        carry(storage, "told", "1/2", source, run=Run(jobs=1, on_event=first.append))
+    assert started(first) == []
+    whole = sum(one.size for one in first if isinstance(one, TransferStarted))
+    again: list[Event] = []
+    carry(storage, "told", "1/2", run=Run(on_event=again.append))
+    [(earlier, size)] = started(again)
+    assert earlier + size == whole < BYTES
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_pull_without_shard_gives_up_nothing_of_shards(
+    force: bool, storage: ObjectStorage, plain: dict[str, bytes]
+) -> None:
+    prefix = f"refused/{force}"
+    carry(storage, prefix, "1/2")
+    before = storage.content(prefix)
+    with (
+        closing(storage.bucket(prefix)) as bucket,
+        pytest.raises(InputError, match=r"run this pull with --shard as before, or .* `mirror cl"),
+    ):
+        pack(SEAL, FILES, STORE, bucket, AS_USUAL, force=force)
+    assert storage.content(prefix) == before
+    assert carry(storage, prefix, "2/2").is_sealed
+    assert storage.content(prefix) == plain
