@@ -49,9 +49,9 @@ PARTIAL_SUFFIX = ".partial"
 """Added to the name of a file that is not complete yet."""
 
 PARTIAL_SEAL = SEAL + PARTIAL_SUFFIX
-SHARDS = "shards" + PARTIAL_SUFFIX
 """The seal of the bundle that is being made; a folder that has it is not a bundle yet."""
 
+SHARDS = "shards" + PARTIAL_SUFFIX
 SHARD_MARK = re.compile(r"(shards|shard-.+)" + re.escape(PARTIAL_SUFFIX))
 """What several machines that make a bundle in a bucket write down (`mirror.bundle.shards`)."""
 

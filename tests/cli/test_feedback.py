@@ -81,7 +81,8 @@ def test_a_pull_that_goes_on_says_how_much_an_earlier_one_left(
     registry = make_embedded_registry()
     source = serve(TINY, registry)
     pull = ("pull", tmp_path / "bundle", "--source", source.root, "--insecure")
-    registry.faults.add(Fault(Answer(404), method="GET", path=".*/security/trivy-db/blobs/.*"))
+    path = ".*/security/trivy-db/blobs/.*"
+    registry.faults.add(Fault(Answer(404), method="GET", path=path, times=None))
     first = call_mirror(*pull)
     assert first.code != 0
     assert "continuing" not in first.stderr
