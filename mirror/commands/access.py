@@ -16,7 +16,6 @@ import click
 from click.core import ParameterSource
 
 from mirror.commands.options import (
-    FILE,
     PROFILE_HOSTS,
     Decorator,
     flag,
@@ -25,6 +24,7 @@ from mirror.commands.options import (
     together,
     warn_at_start,
 )
+from mirror.commands.places import FILE
 from mirror.commands.process import tell
 from mirror.documents import parse_duration, parse_rate
 from mirror.errors import InputError, InvalidReferenceError

@@ -18,9 +18,10 @@ from mirror.bundle.format import parse_part_size, size_text
 from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.report import insight_text
-from mirror.commands import options
+from mirror.commands import options, places
 from mirror.commands.access import AccessOptions, bundle_options, login_options, signer
-from mirror.commands.options import BUNDLE, BUNDLE_HERE, FILE, Work, flag, located
+from mirror.commands.options import Work, flag
+from mirror.commands.places import BUNDLE, BUNDLE_HERE, FILE, located
 from mirror.commands.process import handling, tell
 from mirror.config import PullConfig
 from mirror.documents import document
@@ -113,7 +114,11 @@ def merge_command(
     in parts, for example, or without --dedupe and --compress, so that d8 can read it.
     """
     *bundles, out = paths
-    if not bundles or not isinstance(out, Path):
+    if not isinstance(out, Path):
+        raise InputError(
+            f"{printable(out)}: a merge writes into a folder of this machine; name one as OUT"
+        )
+    if not bundles:
         raise InputError("name what to merge and where to: mirror merge BASE DELTA OUT")
     if gost_digest:
         gost.require()
@@ -225,7 +230,11 @@ class Serving:
 )
 @click.option(
     "--storage",
-    type=click.Path(file_okay=False),
+    type=places.PathHere(
+        file_okay=False,
+        instead="mirror serve keeps its images in a folder of this machine; name one, or run a "
+        "registry that has a driver for object storage, such as CNCF distribution",
+    ),
     help="Without BUNDLE_DIR: the folder of a registry that takes pushes.",
 )
 @click.option(
@@ -253,7 +262,7 @@ def serve_command(
     *,
     bundle_dir: Path | str | None,
     bases: Sequence[Path | str],
-    storage: str | None,
+    storage: Path | None,
     where: str,
     root: str | None,
     tls_cert: Path | None,
@@ -278,11 +287,6 @@ def serve_command(
         raise InputError("--tls-cert and --tls-key go together")
     if storage is not None and (bases or root):
         raise InputError("--base and --root are about a bundle; leave them out with --storage")
-    if storage is not None and "://" in storage:
-        raise InputError(
-            f"--storage {storage}: mirror serve keeps its images in a folder of this machine; name "
-            "one, or run a registry that has a driver for object storage, such as CNCF distribution"
-        )
     # The server is loaded here: the other commands of this module start without it.
     from mirror.serve import Anonymous, FolderStorage, ReadableStore, create_app
     from mirror.serve.bundle import BundleStorage
@@ -292,8 +296,8 @@ def serve_command(
     held: ReadableStore
     origin, read_only = None, storage is None
     if storage is not None:
-        with os_errors(Path(storage), "use"):
-            held = FolderStorage(Path(storage))
+        with os_errors(storage, "use"):
+            held = FolderStorage(storage)
     else:
         paths = [
             located(one, access.connection(), work)

@@ -27,7 +27,8 @@ from mirror.commands.mode_render import (
     push_ingress_of,
     push_ingress_option,
 )
-from mirror.commands.options import FILE, Decorator, Work, flag, grouped
+from mirror.commands.options import Decorator, Work, flag, grouped
+from mirror.commands.places import FILE, PathHere
 from mirror.commands.process import handling
 from mirror.controller.cluster import Controller
 from mirror.controller.kube import RESOURCES, KubeApi, Lease
@@ -194,7 +195,7 @@ force_option = flag(
 @click.command(
     "apply", epilog=options.example("mirror mode apply files --kubeconfig admin.conf --dry-run")
 )
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=PathHere(exists=True, file_okay=False))
 @api_options
 @force_option
 @flag("--dry-run", text="Let the cluster's API say what would change; change nothing.")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mirror.commands import options
-from mirror.commands.options import FILE, Decorator, Work, flag
+from mirror.commands.options import Decorator, Work, flag
+from mirror.commands.places import FILE, PathHere
 from mirror.documents import document
 from mirror.errors import InputError, RenderingError
 from mirror.modes.constants import NAMESPACE
@@ -99,7 +100,7 @@ push_ingress_option: Decorator = click.option(
 )
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=PathHere(file_okay=False),
     required=True,
     help="Folder for the trees nodes/NAME and in-cluster, and for the cluster's objects "
     "(manifests). Files no longer needed are removed.",
@@ -107,7 +108,7 @@ push_ingress_option: Decorator = click.option(
 @click.option(
     "--secrets",
     "secrets_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PathHere(dir_okay=False),
     help=f"Where authority, keys and users are kept (0600)  [default: OUT/{SECRETS_FILE}]",
 )
 @click.option(

@@ -12,7 +12,8 @@ from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.cluster_files import required_cluster_options
-from mirror.commands.options import FILE, Work, flag, grouped
+from mirror.commands.options import Work, flag, grouped
+from mirror.commands.places import FILE, PathHere
 from mirror.documents import document, file_text
 from mirror.errors import (
     InputError,
@@ -254,7 +255,7 @@ class _Required:
     click.option(
         "--inventory",
         "inventory_path",
-        type=click.Path(exists=True, path_type=Path),
+        type=PathHere(exists=True),
         help="Require the images of this bundle or inventory.json.",
     ),
     click.option(

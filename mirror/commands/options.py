@@ -18,13 +18,12 @@ import click
 from click.core import ParameterSource
 
 from mirror.commands.errors import print_json
+from mirror.commands.places import FILE, RESULT_FILE
 from mirror.commands.process import keep_memory, show, tell
 from mirror.durable import write_durably
 from mirror.errors import (
-    InputError,
     IntegrityError,
     MirrorError,
-    RegistryError,
     paragraph,
     printable,
 )
@@ -35,83 +34,8 @@ from mirror.run import DEFAULT_JOBS, Run
 
 if TYPE_CHECKING:
     from mirror.bundle.bucket import Bucket
-    from mirror.bundle.location import Location
-    from mirror.registry import ConnectionOptions
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-"""A file that is there."""
-
-
-def is_address(text: object) -> bool:
-    """Whether an argument is an address, and not a path of this machine."""
-    return isinstance(text, str) and "://" in text
-
-
-class _BundleType(click.Path):
-    """A path of this machine, or an address, as text, of which a `Path` would make another."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if is_address(value) else super().convert(value, param, ctx)
-
-
-BUNDLE = _BundleType(path_type=Path)
-"""A bundle's folder, here (`Path`) or at an address (`str`)."""
-BUNDLE_HERE = _BundleType(path_type=Path, exists=True)
-"""The same; what is here must be there."""
-
-
-def located(bundle: Path | str, connection: ConnectionOptions, work: Work) -> Location:
-    """A bundle's folder here, or at an address, where it is read in place."""
-    if isinstance(bundle, Path):
-        return bundle
-    if bundle.startswith("s3://"):
-        from mirror.bundle.location import RemotePath
-
-        return work.enter_context(RemotePath(bucket_at(bundle, connection), work.run))
-    from mirror.bundle.static_server import remote_folder
-
-    return work.enter_context(remote_folder(bundle, options=connection, run=work.run))
-
-
-def bucket_at(address: str, connection: ConnectionOptions) -> Bucket:
-    """A bundle's place in a bucket, `s3://bucket/prefix`."""
-    from mirror.bundle.bucket import Bucket, BucketAddress
-
-    return Bucket(BucketAddress.parse(address), options=connection)
-
-
-def bundle_at(text: str, connection: ConnectionOptions, work: Work) -> Location | None:
-    """The bundle at an address; None if `text` is none, or is the address of a registry."""
-    if not is_address(text):
-        return None
-    place = located(text, connection, work)
-    if text.startswith("https://"):  # as registries may be written, too
-        try:
-            next(iter(place.iterdir()))
-        except (InputError, RegistryError):
-            return None
-    return place
-
-
-class _ResultFile(click.Path):
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        file = Path(str(super().convert(value, param, ctx)))
-        if value == STANDARD_OUTPUT and self.allow_dash:
-            return file
-        above, dev = file.absolute().parent, Path("/dev")  # as root we would replace devices
-        if not above.is_dir() or above == dev or (file.exists() and not file.is_file()):
-            raise InputError(f"{file} is not a file in a folder that exists; name another one")
-        if not os.access(above, os.W_OK | os.X_OK):
-            raise InputError(f"{above}: nothing can be written in this folder; name another one")
-        return file
-
-
-STANDARD_OUTPUT = "-"
-RESULT_FILE = _ResultFile(path_type=Path)
-"""A file that a result is written to. That it can be is seen before the work, which takes time."""
-RESULT_FILE_OR_DASH = _ResultFile(path_type=Path, allow_dash=True)
 
 
 def flag(*names: str, text: str) -> Decorator:

@@ -15,7 +15,7 @@ import click
 
 from mirror.bundle.location import Location
 from mirror.bundle.reader import BundleReader, read_inventory
-from mirror.commands import options
+from mirror.commands import options, places
 from mirror.commands.access import (
     AccessOptions,
     keyed_registry_options,
@@ -25,14 +25,13 @@ from mirror.commands.access import (
     registry_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
-from mirror.commands.options import (
+from mirror.commands.options import Work, flag
+from mirror.commands.places import (
     BUNDLE,
     FILE,
     RESULT_FILE,
     RESULT_FILE_OR_DASH,
     STANDARD_OUTPUT,
-    Work,
-    flag,
     located,
 )
 from mirror.commands.process import tell
@@ -116,11 +115,8 @@ def diff_command(
 
 def _place(text: str, access: AccessOptions, work: Work) -> Location | str:
     """A path of this machine, a bundle at an address, or the registry that the text names."""
-    path = Path(text)
-    if path.exists():
-        return path
-    if (remote := options.bundle_at(text, access.connection(), work)) is not None:
-        return remote
+    if (place := places.bundle_at(text, access.connection(), work)) is not None:
+        return place
     try:
         Repository.parse(text)
     except InvalidReferenceError as err:
@@ -214,10 +210,16 @@ def _write_page(
     )
 
 
+_DAMAGED = places.PathHere(
+    instead="a bundle is repaired in a folder: copy it into one, repair that and put it back, or "
+    "make it anew: mirror pull --force"
+)
+
+
 @click.command(
     "repair", epilog=options.example("mirror repair bundle --from /mnt/copy --from registry/dkp")
 )
-@click.argument("bundle_dir", type=click.Path(path_type=Path), shell_complete=folder)
+@click.argument("bundle_dir", type=_DAMAGED, shell_complete=folder)
 @click.option(
     "--from",
     "others",
@@ -301,7 +303,7 @@ def repair_command(
 @click.option(
     "--known",
     multiple=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=places.PathHere(exists=True),
     help="A bundle or inventory with repositories that the registry may not list. Repeatable.",
 )
 @registry_options

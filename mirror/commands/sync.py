@@ -20,7 +20,8 @@ from mirror.commands.access import (
     registries_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
-from mirror.commands.options import FILE, Work, flag, grouped
+from mirror.commands.options import Work, flag, grouped
+from mirror.commands.places import FILE, PathHere, is_address
 from mirror.commands.process import handling
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
@@ -181,7 +182,7 @@ def _storage(
         name, separator, folder = value.partition("=")
         if not (separator and name and folder):
             raise InputError(f"--storage {value}: write REGISTRY=DIR")
-        if "://" in folder:
+        if is_address(folder):
             raise InputError(
                 f"--storage {folder}: a repair removes damaged files from a folder of this "
                 "machine, and nothing from object storage; leave --storage out: the sync names the "
@@ -265,13 +266,13 @@ def fleet_group() -> None:
 @click.argument("file", type=FILE)
 @click.option(
     "--prometheus",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PathHere(dir_okay=False),
     help="Also write it to this file, for the textfile collector of Prometheus' node exporter.",
 )
 @click.option(
     "--html",
     "html_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PathHere(dir_okay=False),
     help="Also write it to this file, as a page for a browser.",
 )
 @options.as_json

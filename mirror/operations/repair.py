@@ -120,8 +120,11 @@ def repair(
     with only_writer(folder) as held, ExitStack() as opened:
         run.on_event(PhaseStarted("looking for damage"))
         readers = [(path, _reader(path, opened)) for path in copies]
-        for reader in (one for _, one in readers if one is not None):
-            reader.follow(run)
+        for path, reader in readers:
+            if reader is None:
+                run.on_event(Warned(f"{path} has no archives of a bundle to repair from"))
+            else:
+                reader.follow(run)
         work = _Repair(held, readers, sources, key, run)
         work.carry_out()
     run.on_event(PhaseStarted("verifying what was repaired"))

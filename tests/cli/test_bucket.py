@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -98,6 +99,89 @@ def test_a_place_where_no_bundle_can_be_made_is_told(
 ) -> None:
     pull = ("pull", address, "--source", source.root, "--insecure")
     assert "secret@" not in call_mirror(*pull).failed(2, told).stderr
+
+
+@pytest.mark.parametrize("address", [ADDRESS, "https://h/of", "http://h/of", "s3://me:secret@b/of"])
+def test_a_bundle_at_an_address_is_not_repaired_and_no_folder_of_that_name_either(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundle, Path(address))
+    told = "a bundle is repaired in a folder: copy it into one, repair that and put it back, or"
+    refused = call_mirror("repair", address).failed(2, told, "mirror pull --force")
+    assert "secret" not in refused.stderr
+
+
+def test_what_is_read_at_an_address_is_not_read_from_a_folder_of_that_name(
+    storage: ObjectStorage, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundle, "bundle")
+    Path(ADDRESS).mkdir(parents=True)
+    (archive,) = list(Path("bundle").glob("platform.tar*"))
+    archive.unlink()
+    env = storage.environment()
+    nothing = ("repair", "bundle", "--from", "s3://bundles/nothing")
+    call_mirror(*nothing, env=env).failed(4, "s3://bundles/nothing has no archives of a bundle")
+    done = call_mirror("repair", "bundle", "--from", ADDRESS, "--json", env=env).succeeded()
+    assert ADDRESS in done.document["given"]
+    assert call_mirror("diff", ADDRESS, bundle, env=env).succeeded()
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "meant"),
+    [
+        ("s3:/bundles/x", "s3://bundles/x"),
+        ("S3://bundles/x", "s3://bundles/x"),
+        ("s3:///bundles/x", "s3://bundles/x"),
+        ("https:/files.example.com/x", "https://files.example.com/x"),
+        ("HTTP://me:secret@files.example.com/x", "http://files.example.com/x"),
+    ],
+)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pull {} --source 127.0.0.1:1/dkp",
+        "pull x --source 127.0.0.1:1/dkp --base {}",
+        "verify {}",
+        "inspect {}",
+        "clean {}",
+        "serve {}",
+        "serve --storage {}",
+        "merge . {}",
+        "push {} 127.0.0.1:1/dkp",
+        "diff . {}",
+        "repair {}",
+        "repair . --from {}",
+        "inventory 127.0.0.1:1/dkp -o {}",
+    ],
+)
+def test_a_mistyped_address_is_told_and_becomes_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, mistyped: str, meant: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = f"is not an address; did you mean {meant}?"
+    refused = call_mirror(*line.format(mistyped).split()).failed(2, told)
+    assert "secret" not in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("merge . {}", "{}: a merge writes into a folder of this machine; name one as OUT"),
+        ("inventory 127.0.0.1:1/dkp -o {}", "--output {}: a result goes into a file of this"),
+        ("inventory 127.0.0.1:1/dkp -o x --known {}", "--known {}: an address cannot be used here"),
+        ("push --file {} 127.0.0.1:1/dkp", "--file {}: an address cannot be used here"),
+        ("repair . --request {}", "--request {}: a result goes into a file of this machine"),
+    ],
+)
+def test_what_takes_a_path_alone_says_so_of_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(ADDRESS).mkdir(parents=True)
+    call_mirror(*line.format(ADDRESS).split()).failed(2, told.format(ADDRESS))
 
 
 def test_an_endpoint_that_is_none_is_told(storage: ObjectStorage) -> None:
