@@ -31,7 +31,7 @@ class S3Server(ServerProcess):
 
     def __init__(self, folder: Path, *, bucket: str = BUCKET) -> None:
         self.root, self.port = folder / "data", free_port()
-        self.root.mkdir(exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
         super().__init__(
             [require_program(self.PROGRAM), *self.arguments(folder, bucket)],
             port=self.port,
