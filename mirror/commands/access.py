@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from mirror.commands.options import (
+    FILE,
     PROFILE_HOSTS,
     Decorator,
     flag,
@@ -24,7 +25,6 @@ from mirror.commands.options import (
     together,
     warn_at_start,
 )
-from mirror.commands.places import FILE
 from mirror.commands.process import tell
 from mirror.documents import parse_duration, parse_rate
 from mirror.errors import InputError, InvalidReferenceError

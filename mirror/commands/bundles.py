@@ -18,10 +18,9 @@ from mirror.bundle.format import parse_part_size, size_text
 from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.report import insight_text
-from mirror.commands import options, places
+from mirror.commands import options
 from mirror.commands.access import AccessOptions, bundle_options, login_options, signer
-from mirror.commands.options import Work, flag
-from mirror.commands.places import BUNDLE, BUNDLE_HERE, FILE, located
+from mirror.commands.options import BUNDLE, BUNDLE_HERE, FILE, Work, flag, located
 from mirror.commands.process import handling, tell
 from mirror.config import PullConfig
 from mirror.documents import document
@@ -230,7 +229,7 @@ class Serving:
 )
 @click.option(
     "--storage",
-    type=places.PathHere(
+    type=options.PathHere(
         file_okay=False,
         instead="mirror serve keeps its images in a folder of this machine; name one, or run a "
         "registry that has a driver for object storage, such as CNCF distribution",

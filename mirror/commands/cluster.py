@@ -27,8 +27,7 @@ from mirror.commands.mode_render import (
     push_ingress_of,
     push_ingress_option,
 )
-from mirror.commands.options import Decorator, Work, flag, grouped
-from mirror.commands.places import FILE, PathHere
+from mirror.commands.options import FILE, Decorator, PathHere, Work, flag, grouped
 from mirror.commands.process import handling
 from mirror.controller.cluster import Controller
 from mirror.controller.kube import RESOURCES, KubeApi, Lease

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mirror.commands.access import AccessOptions, TreeAccess
-from mirror.commands.options import Decorator, grouped
-from mirror.commands.places import FILE
+from mirror.commands.options import FILE, Decorator, grouped
 from mirror.errors import InputError
 
 if TYPE_CHECKING:

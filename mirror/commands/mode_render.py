@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mirror.commands import options
-from mirror.commands.options import Decorator, Work, flag
-from mirror.commands.places import FILE, PathHere
+from mirror.commands.options import FILE, Decorator, PathHere, Work, flag
 from mirror.documents import document
 from mirror.errors import InputError, RenderingError
 from mirror.modes.constants import NAMESPACE

@@ -12,8 +12,7 @@ from mirror.bundle.reader import read_inventory
 from mirror.commands import options
 from mirror.commands.cluster import Cluster
 from mirror.commands.cluster_files import required_cluster_options
-from mirror.commands.options import Work, flag, grouped
-from mirror.commands.places import FILE, PathHere
+from mirror.commands.options import FILE, PathHere, Work, flag, grouped
 from mirror.documents import document, file_text
 from mirror.errors import (
     InputError,

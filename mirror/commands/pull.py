@@ -13,7 +13,7 @@ from mirror.bundle import gost
 from mirror.bundle.folder import Packing, check_space
 from mirror.bundle.format import MAX_COMPANION_BYTES
 from mirror.bundle.reader import read_inventory
-from mirror.commands import options, places, program
+from mirror.commands import options, program
 from mirror.commands.access import (
     AccessOptions,
     TreeAccess,
@@ -25,8 +25,7 @@ from mirror.commands.access import (
     source_login_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
-from mirror.commands.options import Work, flag
-from mirror.commands.places import FILE
+from mirror.commands.options import FILE, Work, flag
 from mirror.config import PullConfig
 from mirror.durable import os_errors
 from mirror.errors import InputError, InvalidReferenceError, NoSpaceError, printable
@@ -110,7 +109,7 @@ def _opposite(name: str) -> str:
         "mirror pull bundle --source registry.deckhouse.ru/deckhouse/ee --license -"
     ),
 )
-@click.argument("bundle_dir", type=places.BUNDLE)
+@click.argument("bundle_dir", type=options.BUNDLE)
 @click.option(
     "--config",
     "config_file",
@@ -227,7 +226,7 @@ def pull_command(
         gost.require()
     base_tree = base_place = None
     if base is not None:
-        base_place = places.bundle_at(base, access.connection(), work)
+        base_place = options.bundle_at(base, access.connection(), work)
         if base_place is None:
             base_tree = _base(base, source, access, given=bool(login or license_key))
     held = read_inventory(base_place) if base_place is not None else None
@@ -291,7 +290,7 @@ def pull_command(
 
 
 @click.command("clean", epilog=options.example("mirror clean s3://bundles/1.70 --dry-run"))
-@click.argument("bundle_dir", type=places.BUNDLE_HERE)
+@click.argument("bundle_dir", type=options.BUNDLE_HERE)
 @flag("--dry-run", text="Print what would be removed; remove nothing.")
 @options.yes
 @bundle_options
@@ -355,7 +354,7 @@ def _place(bundle: Path | str, access: AccessOptions, work: Work) -> Path | Buck
             f"a bundle cannot be made at {printable(bundle.rpartition('@')[2])}; name a folder, or "
             "a place in a bucket: s3://bucket/prefix"
         )
-    bucket = places.bucket_at(bundle, access.connection())
+    bucket = options.bucket_at(bundle, access.connection())
     work.callback(bucket.close)
     return bucket
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mirror.bundle.reader import BundleReader
-from mirror.commands import options, places, profiles
+from mirror.commands import options, profiles
 from mirror.commands.access import (
     AccessOptions,
     TreeAccess,
@@ -18,8 +18,7 @@ from mirror.commands.access import (
     registry_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
-from mirror.commands.options import Work, flag
-from mirror.commands.places import FILE, located
+from mirror.commands.options import FILE, Work, flag, located
 from mirror.commands.program import folder
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
@@ -40,7 +39,7 @@ from mirror.sync.statement import StatementKeys
     "--file",
     "files",
     multiple=True,
-    type=places.PathHere(exists=True),
+    type=options.PathHere(exists=True),
     help="An archive to push, in addition to or instead of BUNDLE_DIR. Repeatable.",
 )
 @click.option(
@@ -68,7 +67,7 @@ from mirror.sync.statement import StatementKeys
 )
 @click.option(
     "--state-dir",
-    type=places.PathHere(file_okay=False),
+    type=options.PathHere(file_okay=False),
     envvar="MIRROR_STATE_DIR",
     show_envvar=True,
     help="Where to keep the state of uploads, so that a killed push continues within a blob.  "
@@ -161,7 +160,7 @@ def push_command(
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
     key = verify_key.read_bytes() if verify_key is not None else None
-    bundles = [one if places.is_address(one) else Path(one) for one in folders]
+    bundles = [one if options.is_address(one) else Path(one) for one in folders]
     paths_given = [*(located(one, access.connection(), work) for one in bundles), *files]
     reader = work.enter_context(BundleReader(paths_given, flattened=accept_flattened))
     blobs = check == "blobs"
@@ -249,6 +248,6 @@ def _check_last(registry: str, sources: Sequence[str | Path]) -> None:
         raise
     # What looks like a registry may have a folder of that name: then it is for the rest to tell.
     if here.exists() and not any(
-        places.is_address(source) or Path(source).exists() for source in sources
+        options.is_address(source) or Path(source).exists() for source in sources
     ):
         raise misplaced

@@ -15,7 +15,7 @@ import click
 
 from mirror.bundle.location import Location
 from mirror.bundle.reader import BundleReader, read_inventory
-from mirror.commands import options, places
+from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,
     keyed_registry_options,
@@ -25,13 +25,14 @@ from mirror.commands.access import (
     registry_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options
-from mirror.commands.options import Work, flag
-from mirror.commands.places import (
+from mirror.commands.options import (
     BUNDLE,
     FILE,
     RESULT_FILE,
     RESULT_FILE_OR_DASH,
     STANDARD_OUTPUT,
+    Work,
+    flag,
     located,
 )
 from mirror.commands.process import tell
@@ -62,6 +63,10 @@ from mirror.sync.statement import MAX_GENERATION, StatementKeys
 from mirror.sync.tree import RegistrySource
 
 _DIFFER = 3
+_REPAIRED = (
+    "a bundle is repaired in a folder: copy it into one, repair that and put it back, or make it "
+    "anew: mirror pull --force"
+)
 
 
 @click.command(
@@ -97,8 +102,8 @@ def diff_command(
     """Show the differences between A and B, by repository and tag, with sizes.
 
     Each is a bundle's folder, here or at an address (https://host/path), a file with an
-    inventory, or a registry (host[:port]/path). A name
-    that exists on this machine is a file. The exit code is 3 if A and B differ.
+    inventory, or a registry (host[:port]/path). A name that exists on this machine is a file. The
+    exit code is 3 if A and B differ.
     """
     places = [_place(one, access, work) for one in (a, b)]
     registries = [one for one in places if isinstance(one, str)]
@@ -115,7 +120,7 @@ def diff_command(
 
 def _place(text: str, access: AccessOptions, work: Work) -> Location | str:
     """A path of this machine, a bundle at an address, or the registry that the text names."""
-    if (place := places.bundle_at(text, access.connection(), work)) is not None:
+    if (place := options.bundle_at(text, access.connection(), work)) is not None:
         return place
     try:
         Repository.parse(text)
@@ -210,16 +215,10 @@ def _write_page(
     )
 
 
-_DAMAGED = places.PathHere(
-    instead="a bundle is repaired in a folder: copy it into one, repair that and put it back, or "
-    "make it anew: mirror pull --force"
-)
-
-
 @click.command(
     "repair", epilog=options.example("mirror repair bundle --from /mnt/copy --from registry/dkp")
 )
-@click.argument("bundle_dir", type=_DAMAGED, shell_complete=folder)
+@click.argument("bundle_dir", type=options.PathHere(instead=_REPAIRED), shell_complete=folder)
 @click.option(
     "--from",
     "others",
@@ -303,7 +302,7 @@ def repair_command(
 @click.option(
     "--known",
     multiple=True,
-    type=places.PathHere(exists=True),
+    type=options.PathHere(exists=True),
     help="A bundle or inventory with repositories that the registry may not list. Repeatable.",
 )
 @registry_options

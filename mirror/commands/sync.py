@@ -20,8 +20,7 @@ from mirror.commands.access import (
     registries_options,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
-from mirror.commands.options import Work, flag, grouped
-from mirror.commands.places import FILE, PathHere, is_address
+from mirror.commands.options import FILE, PathHere, Work, flag, grouped, is_address
 from mirror.commands.process import handling
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas

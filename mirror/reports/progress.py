@@ -1,7 +1,8 @@
-"""Progress while work goes on: bars on a terminal, plain lines elsewhere, or lines of JSON."""
+"""Progress while work goes on, and logs: bars on a terminal, plain lines elsewhere, or JSON."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from mirror.events import (
     TransferStarted,
     Warned,
 )
-from mirror.reports.messages import json_line, message
+from mirror.reports.messages import Messages, json_line, message
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -348,3 +349,33 @@ def _line(event: Event, stream: TextIO, *, items: bool) -> str:
         case TagDone(repository, tag, digest) if items:
             text = f"tag {repository or '/'}:{tag} is {digest}"
     return message(paragraph(text), level, stream) if text else ""
+
+
+# -- logs ------------------------------------------------------------------------------------------
+
+
+class Cleaned(logging.Formatter):
+    """Records as people may see them: one message and its traceback are one paragraph."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = paragraph(super().format(record))
+        return message(text, record.levelname.lower()) if Messages.as_json else text
+
+
+@contextmanager
+def logging_to_stderr(level: int) -> Iterator[None]:
+    """The library's own messages on stderr, each once; of others' only warnings."""
+    ours = logging.getLogger("mirror")
+    before = ours.level
+    handler: logging.Handler = logging.NullHandler()
+    if not any(isinstance(one.formatter, Cleaned) for one in ours.handlers):
+        handler = logging.StreamHandler(sys.stderr)
+        form = "%(message)s" if Messages.as_json else "%(asctime)s %(levelname)s %(message)s"
+        handler.setFormatter(Cleaned(form))
+    ours.addHandler(handler)
+    ours.setLevel(min(level, before or level))
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before)

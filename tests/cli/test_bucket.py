@@ -171,8 +171,8 @@ def test_a_mistyped_address_is_told_and_becomes_no_folder(
     [
         ("merge . {}", "{}: a merge writes into a folder of this machine; name one as OUT"),
         ("inventory 127.0.0.1:1/dkp -o {}", "--output {}: a result goes into a file of this"),
-        ("inventory 127.0.0.1:1/dkp -o x --known {}", "--known {}: an address cannot be used here"),
-        ("push --file {} 127.0.0.1:1/dkp", "--file {}: an address cannot be used here"),
+        ("inventory 127.0.0.1:1/dkp -o x --known {}", "--known {}: name a path, not an address"),
+        ("push --file {} 127.0.0.1:1/dkp", "--file {}: name a path, not an address"),
         ("repair . --request {}", "--request {}: a result goes into a file of this machine"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.commands.places import RESULT_FILE
+from mirror.commands.options import RESULT_FILE
 from mirror.errors import InputError
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.program import call_mirror

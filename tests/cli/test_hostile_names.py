@@ -14,10 +14,9 @@ import pytest
 
 from mirror.bundle.format import SEAL
 from mirror.commands.errors import print_json
-from mirror.commands.options import Cleaned
 from mirror.errors import paragraph, printable
 from mirror.events import EndpointDown, PhaseStarted, Retrying, Warned
-from mirror.reports.progress import progress
+from mirror.reports.progress import Cleaned, progress
 from tests.support.program import Finished, call_mirror
 from tests.support.release_source import Source
 from tests.support.scripted_server import Reply, Request, ScriptedServer
