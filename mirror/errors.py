@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Collection, Iterable, Sequence
-from copy import copy
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -204,6 +203,8 @@ def same(err: Failure) -> Failure:
 
     Raising changes an error's traceback.
     """
+    from copy import copy  # few need it
+
     is_foreign = isinstance(err, OSError | UnicodeError)  # whose content is not in `args` alone
     twin = copy(err) if is_foreign else type(err).__new__(type(err), *err.args)
     twin.__dict__.update(err.__dict__)
