@@ -25,7 +25,7 @@ from mirror.bundle.bucket import Bucket
 from mirror.bundle.bucket_place import BucketPlace, plan_of
 from mirror.bundle.folder import Packing, is_leftover
 from mirror.bundle.follow import Hash, MakeHash, Recheck
-from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, file_names
+from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, SHARDS, file_names
 from mirror.bundle.multipart import BucketArchive, Object
 from mirror.bundle.room import PART
 from mirror.bundle.seal import Seal, check_limits, parse_seal
@@ -51,7 +51,6 @@ from mirror.signing import verify
 from mirror.sync.inventory import canonical_json
 
 _RECORD = re.compile(r"shard-[0-9]+" + re.escape(PARTIAL_SUFFIX))
-_AGREED = "shards" + PARTIAL_SUFFIX
 _MOST_TRIES = 5
 _GONE = (ConflictError, RegistryNotFoundError)
 _CHANGING = (ValueError, KeyError, TypeError, AttributeError, InvalidDigestError, *_GONE)
@@ -169,7 +168,7 @@ class ShardPlace(BucketPlace):
         return states, self._read_agreed(states)
 
     def _read_agreed(self, states: Mapping[str, FileState]) -> Agreed | None:
-        if _AGREED not in states:
+        if SHARDS not in states:
             if JOURNAL in states and self._read(JOURNAL, states) != canonical_json(self._asked):
                 raise InputError(
                     f"a pull without --shard is under way in {self.where}; let it end, give it up "
@@ -177,11 +176,11 @@ class ShardPlace(BucketPlace):
                 )
             return None
         try:
-            found = Agreed.from_json(self._read(_AGREED, states))
+            found = Agreed.from_json(self._read(SHARDS, states))
         except ValueError as err:
             raise DamagedBundleError(
                 f"it is not what shards agree upon: {err}",
-                where=f"{self.where}/{_AGREED}",
+                where=f"{self.where}/{SHARDS}",
                 advice=_AGAIN,
             ) from err
         theirs, ours = dict(found.asked), self._asked
@@ -197,7 +196,7 @@ class ShardPlace(BucketPlace):
                 verify(replace(found, signature=b"").to_json(), found.signature, key)
             except SignatureError as err:
                 told = "was not signed with this key: somebody else put it there; find out who"
-                told = f"{self.where}/{_AGREED} {told} writes there, {_AGAIN}"
+                told = f"{self.where}/{SHARDS} {told} writes there, {_AGAIN}"
                 raise SignatureError(told) from err
         return found
 
@@ -208,7 +207,7 @@ class ShardPlace(BucketPlace):
         begun = gather(names, lambda name: self._bucket.begin(name, plan, self._run), run=self._run)
         uploads = dict(zip(names, begun, strict=True))
         data = Agreed(self._asked, sealed, files, uploads).signed(self.packing.sign).to_json()
-        self._agreed = self._read_agreed(self._put_first(_AGREED, data))
+        self._agreed = self._read_agreed(self._put_first(SHARDS, data))
         assert self._agreed is not None, "it is listed"
         # Even who was refused may have been first: an answer was lost, and it asked again.
         needless = uploads.items() - self._agreed.uploads.items()
@@ -237,7 +236,7 @@ class ShardPlace(BucketPlace):
         beside = {name: Digest.of(data) for name, data in self._agreed.files.items()}
         fits = beside == {name: one.digest for name, one in seal.files.items()}
         if not fits or self._agreed.uploads.keys() != set(self._names(seal)):
-            where = f"{self.where}/{_AGREED}"
+            where = f"{self.where}/{SHARDS}"
             raise DamagedBundleError("it does not fit the seal in it", where=where, advice=_AGAIN)
         self._sealed, self._plan = self._agreed.sealed, self._plan_for(sealed)
         states = self._bucket.states(self._run)

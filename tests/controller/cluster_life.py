@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import yaml
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from mirror.controller.kube import KubeApi
 from mirror.modes.constants import LOGICAL_HOST, ConditionType
 from mirror.modes.routes import Mode
 from mirror.modes.state import RegistryState
@@ -269,6 +270,16 @@ class Life:
 
 
 @cache
+def intercept(api: KubeApi, around: Callable[[Callable[[], Any], str, str], Any]) -> None:
+    """Call `around` in place of each request, with what sends it, its method and its path."""
+    original = api._send
+
+    def send(method: str, path: str, *rest: Any, **more: Any) -> Any:
+        return around(partial(original, method, path, *rest, **more), method, path)
+
+    api._send = send  # type: ignore[method-assign]  # a test's own wire would not be the real one
+
+
 def trusts(authorities: str, certificate: str) -> bool:
     """Whether one of some authorities has signed a certificate."""
     (leaf,) = x509.load_pem_x509_certificates(certificate.encode())

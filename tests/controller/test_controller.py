@@ -22,7 +22,7 @@ from mirror.modes.routes import Mode, ModeKind, conditions_of
 from mirror.modes.state import RegistryState, inputs_hash
 from mirror.nodeconfig.service_secrets import ServiceSecrets, parse_secrets
 from tests.conftest import MakeEmbeddedRegistry
-from tests.controller.cluster_life import Life, replica
+from tests.controller.cluster_life import Life, intercept, replica
 from tests.controller.leading import OPTIONS, controller, settle, state_of
 from tests.support.cluster_replicas import image, put
 from tests.support.kube_api import KubeCluster, KubeServer, kube_server
@@ -243,16 +243,15 @@ class Crash(BaseException):
 
 def dying(api: KubeApi, left: list[int]) -> Controller:
     """A controller that dies when as many more requests, and one, have been answered."""
-    send = api._send
 
-    def counted(*args: Any, **more: Any) -> Any:
-        answer = send(*args, **more)
+    def counted(send: Callable[[], Any], _method: str, _path: str) -> Any:
+        answer = send()
         left[0] -= 1
         if left[0] < 0:
             raise Crash
         return answer
 
-    api._send = counted  # type: ignore[method-assign]
+    intercept(api, counted)
     return controller(api)
 
 
@@ -496,14 +495,13 @@ def test_of_two_that_run_one_acts_and_the_other_goes_on_when_it_ends(
 
     def of(name: str) -> tuple[threading.Thread, threading.Event]:
         api, stop = KubeApi.connect(server.kubeconfig), threading.Event()
-        send = api._send
 
-        def noted(method: str, path: str, *rest: Any, **more: Any) -> Any:
+        def noted(send: Callable[[], Any], method: str, path: str) -> Any:
             if method != "GET" and "/leases" not in path:
                 acted.append(name)
-            return send(method, path, *rest, **more)
+            return send()
 
-        api._send = noted  # type: ignore[method-assign]
+        intercept(api, noted)
         lease = Lease(api, "mirror-controller", name)
         work = (controller(api), lease, stop)
         thread = threading.Thread(target=lead, args=work, kwargs={"pace": 0.05})

@@ -19,7 +19,7 @@ import pytest
 
 from mirror.controller.kube import KubeApi
 from mirror.errors import CancelledError, ConflictError, UnreachableError
-from tests.controller.cluster_life import Life
+from tests.controller.cluster_life import Life, intercept
 from tests.controller.leading import controller, settle, state_of
 from tests.controller.test_controller import WALK
 from tests.support.kube_api import KubeCluster
@@ -71,21 +71,19 @@ class World:
     _kind: tuple[bool, bool] = (False, False)
 
     def __post_init__(self) -> None:
-        send = self.api._send
-
-        def heard(method: str, path: str, *rest: Any, **more: Any) -> Any:
+        def heard(send: Callable[[], Any], method: str, _path: str) -> Any:
             answered, writes = self._kind
             strike = None if writes and method == "GET" else next(self._stroke)
             if strike and not answered:
                 strike()
-            answer = send(method, path, *rest, **more)
+            answer = send()
             if method != "GET":
                 self.changes.append(self.taken())
             if strike and answered:
                 strike()
             return answer
 
-        self.api._send = heard  # type: ignore[method-assign]
+        intercept(self.api, heard)
 
     def strike_at(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from mirror.errors import DeniedError, UnreachableError
 from mirror.modes.constants import ConditionType
 from mirror.modes.routes import Mode, ModeKind, conditions_of
 from mirror.modes.state import RegistryState
-from tests.controller.cluster_life import Life
+from tests.controller.cluster_life import Life, intercept
 from tests.controller.leading import controller
 from tests.controller.test_controller import WALK, left_over
 from tests.support.program import ROOT
@@ -44,15 +44,14 @@ def test_a_cluster_is_led_through_all_modes_with_new_secrets_and_the_api_is_down
     cluster = real.cluster
     life = Life(cluster)
     api = KubeApi.connect(real.kubeconfig, timeout_s=60)
-    send = api._send
 
-    def seen(method: str, *rest: object, **more: object) -> object:
-        answer = send(method, *rest, **more)  # type: ignore[arg-type]
+    def seen(send: Callable[[], object], method: str, path: str) -> object:
+        answer = send()
         if method != "GET":
-            cluster.on_change(method, ("", "", str(rest[0]).rpartition("/")[2]))
+            cluster.on_change(method, ("", "", path.rpartition("/")[2]))
         return answer
 
-    api._send = seen  # type: ignore[method-assign]
+    intercept(api, seen)
     lease = Lease(api, "mirror-controller", "one", duration_s=3600)
     assert lease.renew()
     for mode, rotated in [(one, what) for one in WALK for what in ROTATED.get(one, [""])]:
