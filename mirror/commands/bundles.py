@@ -36,6 +36,7 @@ from mirror.reports.page import html
 from mirror.sync import Inventory
 
 if TYPE_CHECKING:
+    from mirror.bundle.bucket import Bucket
     from mirror.serve import Auth
 
 
@@ -108,17 +109,20 @@ def merge_command(
 ) -> None:
     """Make a complete bundle in OUT out of BASE and the DELTAs that follow it, oldest first.
 
-    This needs no registry. BASE and DELTAs may be addresses, which are read in place. OUT is, byte
-    for byte, what a complete pull of the last selection would have made. BASE alone is rewritten:
-    in parts, for example, or without --dedupe and --compress, so that d8 can read it.
+    This needs no registry. BASE and DELTAs may be addresses, which are read in place, and OUT may
+    be a place in a bucket, s3://BUCKET/PREFIX. OUT is, byte for byte, what a complete pull of the
+    last selection would have made. BASE alone is rewritten: in parts, for example, or without
+    --dedupe and --compress, so that d8 can read it.
     """
-    *bundles, out = paths
-    if not isinstance(out, Path):
-        raise InputError(
-            f"{printable(out)}: a merge writes into a folder of this machine; name one as OUT"
-        )
+    *bundles, last = paths
     if not bundles:
         raise InputError("name what to merge and where to: mirror merge BASE DELTA OUT")
+    if isinstance(last, Path):
+        out: Path | Bucket = last
+    else:
+        from mirror.commands.pull import made_at  # few need it
+
+        out = made_at(last, access, work)
     if gost_digest:
         gost.require()
     packing = Packing(

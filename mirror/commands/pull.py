@@ -234,7 +234,7 @@ def pull_command(
     client = work.enter_context(source.open(work.on_event)).client
     for warning in warnings:
         work.on_event(Warned(warning))
-    place = _place(bundle_dir, access, work)
+    place = made_at(bundle_dir, access, work)
     part = None if shard is None else _shard(shard, place, dry_run=dry_run, force=force)
     if part is None:
         place_of(place, run).check(force=force)
@@ -304,7 +304,7 @@ def clean_command(
     cost as much as objects. A sealed bundle stays, and so does what is not a bundle's. It is for
     pulls that are given up: the next one starts over.
     """
-    place = _place(bundle_dir, access, work)
+    place = made_at(bundle_dir, access, work)
     if not dry_run and work.asks(yes):
         found = work.look(lambda run: clean(place, dry_run=True, run=run), clean_summary)
         if found.removed:
@@ -345,8 +345,8 @@ def _tool(config: PullConfig) -> bytes | None:
     return data
 
 
-def _place(bundle: Path | str, access: AccessOptions, work: Work) -> Path | Bucket:
-    """Where the bundle is made."""
+def made_at(bundle: Path | str, access: AccessOptions, work: Work) -> Path | Bucket:
+    """Where a bundle is made."""
     if isinstance(bundle, Path):
         return bundle
     if not bundle.startswith("s3://"):

@@ -9,14 +9,16 @@ from types import MappingProxyType
 from typing import Any
 
 from mirror.bundle.archive import Compressed, Coverage, Omissions, missing_findings
-from mirror.bundle.folder import AS_USUAL, Packing, check_folder
+from mirror.bundle.bucket import Bucket
+from mirror.bundle.folder import AS_USUAL, Packing
+from mirror.bundle.location import Location
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits, read_files
 from mirror.bundle.verify import check_signature
 from mirror.errors import InputError, MissingBaseError
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
-from mirror.operations.pull import pack
+from mirror.operations.pull import pack, place_of
 from mirror.run import Run
 from mirror.sync import FailoverSource, Holder, Inventory, RepositoryContent, union
 
@@ -27,7 +29,7 @@ class MergeReport:
     read from the bundles, each once however many layouts hold it. `compressed` is what archives
     take on the disk, if they are."""
 
-    folder: Path
+    folder: Path | Bucket
     merged: tuple[str, ...]
     inventory: Inventory
     digest: Digest
@@ -56,7 +58,7 @@ class MergeReport:
 
 def merge(
     readers: Sequence[BundleReader],
-    folder: Path,
+    folder: Path | Bucket,
     *,
     dedupe: bool = False,
     force: bool = False,
@@ -64,14 +66,13 @@ def merge(
     packing: Packing = AS_USUAL,
     run: Run | None = None,
 ) -> MergeReport:
-    """Make a complete bundle in `folder` of what the last of `readers` speaks of.
+    """Make a complete bundle in `folder`, or in a bucket, of what the last of `readers` speaks of.
 
     Content comes from all of them. The first is the base and the others are deltas, oldest first; a
     single bundle is written anew, in parts or without. The outcome is what a pull of the last one's
     selection would have made, byte for byte. Each blob is read once, hashed on its way, and written
-    once. A merge that was
-    stopped is completed by running it again. With `key`, a public key in PEM, its holder must have
-    signed each of the bundles.
+    once. A merge that was stopped is completed by running it again. With `key`, a public key in
+    PEM, its holder must have signed each of the bundles.
 
     Raises:
         InputError: `folder` holds something else than the outcome and `force` is not given, or is
@@ -86,12 +87,11 @@ def merge(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
-    check_folder(folder, force=force)
+    place_of(folder, run).check(force=force)
     for reader in readers:
         reader.follow(run)
-        here = reader.folder
-        if isinstance(here, Path) and here.resolve() == folder.resolve():
-            raise InputError(f"{folder} is one of the bundles to merge; name another folder")
+        if reader.folder is not None and _same(reader.folder, folder):
+            raise InputError(f"{folder} is one of the bundles to merge; name another place")
         if key is not None:
             check_signature(reader, key)
     last = readers[-1]
@@ -127,6 +127,12 @@ def merge(
         seal.omissions,
         packed.compressed,
     )
+
+
+def _same(bundle: Location, place: Path | Bucket) -> bool:
+    if isinstance(bundle, Path) and isinstance(place, Path):
+        return bundle.resolve() == place.resolve()
+    return str(bundle) == str(place)
 
 
 def _check_order(readers: Sequence[BundleReader], inventories: Sequence[Inventory]) -> None:

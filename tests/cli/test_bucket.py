@@ -101,6 +101,28 @@ def test_a_place_where_no_bundle_can_be_made_is_told(
     assert "secret@" not in call_mirror(*pull).failed(2, told).stderr
 
 
+def test_a_merge_makes_in_a_bucket_what_it_makes_in_a_folder(
+    storage: ObjectStorage, bundle: Path, tmp_path: Path
+) -> None:
+    """From a folder or a bucket, and never into one of the bundles or onto another one."""
+    env = storage.environment()
+    for number, (one, flags) in enumerate(((bundle, ()), (ADDRESS, ("--dedupe",)))):
+        place, folder = f"s3://bundles/merged/{number}", tmp_path / str(number)
+        done = call_mirror("merge", one, place, *flags, env=env).succeeded()
+        assert f"Bundle {place} is complete" in done.stdout
+        call_mirror("merge", bundle, folder, *flags).succeeded()
+        here = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert storage.content(f"merged/{number}") == here
+        assert not storage.pending(f"merged/{number}")
+    again = call_mirror("merge", bundle, "s3://bundles/merged/0", env=env).succeeded()
+    assert "holds this bundle already; nothing was written" in again.stderr
+    told = f"{ADDRESS} is one of the bundles to merge; name another place"
+    call_mirror("merge", ADDRESS, ADDRESS, "--force", "--yes", env=env).failed(2, told)
+    there = "s3://bundles/merged/1 is not empty (it has "
+    call_mirror("merge", bundle, "s3://bundles/merged/1", env=env).failed(2, there)
+    call_mirror("merge", bundle, "https://h/x").failed(2, "a bundle cannot be made at https://h/x")
+
+
 @pytest.mark.parametrize("address", [ADDRESS, "https://h/of", "http://h/of", "s3://me:secret@b/of"])
 def test_a_bundle_at_an_address_is_not_repaired_and_no_folder_of_that_name_either(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
@@ -169,7 +191,6 @@ def test_a_mistyped_address_is_told_and_becomes_no_folder(
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("merge . {}", "{}: a merge writes into a folder of this machine; name one as OUT"),
         ("inventory 127.0.0.1:1/dkp -o {}", "--output {}: a result goes into a file of this"),
         ("inventory 127.0.0.1:1/dkp -o x --known {}", "--known {}: name a path, not an address"),
         ("push --file {} 127.0.0.1:1/dkp", "--file {}: name a path, not an address"),
