@@ -106,7 +106,8 @@ def test_a_merge_makes_in_a_bucket_what_it_makes_in_a_folder(
 ) -> None:
     """From a folder or a bucket, and never into one of the bundles or onto another one."""
     env = storage.environment()
-    for number, (one, flags) in enumerate(((bundle, ()), (ADDRESS, ("--dedupe",)))):
+    merges: list[tuple[str | Path, tuple[str, ...]]] = [(bundle, ()), (ADDRESS, ("--dedupe",))]
+    for number, (one, flags) in enumerate(merges):
         place, folder = f"s3://bundles/merged/{number}", tmp_path / str(number)
         done = call_mirror("merge", one, place, *flags, env=env).succeeded()
         assert f"Bundle {place} is complete" in done.stdout
