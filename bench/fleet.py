@@ -16,12 +16,12 @@ import click
 
 from mirror.errors import UnreachableError
 from mirror.oci import Digest
-from mirror.watch.fleet import Fleet, Rollout, Rollouts, Seen, decided
+from mirror.watch.fleet import Fleet, MemberState, Rollout, Rollouts, decided
 from mirror.watch.settings import Window
 
 OLD, NEWS = Digest.of(b"what all have"), Digest.of(b"what is new")
-_HELD, _BEHIND, _NOTHING = Seen(NEWS, 2), Seen(OLD, 1), Seen()
-_AWAY = Seen(error=UnreachableError("no answer", where="the model"))
+_HELD, _BEHIND, _NOTHING = MemberState(NEWS, 2), MemberState(OLD, 1), MemberState()
+_AWAY = MemberState(error=UnreachableError("no answer", where="the model"))
 GBIT = 1e9 / 8
 """Bytes a second of 1 Gbit/s."""
 
@@ -101,7 +101,7 @@ class Model:
     def _within(self, span: tuple[float, float]) -> bool:
         return span[0] <= self.now_s < span[1]
 
-    def _seen(self, name: str) -> Seen:
+    def _seen(self, name: str) -> MemberState:
         edge = self.edges[name]
         if self._within(edge.away):
             return _AWAY
@@ -119,7 +119,7 @@ class Model:
         if edge.rollout is None:
             self.requests += 1  # which generation it is
             edge.rollout = Rollout(NEWS, 2)
-        seen: dict[str, Seen] = {}
+        seen: dict[str, MemberState] = {}
         for ring in self.fleet.before(edge.plan.ring):
             seen |= {name: self._seen(name) for name in self.fleet.members_of(ring.name)}
 

@@ -35,7 +35,7 @@ from mirror.registry.downloads import FileState, file_range
 from mirror.registry.http1 import Body
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retries import patience
-from mirror.registry.transport import Answer, Transport, Wire
+from mirror.registry.transport import WholeAnswer, Transport, Wire
 from mirror.run import Run
 
 PLAN = "x-amz-meta-mirror-plan"
@@ -346,7 +346,7 @@ class Bucket:
         headers: Mapping[str, str] | None = None,
         data: bytes | memoryview = b"",
         slow: bool = False,
-    ) -> Answer:
+    ) -> WholeAnswer:
         """Send a request, signed anew for each attempt, and return the whole answer."""
         transport, url = Transport(self._wire, run), self._url(name, query)
         where = f"{method} {self.where}/{name or ''}".rstrip("/")
@@ -356,7 +356,7 @@ class Bucket:
             body = Body(len(data), lambda: transport.watch(where).sent((data,)))
         wait_s = transport.options.answer_timeout_s if slow else None
 
-        def attempt() -> Answer:
+        def attempt() -> WholeAnswer:
             signed = self._signer.signed(transport.check, method, url, headers or {}, digest)
             with transport.open(
                 method, url, headers=signed, body=body, answer_timeout_s=wait_s
@@ -411,7 +411,7 @@ class Bucket:
             where=self.where,
         )
 
-    def _tree(self, answer: Answer, method: str, name: str | None) -> ElementTree.Element:
+    def _tree(self, answer: WholeAnswer, method: str, name: str | None) -> ElementTree.Element:
         try:
             return parsed(answer.body)
         except ElementTree.ParseError as err:

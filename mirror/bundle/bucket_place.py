@@ -21,10 +21,10 @@ from mirror.bundle.folder import (
 from mirror.bundle.follow import Follower
 from mirror.bundle.format import LARGE, PARTIAL_SEAL, SEAL, SHARDS, SUMS
 from mirror.bundle.multipart import BucketArchive
+from mirror.bundle.part_memory import PART, PartMemory
 from mirror.bundle.place import give_up, sign_anew
-from mirror.bundle.room import PART, Room
 from mirror.bundle.seal import Seal, parse_seal
-from mirror.bundle.staging import JOURNAL, ArchiveFile, Follow, Place, Staging
+from mirror.bundle.staging import JOURNAL, ArchiveFile, ArchiveStaging, BlobSlot, Follow
 from mirror.errors import ConflictError, DamagedBundleError, InputError
 from mirror.layout import TOOL_FILE
 from mirror.oci import Digest
@@ -62,11 +62,11 @@ class _Arrived:
         for file in self._files.values():
             file.forget(wrong)
 
-    def behind(self, place: Place) -> int:
+    def behind(self, place: BlobSlot) -> int:
         assert isinstance(place.file, BucketArchive)
         return place.file.arrived(place.entry)
 
-    def came_short(self, places: Iterable[Place], *, wrong: bool) -> bool:
+    def came_short(self, places: Iterable[BlobSlot], *, wrong: bool) -> bool:
         for place in places:
             assert isinstance(place.file, BucketArchive)
             place.file.came_short(place.entry, wrong=wrong)
@@ -76,7 +76,7 @@ class _Arrived:
         """Do nothing."""
 
 
-def _is_own(place: Place) -> bool:
+def _is_own(place: BlobSlot) -> bool:
     assert isinstance(place.file, BucketArchive)
     return place.file.is_own(place.entry)
 
@@ -180,10 +180,10 @@ class BucketPlace:
             self._bucket.put(name, data, self._run)
         return False
 
-    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> Staging:
-        room = Room(self._run.jobs * PART, self._run)
+    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
+        memory = PartMemory(self._run.jobs * PART, self._run)
         self._files = files = {
-            name: BucketArchive(self._bucket, archive, part_size, self._plan, room, self._run)
+            name: BucketArchive(self._bucket, archive, part_size, self._plan, memory, self._run)
             for name, archive in sorted(seal.archives.items())
         }
         self._resume(keep=keep)
@@ -192,7 +192,7 @@ class BucketPlace:
             files[archive.name].follower = follower = follow(archive, file, claimed)
             return follower
 
-        staging = Staging(_Arrived(files), files, seal, followed)
+        staging = ArchiveStaging(_Arrived(files), files, seal, followed)
         # What lies between blobs comes first, so that a part is whole when its blobs are.
         for place in staging.own:
             place.write(0, place.entry.content or b"")
@@ -206,11 +206,11 @@ class BucketPlace:
         for file in self._files.values():
             file.resume(states, uploads)
 
-    def earlier(self) -> AbstractContextManager[Staging | None]:
+    def earlier(self) -> AbstractContextManager[ArchiveStaging | None]:
         """Nothing: what another plan has uploaded cannot be read."""
         return nullcontext()
 
-    def stages(self, plan: Plan, staging: Staging) -> Iterator[Plan]:
+    def stages(self, plan: Plan, staging: ArchiveStaging) -> Iterator[Plan]:
         """Manifests, then blobs in the order of the archives, each once for every place it has."""
         yield replace(plan, blobs=(), tags=())
         for file in self._files.values():
@@ -218,7 +218,7 @@ class BucketPlace:
         blobs = (replace(step, into=(path,)) for step in plan.blobs for path in step.into)
         yield staging.in_archive_order(replace(plan, blobs=tuple(blobs), manifests=()))
 
-    def brought(self, carried: Inventory, plan: Plan, staging: Staging) -> int:
+    def brought(self, carried: Inventory, plan: Plan, staging: ArchiveStaging) -> int:
         lacking = {(path, step.digest) for step in plan.blobs for path in step.into}
         return sum(
             size

@@ -19,13 +19,13 @@ from mirror.bundle.format import (
     REF_NAME,
     SHORT_TAG,
     Budget,
-    Limits,
+    BundleLimits,
     blob_path,
     inside,
     limits_for,
 )
 from mirror.bundle.location import Readable, Stretch
-from mirror.bundle.members import Member, laid_out, members
+from mirror.bundle.members import TarMember, laid_out, members
 from mirror.bundle.seal import has_long_media_type
 from mirror.bundle.seekable import SeekableFile
 from mirror.documents import marks, parse_json
@@ -51,7 +51,7 @@ from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, Manife
 class _Listing(NamedTuple):
     """An archive's files by path, the problem that ended the list, where its end marker begins."""
 
-    members: Mapping[str, Member]
+    members: Mapping[str, TarMember]
     problem: MirrorError | None
     end: int
 
@@ -65,7 +65,7 @@ class OpenArchive:
     def __init__(
         self,
         file: Readable,
-        listing: Callable[[Readable], Generator[Member, None, int]] = members,
+        listing: Callable[[Readable], Generator[TarMember, None, int]] = members,
         *,
         broken: MirrorError | None = None,
         sealed: Archive | None = None,
@@ -89,7 +89,7 @@ class OpenArchive:
 
     @cached_property
     def _listing(self) -> _Listing:
-        found: dict[str, Member] = {}
+        found: dict[str, TarMember] = {}
         if self._broken is not None:
             return _Listing(found, self._broken, 0)
         try:
@@ -99,7 +99,7 @@ class OpenArchive:
             return _Listing(found, err, 0)
 
     @property
-    def members(self) -> Mapping[str, Member]:
+    def members(self) -> Mapping[str, TarMember]:
         """Its files by path; a `problem` ends the list."""
         return self._listing.members
 
@@ -136,7 +136,7 @@ class OpenArchive:
         """Yield where its indexes and manifests lie, if it is on another machine."""
         yield from self._sealed.described() if self._sealed is not None else ()
 
-    def blob(self, repository: str, digest: Digest) -> Member | None:
+    def blob(self, repository: str, digest: Digest) -> TarMember | None:
         """Return where the layout of `repository` keeps a blob or manifest; None if nowhere."""
         layout = repository
         if self.prefix:
@@ -147,7 +147,7 @@ class OpenArchive:
 
 
 def _collect(
-    file: Readable, listing: Generator[Member, None, int], found: dict[str, Member]
+    file: Readable, listing: Generator[TarMember, None, int], found: dict[str, TarMember]
 ) -> int:
     """Put the archive's files into `found`; return where its end marker begins."""
     most = (ORDINARY if isinstance(file, SeekableFile) else limits_for(file.size)).members
@@ -211,7 +211,7 @@ class _Manifests(Mapping[Digest, Manifest]):
     make all of them together fill the memory. Thread-safe once it is filled."""
 
     def __init__(self) -> None:
-        self.places: dict[Digest, tuple[Readable, Member]] = {}
+        self.places: dict[Digest, tuple[Readable, TarMember]] = {}
         self.nodes: dict[Digest, ManifestNode] = {}
 
     def __getitem__(self, digest: Digest) -> Manifest:
@@ -225,7 +225,7 @@ class _Manifests(Mapping[Digest, Manifest]):
         return len(self.places)
 
 
-def _read_manifest(file: Readable, member: Member, digest: Digest, media_type: str) -> Manifest:
+def _read_manifest(file: Readable, member: TarMember, digest: Digest, media_type: str) -> Manifest:
     """Read a manifest. `media_type` is its descriptor's, since old documents do not state it.
 
     Raises:
@@ -241,7 +241,7 @@ def _read_manifest(file: Readable, member: Member, digest: Digest, media_type: s
     return Manifest.parse(raw, said, algorithm=digest.algorithm)
 
 
-def read_contents(archives: Iterable[OpenArchive], limits: Limits = ORDINARY) -> Contents:
+def read_contents(archives: Iterable[OpenArchive], limits: BundleLimits = ORDINARY) -> Contents:
     total = InventoryBuilder()
     per_archive: dict[str, Inventory] = {}
     findings: list[Finding] = []
@@ -386,7 +386,7 @@ class _LayoutReading:
             more = f"{self._beyond} more are missing or damaged"
             yield Finding(self._archive.name, more, self._repository)
 
-    def _tagged(self, member: Member) -> Iterator[tuple[str, tuple[Digest, str]]]:
+    def _tagged(self, member: TarMember) -> Iterator[tuple[str, tuple[Digest, str]]]:
         """(short tag, (digest, media type)) of each descriptor in the layout's index, in its order.
 
         The index's own media type is not looked at: archives of other writers have a wrong one.

@@ -35,7 +35,7 @@ from mirror.bundle.format import (
     size_text,
 )
 from mirror.bundle.seal import Seal, seal_in
-from mirror.bundle.staging import JOURNAL, Staging, folder_staging, read_journal
+from mirror.bundle.staging import JOURNAL, ArchiveStaging, folder_staging, read_journal
 from mirror.durable import Folder, os_errors
 from mirror.errors import DamagedBundleError, InputError, NoSpaceError
 from mirror.layout import RELEASES_FILE, TOOL_FILE, is_archive_name
@@ -337,7 +337,7 @@ def _named_already(
 
 
 @contextmanager
-def earlier_staging(folder: Folder) -> Iterator[Staging | None]:
+def earlier_staging(folder: Folder) -> Iterator[ArchiveStaging | None]:
     """What a pull of another plan has left and is put aside; None if there is nothing."""
     if not folder.has_folder(EARLIER):
         yield None

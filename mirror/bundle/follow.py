@@ -238,7 +238,7 @@ class Follower:
                 self._changed.wait(self._run.remaining_s())
 
 
-class Lanes:
+class LargeWriteLimit:
     """Lets large blobs be written in order where the processors are the limit. Thread-safe.
 
     More of them at once than there are processors are no faster there, and who follows the writers
@@ -273,7 +273,7 @@ class Lanes:
                     return False
 
 
-class Recheck:
+class EntryCheck:
     """Compares some entries of an archive, whose bytes it takes in their order, from `start` on.
 
     Header, content and padding count. Not thread-safe.

@@ -233,7 +233,7 @@ def size_text(count: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BundleLimits:
     """How much a reader takes in of one bundle.
 
     Attributes:
@@ -255,10 +255,10 @@ class Limits:
     index_marks: int
 
 
-ORDINARY = Limits(32 << 20, 2_500_000, 100_000, 150_000, 120_000, 8 << 20, 1_000_000)
+ORDINARY = BundleLimits(32 << 20, 2_500_000, 100_000, 150_000, 120_000, 8 << 20, 1_000_000)
 """Room for 12,000 images of 9 layers, in less than 200 MB of memory. The platform so far has some
 20,000 files in its largest archive."""
-LARGE = Limits(256 << 20, 10_000_000, 1_000_000, 1_200_000, 1_500_000, 64 << 20, 3_000_000)
+LARGE = BundleLimits(256 << 20, 10_000_000, 1_000_000, 1_200_000, 1_500_000, 64 << 20, 3_000_000)
 """Room for 100,000 images of 10 layers, all of them in one repository if need be. Some 5 KB of
 memory per image are in use then."""
 LARGE_FROM = 256 << 20
@@ -267,7 +267,7 @@ that much, and who has that many images has far more. A compressed archive does 
 few bytes may claim to be any number of them."""
 
 
-def limits_for(size: int) -> Limits:
+def limits_for(size: int) -> BundleLimits:
     """Return the limits of a bundle whose archives have `size` bytes, compressed ones aside."""
     return LARGE if size >= LARGE_FROM else ORDINARY
 
@@ -287,7 +287,7 @@ class Budget:
     Each takes some hundreds of bytes for as long as the bundle is open.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: BundleLimits) -> None:
         self.limits = limits
         self._names, self._files = limits.names, limits.files
 

@@ -42,7 +42,7 @@ _REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class TarMember:
     """A regular file in an archive: `size` bytes at `offset`. `header_offset` is its header's."""
 
     path: str
@@ -51,7 +51,7 @@ class Member:
     size: int
 
 
-def members(file: Readable) -> Generator[Member, None, int]:
+def members(file: Readable) -> Generator[TarMember, None, int]:
     """Yield every regular file of an archive, in order; return where its end marker begins.
 
     Folders are skipped.
@@ -64,7 +64,7 @@ def members(file: Readable) -> Generator[Member, None, int]:
     path: str | None = None
     pax_size: int | None = None
     start: int | None = None
-    headers = _Headers()
+    headers = _HeaderReader()
     while True:
         if offset + BLOCK > file.size:
             raise _cut(file, offset, "the archive ends without its end marker")
@@ -106,7 +106,7 @@ def members(file: Readable) -> Generator[Member, None, int]:
         name = path if path is not None else own_name
         if kind in _REGULAR:
             if not name.endswith("/"):  # a folder, as the oldest archives have them
-                yield Member(_inside(file, start, name), start, offset, size)
+                yield TarMember(_inside(file, start, name), start, offset, size)
         elif kind != tarfile.DIRTYPE:
             raise _damaged(
                 file, start, f"{_shown(name)}, which is not a regular file; bundles have no others"
@@ -114,7 +114,7 @@ def members(file: Readable) -> Generator[Member, None, int]:
         offset, path, pax_size, start = end, None, None, None
 
 
-class _Headers:
+class _HeaderReader:
     """Reads the headers of one archive: a name, a size, and a type each.
 
     Most differ from the one before by name, size, and sum alone. Those are read here, in a fifth
@@ -143,10 +143,10 @@ class _Headers:
         return info.name, info.size, info.type
 
 
-def laid_out(archive: Archive) -> Generator[Member, None, int]:
+def laid_out(archive: Archive) -> Generator[TarMember, None, int]:
     """Yield the same of an archive that lies as its seal says, without reading a header."""
     for entry in archive.entries:
-        yield Member(entry.path, entry.offset, entry.data_offset, entry.size)
+        yield TarMember(entry.path, entry.offset, entry.data_offset, entry.size)
     return archive.trailer_offset
 
 
@@ -236,21 +236,21 @@ class TreeFile(Readable):
         self.path: Location = folder
         self.problem: MirrorError | None = None
         self._root = os.path.realpath(folder)
-        self._members: list[Member] = []
+        self._members: list[TarMember] = []
         self._files: list[str] = []  # where each of them lies, below the folder or absolute
         self.size = 0
         try:
             for name, file, size in self._files_below(self._root, ""):
                 if len(self._members) > ORDINARY.members:
                     break  # one more than the reader takes, which then says so
-                self._members.append(Member(name, self.size, self.size, size))
+                self._members.append(TarMember(name, self.size, self.size, size))
                 self._files.append(file)
                 self.size += size + (-size % BLOCK)
         except MirrorError as err:
             self.problem = err
         self._starts = [member.offset for member in self._members]
 
-    def members(self, _file: object = None) -> Generator[Member, None, int]:
+    def members(self, _file: object = None) -> Generator[TarMember, None, int]:
         """Yield every file, in order; raise the `problem` behind the last one."""
         yield from self._members
         if self.problem is not None:

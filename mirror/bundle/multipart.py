@@ -26,7 +26,7 @@ from mirror.bundle.bucket import Bucket, Part
 from mirror.bundle.files import CHUNK
 from mirror.bundle.follow import Follower, Ranges
 from mirror.bundle.format import file_names, part_sizes
-from mirror.bundle.room import PART, Room
+from mirror.bundle.part_memory import PART, PartMemory
 from mirror.errors import DamagedBundleError, MirrorError, RegistryNotFoundError
 from mirror.oci import Digest
 from mirror.registry.downloads import FileState
@@ -106,9 +106,15 @@ class BucketArchive:
     reports = True
 
     def __init__(
-        self, bucket: Bucket, archive: Archive, part_size: int, plan: str, room: Room, run: Run
+        self,
+        bucket: Bucket,
+        archive: Archive,
+        part_size: int,
+        plan: str,
+        memory: PartMemory,
+        run: Run,
     ) -> None:
-        self._bucket, self._plan, self._room, self._run = bucket, plan, room, run
+        self._bucket, self._plan, self._memory, self._run = bucket, plan, memory, run
         self.archive, self.is_early, self.reads_back = archive, True, False
         self.follower: Follower | None = None
         names = [*file_names(archive.name, archive.size, part_size)]
@@ -207,7 +213,7 @@ class BucketArchive:
     def _put(self, stretch: _Stretch, offset: int, view: memoryview) -> None:
         if not self.is_early:
             self._open(stretch)
-            self._room.came(len(view))
+            self._memory.came(len(view))
         with self._lock:
             if stretch.is_up or stretch.is_sent or stretch.is_spoilt:
                 return
@@ -221,14 +227,14 @@ class BucketArchive:
             if not stretch.is_sent:
                 return
         self._open(stretch)
-        self._room.share(partial(self._send, stretch))
+        self._memory.share(partial(self._send, stretch))
 
     def _open(self, stretch: _Stretch, *, urgent: bool = False) -> None:
         """Give a stretch memory, unless it has some or needs none any more."""
         with stretch.lock:
             if stretch.data is not None or stretch.is_up or stretch.is_spoilt:
                 return
-            data = self._room.take(
+            data = self._memory.take(
                 stretch.size,
                 lambda: urgent or self._awaited(stretch),
                 lambda: self._hashed + 2 * PART <= stretch.start < self._hash_end,
@@ -236,7 +242,7 @@ class BucketArchive:
             )
             with self._lock:
                 if stretch.is_spoilt:
-                    self._room.give(data)
+                    self._memory.give(data)
                     return
                 for offset, piece in stretch.early:
                     at = offset - stretch.start
@@ -296,14 +302,14 @@ class BucketArchive:
         while self._front < last and self._let_go(self._stretches[self._front]):
             self._front += 1
         if self._front > before:
-            self._room.give()
+            self._memory.give()
 
     def _let_go(self, stretch: _Stretch) -> bool:
         hashed = stretch.end <= self._hashed or stretch.start >= self._hash_end
         is_over = stretch.is_spoilt or (stretch.is_up and hashed)
         if is_over and stretch.data is not None:
             data, stretch.data = stretch.data, None
-            self._room.give(data)
+            self._memory.give(data)
         return is_over
 
     def came_short(self, entry: Entry, *, wrong: bool) -> None:
@@ -339,7 +345,7 @@ class BucketArchive:
 
     def sync(self) -> int:
         """Make objects of the uploads; return how many bytes they have."""
-        self._room.finish()
+        self._memory.finish()
         for one in self.objects:
             if not one.is_complete:
                 own = [each for each in self._stretches if each.of is one and each.is_up]
@@ -354,7 +360,7 @@ class BucketArchive:
         """Make an object of its upload, if all parts have arrived, whoever sent them, and if we
         `may`: servers need not bear two at a time. Whether it is there, and ours to read."""
         assert one.upload is not None, "others know of it, too"
-        self._room.finish()
+        self._memory.finish()
         sizes = {each.number: each.size for each in self._stretches if each.of is one}
         try:
             parts = self._bucket.parts(one.name, one.upload, self._run)
@@ -400,7 +406,7 @@ class BucketArchive:
                 self._hashed = offset
                 self._settle(self._stretches[self._at(offset - 1)])
                 if self._at(offset + CHUNK - 1) > near:
-                    self._room.give()
+                    self._memory.give()
 
     def _in_memory(self, offset: int, end: int) -> memoryview:
         stretch = self._stretches[self._at(offset)]

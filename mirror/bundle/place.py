@@ -39,7 +39,7 @@ from mirror.bundle.format import (
     size_text,
 )
 from mirror.bundle.seal import Seal
-from mirror.bundle.staging import JOURNAL, Follow, Staging, folder_staging
+from mirror.bundle.staging import JOURNAL, ArchiveStaging, Follow, folder_staging
 from mirror.durable import Folder, make_folder, os_errors
 from mirror.events import OnEvent, Warned, ignore
 from mirror.oci import Digest
@@ -94,19 +94,19 @@ class BundlePlace(Protocol):
         """
         ...
 
-    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> Staging:
+    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
         """The archives under way; with `keep`, those of the interrupted run."""
         ...
 
-    def earlier(self) -> AbstractContextManager[Staging | None]:
+    def earlier(self) -> AbstractContextManager[ArchiveStaging | None]:
         """What a run with another plan has left that is of use; None if there is nothing."""
         ...
 
-    def stages(self, plan: Plan, staging: Staging) -> Iterator[Plan]:
+    def stages(self, plan: Plan, staging: ArchiveStaging) -> Iterator[Plan]:
         """`plan` in the order in which it is best carried out, as one plan or several."""
         ...
 
-    def brought(self, carried: Inventory, plan: Plan, staging: Staging) -> int:
+    def brought(self, carried: Inventory, plan: Plan, staging: ArchiveStaging) -> int:
         """Bytes of blobs that are there before `plan`, counted as its `stages` count blobs."""
         ...
 
@@ -190,13 +190,13 @@ class FolderPlace:
             write_partial_seal(self.folder, sealed)
         return keep
 
-    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> Staging:
+    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
         return folder_staging(self.folder, seal, part_size, keep=keep, follow=follow)
 
-    def earlier(self) -> AbstractContextManager[Staging | None]:
+    def earlier(self) -> AbstractContextManager[ArchiveStaging | None]:
         return earlier_staging(self.folder)
 
-    def stages(self, plan: Plan, staging: Staging) -> Iterator[Plan]:
+    def stages(self, plan: Plan, staging: ArchiveStaging) -> Iterator[Plan]:
         """One, with blobs in the order in which they lie in the archives.
 
         Writes then move through the disk from front to back, which is fast on spinning disks, and
@@ -204,7 +204,7 @@ class FolderPlace:
         """
         yield staging.in_archive_order(plan)
 
-    def brought(self, carried: Inventory, plan: Plan, _staging: Staging) -> int:
+    def brought(self, carried: Inventory, plan: Plan, _staging: ArchiveStaging) -> int:
         lacking = {step.digest for step in plan.blobs}
         blobs = carried.blob_sizes()
         return sum(size for digest, size in blobs.items() if digest not in lacking)

@@ -33,7 +33,7 @@ from mirror.bundle.location import (
     stored_file,
     uncompressed_bytes,
 )
-from mirror.bundle.members import Member, TreeFile, is_tree
+from mirror.bundle.members import TarMember, TreeFile, is_tree
 from mirror.bundle.seal import Seal, missing_archives, parse_seal, seal_bytes, try_seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.documents import parse_json
@@ -228,7 +228,7 @@ class BundleReader:
         archive, member = self._place(repository, digest, size)
         yield from archive.file.chunks(member.offset + offset, size - offset)
 
-    def _place(self, repository: str, digest: Digest, size: int) -> tuple[OpenArchive, Member]:
+    def _place(self, repository: str, digest: Digest, size: int) -> tuple[OpenArchive, TarMember]:
         holders = ((one, one.blob(repository, digest)) for one in self._archives)
         found = next(((a, m) for a, m in holders if m is not None and m.size == size), None)
         if found is None and any(
@@ -241,9 +241,9 @@ class BundleReader:
         return found
 
     @cached_property
-    def _anywhere(self) -> dict[Digest, tuple[OpenArchive, Member]]:
+    def _anywhere(self) -> dict[Digest, tuple[OpenArchive, TarMember]]:
         """The first copy of everything that the archives carry, by digest."""
-        found: dict[Digest, tuple[OpenArchive, Member]] = {}
+        found: dict[Digest, tuple[OpenArchive, TarMember]] = {}
         for archive in self._archives:
             for path, member in archive.members.items():
                 digest = blob_at(path)[1]
@@ -254,7 +254,7 @@ class BundleReader:
 
 def placed(
     readers: Iterable[BundleReader], repository: str, digest: Digest, size: int
-) -> tuple[OpenArchive, Member] | None:
+) -> tuple[OpenArchive, TarMember] | None:
     """Return the first archive that has a blob of `size` bytes, whichever layout keeps it, and the
     blob's file there. None if no bundle has it."""
     for reader in readers:

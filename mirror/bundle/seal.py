@@ -35,7 +35,7 @@ from mirror.bundle.format import (
     ORDINARY,
     SEAL,
     Budget,
-    Limits,
+    BundleLimits,
     limits_for,
 )
 from mirror.bundle.location import Location, size_of
@@ -298,14 +298,14 @@ def _coverage(document: Mapping[str, Any], table: ManifestTable) -> Coverage:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def seal_bytes(path: Location, limits: Limits = LARGE) -> bytes | None:
+def seal_bytes(path: Location, limits: BundleLimits = LARGE) -> bytes | None:
     """Read the file of a seal; None where there is none. One that is too long is cut short."""
     if not path.exists():
         return None
     return beginning(path, limits.seal_bytes + 1)
 
 
-def parse_seal(data: bytes, where: str, limits: Limits = LARGE) -> Seal:
+def parse_seal(data: bytes, where: str, limits: BundleLimits = LARGE) -> Seal:
     """Read a seal within the limits of one; `where` it came from is for messages.
 
     Raises:

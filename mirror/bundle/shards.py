@@ -24,10 +24,10 @@ from mirror.bundle import gost
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.bucket_place import BucketPlace, plan_of
 from mirror.bundle.folder import Packing, is_leftover
-from mirror.bundle.follow import Hash, MakeHash, Recheck
+from mirror.bundle.follow import EntryCheck, Hash, MakeHash
 from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, SHARDS, file_names
 from mirror.bundle.multipart import BucketArchive, Object
-from mirror.bundle.room import PART
+from mirror.bundle.part_memory import PART
 from mirror.bundle.seal import Seal, check_limits, parse_seal
 from mirror.bundle.share import Shard, share
 from mirror.bundle.staging import JOURNAL
@@ -357,14 +357,14 @@ class ShardPlace(BucketPlace):
         made: dict[str, Hash] = {name: make() for name, make in makers.items()}
         stop = one.start + one.size
         entries = (each for each in file.archive.entries if each.end <= stop)
-        recheck = Recheck((each for each in entries if each.offset >= one.start), one.start)
+        check = EntryCheck((each for each in entries if each.offset >= one.start), one.start)
         for piece in self._bucket.chunks(one.name, state, 0, one.size, self._run):
             for each in made.values():
                 each.update(piece)
-            recheck.update(piece)
-        if recheck.wrong:
+            check.update(piece)
+        if check.wrong:
             raise IntegrityError(
-                f"{counted(len(recheck.wrong), 'file')} of {one.name} are not in the bucket as "
+                f"{counted(len(check.wrong), 'file')} of {one.name} are not in the bucket as "
                 f"they were sent",
                 where=self.where,
                 advice=_AGAIN,

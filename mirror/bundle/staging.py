@@ -6,7 +6,7 @@ archives' parts (0: they are whole), without which their bytes would not be foun
 
 A claim counts at first if the files are long enough for it. What a process wrote outlives it, but a
 power cut or a disk that was pulled out takes what had not reached the disk, and nothing but the
-bytes tells. They are read for the sums anyway, from first to last, and `follow.Recheck` looks at
+bytes tells. They are read for the sums anyway, from first to last, and `follow.EntryCheck` looks at
 them as they pass: a bundle whose claims were wrong gets no seal.
 """
 
@@ -91,11 +91,11 @@ class Claims(Protocol):
     def forget(self, digests: Iterable[Digest]) -> None:
         """These are not there, whatever was said before."""
 
-    def behind(self, place: Place) -> int:
+    def behind(self, place: BlobSlot) -> int:
         """The same of a place whose bytes nothing can read before its archive is complete."""
         ...
 
-    def came_short(self, places: Iterable[Place], *, wrong: bool) -> bool:
+    def came_short(self, places: Iterable[BlobSlot], *, wrong: bool) -> bool:
         """Content of these places is `wrong`, or not all there; whether it takes another run to
         bring it."""
 
@@ -136,10 +136,10 @@ class Journal:
     def holds(self, _file: ArchiveFile, entry: Entry) -> bool:
         return self._progress.get(entry.digest) == entry.size
 
-    def behind(self, _place: Place) -> int:
+    def behind(self, _place: BlobSlot) -> int:
         return 0
 
-    def came_short(self, _places: Iterable[Place], *, wrong: bool) -> bool:  # noqa: ARG002 no matter
+    def came_short(self, _places: Iterable[BlobSlot], *, wrong: bool) -> bool:  # noqa: ARG002 no matter
         return False  # the same bytes are written again, at the same place
 
     def count(self, digest: Digest) -> int:
@@ -214,7 +214,7 @@ def read_journal(folder: Folder) -> tuple[int | None, dict[Digest, int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BlobSlot:
     """Where one copy of some content goes. `follower` hears what is final."""
 
     archive: str
@@ -259,7 +259,7 @@ class Place:
         return True
 
 
-class Staging:
+class ArchiveStaging:
     """Archives under way, and what is said to be in them. It closes what it is made of.
 
     `places` are those of content that is carried; `own` those of files whose content the archive
@@ -275,10 +275,10 @@ class Staging:
         follow: Follow | None = None,
     ) -> None:
         self.journal, self.files = journal, files
-        self.places: dict[tuple[str, Digest], list[Place]] = {}
-        self.own: list[Place] = []
+        self.places: dict[tuple[str, Digest], list[BlobSlot]] = {}
+        self.own: list[BlobSlot] = []
         self._lock = threading.Lock()
-        self._between: dict[str, deque[Place]] = {}  # by archive, in its order; under the lock
+        self._between: dict[str, deque[BlobSlot]] = {}  # by archive, in its order; under the lock
         try:
             for name, archive in sorted(seal.archives.items()):
                 file = files[name]
@@ -289,7 +289,7 @@ class Staging:
                 manifests = archive.inventory.manifest_nodes()
                 between = self._between[name] = deque()
                 for entry in archive.entries:
-                    place = Place(name, file, entry, None if file.reports else follower)
+                    place = BlobSlot(name, file, entry, None if file.reports else follower)
                     if not file.reports and (entry.content or entry.digest in manifests):
                         between.append(place)
                     if entry.content is None:
@@ -301,22 +301,22 @@ class Staging:
             self.close()
             raise
 
-    def finished(self) -> dict[Digest, Place]:
+    def finished(self) -> dict[Digest, BlobSlot]:
         """Return the blobs that are all there, each with one of its places."""
         return {
             digest: places[0] for (_, digest), places in self.places.items() if self.has(places[0])
         }
 
-    def has(self, place: Place) -> bool:
+    def has(self, place: BlobSlot) -> bool:
         """Whether an interrupted run has brought all of the content of a place."""
         return self.journal.holds(place.file, place.entry)
 
-    def due_before(self, blob: Place) -> list[Place]:
+    def due_before(self, blob: BlobSlot) -> list[BlobSlot]:
         """What lies between blobs (manifests, an archive's own files) before that of a place.
 
         Each is returned once. Archives that report themselves want it as soon as it is known.
         """
-        due, waiting = list[Place](), self._between[blob.archive]
+        due, waiting = list[BlobSlot](), self._between[blob.archive]
         with self._lock:
             while waiting and waiting[0].entry.offset < blob.entry.offset:
                 due.append(waiting.popleft())
@@ -339,7 +339,7 @@ class Staging:
 
 def folder_staging(
     folder: Folder, seal: Seal, part_size: int, *, keep: bool, follow: Follow | None = None
-) -> Staging:
+) -> ArchiveStaging:
     """The partial archives in a folder, and the journal beside them.
 
     Raises:
@@ -370,7 +370,7 @@ def folder_staging(
         for file in files.values():
             file.close()
         raise
-    return Staging(journal, files, seal, follow)
+    return ArchiveStaging(journal, files, seal, follow)
 
 
 def _has_room(file: WriteAt | PartedWriter, entry: Entry, count: int) -> bool:

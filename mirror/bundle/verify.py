@@ -97,7 +97,7 @@ def verify_bundle(
     Raises:
         CancelledError: `run` was stopped.
     """
-    return _Verification(reader, Run.of(run), quick=quick).report(key)
+    return _BundleVerification(reader, Run.of(run), quick=quick).report(key)
 
 
 def check_signature(reader: BundleReader, public_pem: bytes) -> None:
@@ -170,7 +170,7 @@ _MOST_SIGNATURE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _Task:
     """What one thread does at a time: a few checks, or all of a compressed archive, which is read
     once from its beginning to its end, or a GOST digest of a file. `archive` is whose checks."""
 
@@ -186,7 +186,7 @@ _ANONYMOUS = Digest.of(b"")
 """What progress is reported under where there is no content."""
 
 
-class _Verification:
+class _BundleVerification:
     """One run over a bundle: first what is to be checked, then the checks, in parallel."""
 
     def __init__(self, reader: BundleReader, run: Run, *, quick: bool) -> None:
@@ -197,7 +197,7 @@ class _Verification:
         self._notices: list[str] = []
         self._sums: Mapping[str, Digest] = {}
         self._inventories: Mapping[str, Inventory]
-        self._works: list[Iterable[_Work]] = []
+        self._works: list[Iterable[_Task]] = []
         self._archives = ArchiveTally(run.on_event)
         self._count = self._size = 0
         self._suspects: set[Location] = set()  # parts in which damage lies
@@ -307,16 +307,16 @@ class _Verification:
         self._archives.expect(archive.name, size)  # until its last work has begun
         self._count, self._size = self._count + count, self._size + size
 
-    def _counted(self, checks: Iterator[Check], archive: OpenArchive) -> Iterator[_Work]:
+    def _counted(self, checks: Iterator[Check], archive: OpenArchive) -> Iterator[_Task]:
         for work in self._works_of(checks, archive):
             self._archives.expect(archive.name)
             yield replace(work, archive=archive.name)
         self._archives.done(archive.name)
 
-    def _works_of(self, checks: Iterator[Check], archive: OpenArchive) -> Iterator[_Work]:
+    def _works_of(self, checks: Iterator[Check], archive: OpenArchive) -> Iterator[_Task]:
         """Cut the checks of an archive into works: several small ones at a time."""
         if isinstance(archive.file, SeekableFile) and not self._quick:
-            yield _Work(checks, packed=archive.file)
+            yield _Task(checks, packed=archive.file)
             return
         together: list[Check] = []
         size = 0
@@ -324,10 +324,10 @@ class _Verification:
             together.append(check)
             size += check.size
             if size >= _TOGETHER_BYTES or len(together) >= _TOGETHER:
-                yield _Work(together)
+                yield _Task(together)
                 together, size = [], 0
         if together:
-            yield _Work(together)
+            yield _Task(together)
 
     def _plan_gost(self) -> None:
         """Note the files that have a `.gostsum` beside them, d8's too."""
@@ -345,7 +345,7 @@ class _Verification:
             self._notices.append(notice)
             self._run.on_event(Warned(notice))
             return
-        self._works.append([_Work(gost=path) for path in paths])
+        self._works.append([_Task(gost=path) for path in paths])
         self._count += len(paths)
         self._size += sum(map(size_of, paths))
 
@@ -368,7 +368,7 @@ class _Verification:
         if failure is not None:
             raise failure  # not inside the loop: leaving that early cancels the run
 
-    def _do(self, work: _Work) -> list[Finding | tuple[Check, str]]:
+    def _do(self, work: _Task) -> list[Finding | tuple[Check, str]]:
         """Do a work, in a thread; return what is wrong, of a check with its problem."""
         problems: list[Finding | tuple[Check, str]] = []
         if work.gost is not None:

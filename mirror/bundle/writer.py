@@ -18,11 +18,11 @@ from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.files import WriteAt
 from mirror.bundle.folder import AS_USUAL, Packing, possible_names
-from mirror.bundle.follow import Follower, Lanes, MakeHash, Recheck
+from mirror.bundle.follow import EntryCheck, Follower, LargeWriteLimit, MakeHash
 from mirror.bundle.format import PARTIAL_SUFFIX, compressed_bound, part_sizes
 from mirror.bundle.place import BundlePlace, FolderPlace
 from mirror.bundle.seal import Seal, check_limits
-from mirror.bundle.staging import ArchiveFile, Place, Staging
+from mirror.bundle.staging import ArchiveFile, ArchiveStaging, BlobSlot
 from mirror.bundle.sums import CompanionFiles
 from mirror.errors import ChangedLeftoversError, IntegrityError, MirrorError, SizeMismatchError
 from mirror.oci import Digest, Manifest
@@ -69,14 +69,14 @@ class BundleWriter:
         self._companions = CompanionFiles(files or {}, packing.sign, packing.gost_digest)
         self._archives = tuple(archive for _, archive in sorted(seal.archives.items()))
         self._followers: dict[str, Follower] = {}
-        self._rechecks: dict[str, Recheck] = {}
+        self._entry_checks: dict[str, EntryCheck] = {}
         self._compressors: dict[str, Compressor] = {}
         self._written: set[tuple[str, int]] = set()  # (archive, offset), under the lock
         self._replaced: set[Digest] = set()  # wrong bytes of these were final; under the lock
-        self._lock, self._lanes = threading.Lock(), Lanes(os.cpu_count() or 1)
-        self._now: Staging | None = None
-        self._earlier: Staging | None = None
-        self._reusable: dict[Digest, Place] = {}
+        self._lock, self._large_writes = threading.Lock(), LargeWriteLimit(os.cpu_count() or 1)
+        self._now: ArchiveStaging | None = None
+        self._earlier: ArchiveStaging | None = None
+        self._reusable: dict[Digest, BlobSlot] = {}
         self._naming = self._done = False
         self._stored: dict[str, int] | None = None
         self._held = ExitStack()
@@ -154,7 +154,7 @@ class BundleWriter:
             )
 
         def follow(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
-            recheck = self._rechecks[archive.name] = Recheck(claimed)
+            check = self._entry_checks[archive.name] = EntryCheck(claimed)
             made, chunks = hashes, file.chunks
             if compress is not None:
                 assert isinstance(self._place, FolderPlace)  # others refuse to compress
@@ -165,7 +165,7 @@ class BundleWriter:
             elif isinstance(file, WriteAt):  # what gets compressed need not reach the disk
                 chunks = file.settling
             sizes = part_sizes(archive.size, part_size or archive.size)
-            watch = recheck.update if claimed else None
+            watch = check.update if claimed else None
             follower = Follower(chunks, sizes, hashes=made, watch=watch, name=archive.name)
             self._followers[archive.name] = follower
             return undo.enter_context(follower)
@@ -195,7 +195,7 @@ class BundleWriter:
                 staging.close()
 
     @property
-    def _state(self) -> Staging:
+    def _state(self) -> ArchiveStaging:
         if self._now is None:
             raise ValueError("a bundle's writer is a context manager; enter it first")
         return self._now
@@ -233,7 +233,7 @@ class BundleWriter:
         for place in places:
             self._write_before(place)
         # A place without a follower has an order of its own.
-        with self._lanes.one(step.size if places[0].follower else 0):
+        with self._large_writes.one(step.size if places[0].follower else 0):
             if not self._take_over(step, places):
                 content, begun = self._begin(step, places, content)
                 try:
@@ -252,7 +252,7 @@ class BundleWriter:
         self._record(places)
         return sent
 
-    def _take_over(self, step: CopyBlob, places: Sequence[Place]) -> bool:
+    def _take_over(self, step: CopyBlob, places: Sequence[BlobSlot]) -> bool:
         """Copy a blob from the archives of an earlier plan, if it is there and right."""
         source = self._reusable.get(step.digest)
         if source is None or source.entry.size != step.size or not source.is_whole():
@@ -265,7 +265,7 @@ class BundleWriter:
         return True
 
     def _begin(
-        self, step: CopyBlob, places: Sequence[Place], content: BlobContent
+        self, step: CopyBlob, places: Sequence[BlobSlot], content: BlobContent
     ) -> tuple[BlobContent, int]:
         """Offer what an interrupted pull has brought of a blob; tell how many bytes that is."""
         if behind := min(map(self._state.journal.behind, places)):
@@ -281,7 +281,7 @@ class BundleWriter:
     def _write(
         self,
         step: CopyBlob,
-        places: Sequence[Place],
+        places: Sequence[BlobSlot],
         content: BlobContent,
         begun: int,
         *,
@@ -318,7 +318,7 @@ class BundleWriter:
                 write()
         return position - begun
 
-    def _write_before(self, blob: Place) -> None:
+    def _write_before(self, blob: BlobSlot) -> None:
         for place in self._state.due_before(blob):
             entry, raw = place.entry, place.entry.content
             if raw is None and self._known is not None:
@@ -341,10 +341,10 @@ class BundleWriter:
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         """Do nothing: tags lie in the layouts' indexes, which `finish` writes."""
 
-    def _of(self, repositories: Iterable[str], digest: Digest) -> list[Place]:
+    def _of(self, repositories: Iterable[str], digest: Digest) -> list[BlobSlot]:
         return [place for path in repositories for place in self._state.places[path, digest]]
 
-    def _fitting(self, places: list[Place], what: str, size: int) -> list[Place]:
+    def _fitting(self, places: list[BlobSlot], what: str, size: int) -> list[BlobSlot]:
         """Return `places`, if each has room for exactly `size` bytes; more would spoil a neighbour.
 
         Documents at the source may disagree about a size, each in a repository of its own.
@@ -357,11 +357,11 @@ class BundleWriter:
                 )
         return places
 
-    def _record(self, places: Iterable[Place]) -> None:
+    def _record(self, places: Iterable[BlobSlot]) -> None:
         with self._lock:
             self._written.update((place.archive, place.entry.offset) for place in places)
 
-    def _has(self, place: Place) -> bool:
+    def _has(self, place: BlobSlot) -> bool:
         return (place.archive, place.entry.offset) in self._written
 
     # -- completion ----------------------------------------------------------------------------
@@ -424,7 +424,7 @@ class BundleWriter:
     def _check_leftovers(self) -> None:
         """Raise ChangedLeftoversError if digests were made of other bytes than there are now, or
         what an interrupted pull had left is not what it wrote."""
-        wrong = {name: recheck.wrong for name, recheck in self._rechecks.items() if recheck.wrong}
+        wrong = {name: check.wrong for name, check in self._entry_checks.items() if check.wrong}
         if wrong:
             lost = {digest for digests in wrong.values() for digest in digests}
             self._state.journal.forget(lost)

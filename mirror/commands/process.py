@@ -35,7 +35,7 @@ _REPLACED = "mirror.replaced"
 """The name of our way to replace what a terminal cannot show (`codecs.register_error`)."""
 
 
-class _Stream(io.FileIO):
+class _CarefulStream(io.FileIO):
     """The file behind a standard stream. `lost`: something could not be written."""
 
     def __init__(self, number: int, *, closed: bool, needed: bool) -> None:
@@ -86,7 +86,7 @@ def _is_open(number: int) -> bool:
 
 def _stream(number: int, before: TextIO | None, *, closed: bool, needed: bool) -> TextIO:
     return io.TextIOWrapper(
-        io.BufferedWriter(_Stream(number, closed=closed, needed=needed)),
+        io.BufferedWriter(_CarefulStream(number, closed=closed, needed=needed)),
         encoding=before.encoding if before is not None else "utf-8",
         errors=_REPLACED,
         line_buffering=True,
@@ -104,7 +104,7 @@ def _replaced(err: UnicodeError) -> tuple[str, int]:
 def error_lost() -> bool:
     """Whether standard error was closed, or has lost something."""
     raw = getattr(getattr(sys.stderr, "buffer", None), "raw", None)
-    return isinstance(raw, _Stream) and raw.lost
+    return isinstance(raw, _CarefulStream) and raw.lost
 
 
 def show(text: str) -> None:

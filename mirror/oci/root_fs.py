@@ -41,7 +41,7 @@ class _CircleError(Exception):
     """Links lead in circles. It never leaves this module."""
 
 
-class Place(NamedTuple):
+class EntryPosition(NamedTuple):
     """Where a file's data is: the layer's number and the entry's in it, from 0."""
 
     layer: int
@@ -57,7 +57,7 @@ class Leaf:
     """
 
     kind: EntryKind
-    place: Place
+    place: EntryPosition
     size: int = 0
     mode: int = 0o644
     target: str = ""
@@ -161,7 +161,9 @@ class RootFs:
                 f"{self._where}: the ways of its links have more than {_MAX_LINK_STEPS} names"
             )
 
-    def data(self, wanted: Collection[Place]) -> Iterator[tuple[Place, Iterator[bytes]]]:
+    def data(
+        self, wanted: Collection[EntryPosition]
+    ) -> Iterator[tuple[EntryPosition, Iterator[bytes]]]:
         """The data of files, in the order in which the layers have them; they are read again.
 
         The pieces of one are to be read before the next is asked for.
@@ -169,7 +171,7 @@ class RootFs:
         self._unpacked = 0
         for layer in sorted({place.layer for place in wanted}):
             for number, _, archive in self._entries(layer):
-                place = Place(layer, number)
+                place = EntryPosition(layer, number)
                 if place in wanted:
                     yield place, archive.pieces()
 
@@ -207,7 +209,7 @@ class RootFs:
         for path in hidden:
             self._hide(path)
         for path, number, entry in added:
-            self._put(path, entry, Place(layer, number))
+            self._put(path, entry, EntryPosition(layer, number))
         for directory, name, broken, target in self._broken:  # their targets may have come later
             if directory.children.get(name) is broken:
                 directory.children[name] = self._linked(target) or broken
@@ -239,7 +241,7 @@ class RootFs:
         elif not name.startswith(WHITEOUT_META):
             within.children.pop(name.removeprefix(WHITEOUT), None)
 
-    def _put(self, path: str, entry: TarEntry, place: Place) -> None:
+    def _put(self, path: str, entry: TarEntry, place: EntryPosition) -> None:
         *above, name = path.split("/")
         within = self.root
         for part in above:

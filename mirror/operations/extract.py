@@ -14,7 +14,7 @@ from mirror.durable import PRIVATE_FOLDER, Folder, os_errors, sync_file
 from mirror.errors import FileSystemError, NotFoundError, UnreadableImageError
 from mirror.oci import Digest, Platform
 from mirror.oci.layers import LayerOpener
-from mirror.oci.root_fs import Directory, Leaf, Place, RootFs
+from mirror.oci.root_fs import Directory, EntryPosition, Leaf, RootFs
 from mirror.oci.tar_stream import EntryKind
 from mirror.operations.images import LINUX, find_image, hidden_name, name_of, save, write_all
 from mirror.registry import RegistryReader
@@ -184,7 +184,7 @@ class _Wanted:
         for path in self.folders:
             run.check()
             into.make(path).close()
-        names: dict[Place, list[str]] = {}
+        names: dict[EntryPosition, list[str]] = {}
         for path, leaf in self.files.items():
             names.setdefault(leaf.place, []).append(path)
         for place, pieces in self._image.data(names.keys()):

@@ -19,8 +19,8 @@ from mirror.errors import (
 from mirror.events import Warned
 from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publication_stage
 from mirror.oci import Digest
-from mirror.operations.credit import Credit
 from mirror.operations.trees import ask_at_once, walk_tree
+from mirror.operations.trust import StatementTrust
 from mirror.run import Run
 from mirror.sync import (
     Inventory,
@@ -77,7 +77,7 @@ class Facts:
 class Leader:
     """The registry that decides, and the statement that it has published. Thread-safe.
 
-    `digest` and `generation` are the statement's; None where the leader states nothing. `credit`
+    `digest` and `generation` are the statement's; None where the leader states nothing. `trust`
     says whether it may be followed.
     """
 
@@ -91,7 +91,7 @@ class Leader:
     ) -> None:
         self.tree, self.digest, self.generation = tree, digest, generation
         self._run = Run.of(run)
-        self.credit = Credit(tree, digest, self._run)
+        self.trust = StatementTrust(tree, digest, self._run)
         self._lock = threading.Lock()
         self._facts: Facts | None = None
         self._sound: Future[bool] = Future()
@@ -263,7 +263,7 @@ def _credible(stating: Sequence[_Stating], run: Run | None) -> tuple[list[_Stati
                 more = differing(tags, tags_of(other.statement.inventory))
                 news = laid_over(news, more)
         try:
-            Credit(tree, published.digest, Run.of(run)).confirm(news)
+            StatementTrust(tree, published.digest, Run.of(run)).confirm(news)
         except ConflictError:
             pass  # a publication is under way there, which its replicas are told of
         except StatementError as err:

@@ -101,7 +101,7 @@ def prune(
         raise refused(
             f"the publication of generation {number} was interrupted; push or sync again first"
         )
-    promised: dict[int, _Generation] = {}
+    promised: dict[int, _KeptGeneration] = {}
     inventories: list[Inventory] = []
     stated = InventoryBuilder()
     same: dict[Digest, Digest] = {}  # equal digests as one object
@@ -119,7 +119,7 @@ def prune(
             )
         if number in keep:
             inventories.append(inventory)
-        promised[number] = _Generation.of(published, same)
+        promised[number] = _KeptGeneration.of(published, same)
     for one in keep:
         if isinstance(one, Path):
             inventories.append(_inventory_of(one))
@@ -211,14 +211,14 @@ def _published(tree: RegistryTree, state: PublicationState) -> Iterator[tuple[in
 
 
 @dataclass(frozen=True, slots=True)
-class _Generation:
+class _KeptGeneration:
     """What is kept of a statement while others are read: which manifests it promises."""
 
     digest: Digest
     manifests: Mapping[str, frozenset[Digest]]
 
     @classmethod
-    def of(cls, published: Published, same: dict[Digest, Digest]) -> _Generation:
+    def of(cls, published: Published, same: dict[Digest, Digest]) -> _KeptGeneration:
         """What `published` promises; `same` has each digest once, for all generations."""
         contents = published.statement.inventory.repositories.items()
         manifests = {
@@ -282,7 +282,7 @@ def _state_rest(
 def _carry_out(
     tree: RegistryTree,
     removal: Removal,
-    doomed: Mapping[int, _Generation],
+    doomed: Mapping[int, _KeptGeneration],
     gone: list[DropTag | DropManifest],
     run: Run,
 ) -> tuple[Failure, ...]:

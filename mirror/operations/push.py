@@ -23,9 +23,9 @@ from mirror.errors import (
 )
 from mirror.events import PhaseStarted, Warned, side_by_side
 from mirror.layout import publication_stage, tool_name
-from mirror.operations.credit import refuse_downgrade
 from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
 from mirror.operations.trees import ask_at_once
+from mirror.operations.trust import refuse_downgrade
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, by_archive, make_plan, union

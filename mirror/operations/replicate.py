@@ -21,9 +21,9 @@ from mirror.layout import (
     publication_stage,
 )
 from mirror.oci import Digest
-from mirror.operations.credit import refuse_older
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.prune import find_extras, refuse_to_prune, remove_extras
+from mirror.operations.trust import refuse_older
 from mirror.run import PerItemErrors, Run
 from mirror.sync import Finding, Inventory, InventoryBuilder, make_plan, union
 from mirror.sync.failover import FailoverSource
@@ -292,7 +292,7 @@ class Replication(RegistryTask):
             )
         if self._unrepaired:
             plan = replace(plan, tags=())
-        plan, missing = self._leader.credit.confirmed(plan)
+        plan, missing = self._leader.trust.confirmed(plan)
         if missing and quick:
             return False  # what else is gone?
         for item, problem in missing:
@@ -323,8 +323,8 @@ class Replication(RegistryTask):
         errors = PerItemErrors(self._tree.client.ping, self._run)
         repairing = RepairingTarget(self._place, self._repairer, self._damaged)
         try:
-            credit = self._leader.credit
-            no_exchange = partial(credit.refuse_exchange, facts.published, facts.pending, standing)
+            trust = self._leader.trust
+            no_exchange = partial(trust.refuse_exchange, facts.published, facts.pending, standing)
             report = Publication(
                 self._tree, standing, goal, retracts=True, announced=no_exchange
             ).carry_out(

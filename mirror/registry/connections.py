@@ -48,7 +48,7 @@ Resolved: TypeAlias = tuple[int, Address]
 """An address family, and an address as sockets have it."""
 
 
-class _Route(NamedTuple):
+class _Destination(NamedTuple):
     """How to get to a server, and what it is called in a request."""
 
     origin: Origin
@@ -73,7 +73,7 @@ class Connections:
             if address := self._proxies.get(scheme):
                 Proxy.parse(address)
         self._options = options
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[str, _Destination] = {}
         self._home = home
         self._home_is_inner: bool | None = None  # once it was asked
         self.certificate_end: float | None = None
@@ -149,7 +149,7 @@ class Connections:
         for one in idle:
             one.stream.close()
 
-    def _route(self, server: str) -> _Route:
+    def _route(self, server: str) -> _Destination:
         try:
             origin = Origin.of(server)
             host = origin.host.encode("idna").decode() if not origin.host.isascii() else origin.host
@@ -159,7 +159,9 @@ class Connections:
         name = f"[{host}]" if ":" in host else host
         if origin.port != PORTS[origin.scheme]:
             name += f":{origin.port}"
-        route = _Route(origin._replace(host=host), Proxy.parse(address) if address else None, name)
+        route = _Destination(
+            origin._replace(host=host), Proxy.parse(address) if address else None, name
+        )
         self._routes[server] = route
         return route
 
@@ -181,7 +183,7 @@ class Connections:
                 return connection
             self._done(connection, origin, keep=False)
 
-    def _opened(self, route: _Route, patience: Patience) -> Connection:
+    def _opened(self, route: _Destination, patience: Patience) -> Connection:
         origin, proxy, _ = route
         wait = Wait(patience.connect_s, patience.check)
         if proxy is None:

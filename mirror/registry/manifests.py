@@ -33,7 +33,7 @@ from mirror.registry import answers
 from mirror.registry.answers import reworded
 from mirror.registry.auth import CATALOGUE, DELETE, PULL, PUSH, Scopes
 from mirror.registry.http1 import clean
-from mirror.registry.transport import Answer, Transport
+from mirror.registry.transport import WholeAnswer, Transport
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
 _MAX_ANSWER_BYTES = 64 << 10
@@ -229,19 +229,19 @@ def _not_found(
     )
 
 
-def _media_type(answer: Answer) -> str | None:
+def _media_type(answer: WholeAnswer) -> str | None:
     text: str = answer.headers.get("content-type", "")
     return text.partition(";")[0].strip().lower() or None
 
 
-def _told_digest(answer: Answer) -> Digest | None:
+def _told_digest(answer: WholeAnswer) -> Digest | None:
     try:
         return Digest.parse(answer.headers.get("docker-content-digest", ""))
     except InvalidDigestError:
         return None  # absent, or of an algorithm that proves nothing to us
 
 
-def _told(answer: Answer) -> Descriptor | None:
+def _told(answer: WholeAnswer) -> Descriptor | None:
     """The descriptor that the headers tell, if they tell all of it."""
     digest, media_type = _told_digest(answer), _media_type(answer)
     length = answer.headers.get("content-length", "")
@@ -367,7 +367,7 @@ def _filtered(children: list[Child], artifact_type: str | None) -> list[Child]:
     return [child for child in children if child.artifact_type == artifact_type]
 
 
-def _index(answer: Answer) -> Manifest | None:
+def _index(answer: WholeAnswer) -> Manifest | None:
     """The answer as an index; None from a web server that answers every path with some page."""
     try:
         index = Manifest.parse(answer.body, OCI_INDEX)
@@ -379,7 +379,7 @@ def _index(answer: Answer) -> Manifest | None:
     return index if index.is_index else None
 
 
-def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterator[Answer]:
+def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterator[WholeAnswer]:
     """Follow `Link` from page to page, at this registry only and never in a circle.
 
     All pages together have at most `limit` bytes.
@@ -416,7 +416,7 @@ def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterat
             )
 
 
-def _names(transport: Transport, answer: Answer, key: str) -> list[str]:
+def _names(transport: Transport, answer: WholeAnswer, key: str) -> list[str]:
     where = transport.where("GET", answer.url)
     if marks(answer.body) > _MAX_LIST_NAMES:
         raise _broken(where, f"{transport.host} lists more than {_MAX_LIST_NAMES} {key}")

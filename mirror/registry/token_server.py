@@ -21,7 +21,7 @@ _MAX_REDIRECTS = 5
 _MAX_BYTES = 1 << 20
 
 
-class _Body(httpx.SyncByteStream):
+class _TokenBody(httpx.SyncByteStream):
     def __init__(self, response: Response) -> None:
         self._response = response
 
@@ -51,7 +51,7 @@ class _OurConnections(httpx.BaseTransport):
             fields.pop("content-encoding", None)
             return httpx.Response(response.status, headers=fields, request=request)
         return httpx.Response(
-            response.status, headers=fields, stream=_Body(response), request=request
+            response.status, headers=fields, stream=_TokenBody(response), request=request
         )
 
 

@@ -48,7 +48,7 @@ class _Sending(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WholeAnswer:
     """A whole answer. `url` is where it came from after redirects."""
 
     status: int
@@ -210,7 +210,7 @@ class Transport:
         scopes: Scopes = (),
         headers: Mapping[str, str] | None = None,
         content: bytes = b"",
-    ) -> Answer:
+    ) -> WholeAnswer:
         """Send a small request and read the whole answer, with retries.
 
         `accept` lists the statuses to return. At most `limit` bytes of body are read.
@@ -223,7 +223,7 @@ class Transport:
         where = self.where(method, url)
         body = Body(len(content), lambda: (content,)) if content or method in _BODIED else None
 
-        def attempt() -> Answer:
+        def attempt() -> WholeAnswer:
             with self.open(method, url, scopes=scopes, headers=headers, body=body) as response:
                 return self.whole(response, accept=accept, limit=limit, where=where)
 
@@ -235,18 +235,18 @@ class Transport:
 
     def whole(
         self, response: Response, *, accept: Collection[int], limit: int, where: str
-    ) -> Answer:
+    ) -> WholeAnswer:
         """Read the rest of `response`; as `call`, but TransientFailure may leave it."""
         good, headers = response.status in accept, response.headers
         body = self._read(response, limit if good else _MAX_ERROR_BYTES, where, strict=good)
-        answer = Answer(response.status, headers, body, response.url)
+        answer = WholeAnswer(response.status, headers, body, response.url)
         if good and not is_page(headers, body):
             return answer
         raise self.refused(answer, where, response.authorization)
 
-    def refused(self, answer: Answer, where: str, authorization: str | None = None) -> Exception:
-        """What an answer means that is not what was asked for."""
-        host, login = self._named(answer.url), self._auth.login(authorization)
+    def refused(self, answer: WholeAnswer, where: str, sent: str | None = None) -> Exception:
+        """What an answer means that is not what was asked for; `sent` is its Authorization."""
+        host, login = self._named(answer.url), self._auth.login(sent)
         return answers.from_answer(
             answer.status, answer.headers, answer.body, where=where, host=host, login=login
         )

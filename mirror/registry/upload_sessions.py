@@ -19,7 +19,7 @@ from mirror.registry import answers
 from mirror.registry.auth import PULL, PUSH, Scopes, merge_scopes
 from mirror.registry.http1 import Body
 from mirror.registry.retries import TransientFailure
-from mirror.registry.transport import Answer, Transport
+from mirror.registry.transport import WholeAnswer, Transport
 from mirror.run import Run
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _RANGE = re.compile(r"(?:bytes[= ])?0-([0-9]{1,18})")
 
 def attempt(
     transport: Transport, method: str, url: str, *, accept: tuple[int, ...], wanted: Scopes
-) -> Answer:
+) -> WholeAnswer:
     """One small request of an upload's life, without retries of its own (TransientFailure)."""
     where = transport.where(method, url)
     body = Body(0, lambda: ()) if method != "GET" else None
@@ -97,7 +97,7 @@ def cancel(transport: Transport, location: str, wanted: Scopes) -> bool:
     return True
 
 
-def location_of(transport: Transport, answer: Answer, default: str | None = None) -> str:
+def location_of(transport: Transport, answer: WholeAnswer, default: str | None = None) -> str:
     """Where an upload continues.
 
     Raises:
@@ -119,7 +119,7 @@ def with_digest(location: str, digest: Digest) -> str:
     return f"{bare}{'&' if '?' in bare else '?'}digest={quote(str(digest), safe='')}"
 
 
-def offset_told(answer: Answer) -> int | None:
+def offset_told(answer: WholeAnswer) -> int | None:
     """How many bytes a session has; its `Range` names the last one, inclusive.
 
     `0-0` is what registries send for none as well as for one. It is taken for none: if that was

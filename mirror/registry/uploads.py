@@ -26,7 +26,7 @@ from mirror.registry import answers, downloads, upload_sessions
 from mirror.registry.auth import PUSH
 from mirror.registry.http1 import Body
 from mirror.registry.retries import TransientFailure
-from mirror.registry.transport import Answer, Transport
+from mirror.registry.transport import WholeAnswer, Transport
 from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import (
     WANTS_ANOTHER,
@@ -49,7 +49,7 @@ _UNANSWERED = (405, 501)
 
 
 @dataclass(slots=True)
-class _Session:
+class _UploadSession:
     """An upload under way: where it continues and how many bytes the registry has of it.
 
     `resumed`: bytes of a broken connection may be in it, so that its content is not certain.
@@ -107,7 +107,7 @@ class Upload:
 
     def run(self) -> int:
         """Send the blob; see `RegistryClient.upload`."""
-        session: _Session | None = None
+        session: _UploadSession | None = None
         try:
             session = self._kept()
             while session is not _DONE:
@@ -143,7 +143,7 @@ class Upload:
 
     # -- a session's life ----------------------------------------------------------------------
 
-    def _kept(self) -> _Session | None:
+    def _kept(self) -> _UploadSession | None:
         """The session that an earlier run left, or one that was opened for us.
 
         What the journal says is only where to ask. A session that the registry does not know may
@@ -151,7 +151,7 @@ class Upload:
         """
         kept = self._journal.find(self._repository, self._digest) if self._journal else None
         if kept is not None and self._transport.at_home(kept.location):
-            session = _Session(kept.location, resumed=True, unsure=True)
+            session = _UploadSession(kept.location, resumed=True, unsure=True)
             try:
                 self._ask(session, _unasked(self._where))
             except TransientFailure:
@@ -168,23 +168,23 @@ class Upload:
                 return session
         if self._opened is None:
             return None
-        session, self._opened = _Session(self._opened.location), None
+        session, self._opened = _UploadSession(self._opened.location), None
         self._note(session)
         return session
 
-    def _start(self) -> _Session:
+    def _start(self) -> _UploadSession:
         transport = self._transport
         url = transport.at(self._repository, "blobs/uploads/")
         # One attempt here, as `run` has the patience: two loops would multiply.
         answer = upload_sessions.attempt(
             transport, "POST", url, accept=answers.OPEN, wanted=self._scopes
         )
-        session = _Session(upload_sessions.location_of(transport, answer))
+        session = _UploadSession(upload_sessions.location_of(transport, answer))
         self._learn(session, answer)
         self._note(session)
         return session
 
-    def _carry(self, session: _Session) -> None:
+    def _carry(self, session: _UploadSession) -> None:
         """Bring the session from its offset to its end."""
         done, form = False, self._form
         while not done:
@@ -196,7 +196,7 @@ class Upload:
             else:
                 self._patch(session, chunk)
 
-    def _put(self, session: _Session) -> bool:
+    def _put(self, session: _UploadSession) -> bool:
         """Complete the session with all that is missing of it, nothing included.
 
         False if it is not complete, and is to go on in other chunks.
@@ -229,7 +229,7 @@ class Upload:
         if answer.status not in answers.PUT_BLOB and not self._arrived():
             raise self._transport.refused(answer, self._where)
 
-    def _patch(self, session: _Session, length: int) -> None:
+    def _patch(self, session: _UploadSession, length: int) -> None:
         start = session.offset
         count = min(length, self._size - start)
         headers = {
@@ -268,7 +268,9 @@ class Upload:
         self._note(session)
         self._form.passed()
 
-    def _ask(self, session: _Session, reason: RegistryError, *, believed: bool = False) -> None:
+    def _ask(
+        self, session: _UploadSession, reason: RegistryError, *, believed: bool = False
+    ) -> None:
         """Learn from the registry how far the session got ("Pushing a blob in chunks").
 
         What it has accepted it has, whatever it says: that is `believed` when it is said again.
@@ -301,7 +303,9 @@ class Upload:
         self._learn(session, answer)
         self._note(session)
 
-    def _recovered(self, session: _Session | None, failure: TransientFailure) -> _Session | None:
+    def _recovered(
+        self, session: _UploadSession | None, failure: TransientFailure
+    ) -> _UploadSession | None:
         """After a break: the session to go on with, None for a new one, or `_DONE`.
 
         Raises:
@@ -364,19 +368,19 @@ class Upload:
             self._form.progressed()
             self._backoff.progressed()
 
-    def _learn(self, session: _Session, answer: Answer) -> None:
+    def _learn(self, session: _UploadSession, answer: WholeAnswer) -> None:
         text = answer.headers.get("oci-chunk-min-length", "")
         if text.isascii() and text.isdigit() and len(text) < 19:
             session.min_chunk = int(text)
 
-    def _cancel(self, session: _Session | None) -> None:
+    def _cancel(self, session: _UploadSession | None) -> None:
         """Tell the registry to forget the session; best effort, it also forgets by itself."""
         if session is None or session is _DONE:
             return
         self._forget()
         upload_sessions.cancel(self._transport, session.location, self._scopes)
 
-    def _note(self, session: _Session) -> None:
+    def _note(self, session: _UploadSession) -> None:
         if self._journal is not None:
             self._journal.note(self._repository, self._digest, session.location, session.offset)
 
@@ -394,7 +398,7 @@ class Upload:
         start: int,
         count: int,
         accept: tuple[int, ...],
-    ) -> Answer:
+    ) -> WholeAnswer:
         transport = self._transport
         where = transport.where(method, url)
         body = Body(count, lambda: self._bytes(start, count))
@@ -420,7 +424,7 @@ class Upload:
             self._sent += len(piece)
 
 
-_DONE = _Session("")
+_DONE = _UploadSession("")
 """Stands for an upload that turned out to be complete."""
 
 
@@ -435,7 +439,7 @@ def _unasked(where: str) -> RegistryError:
     return RegistryError(f"{where}: the registry knows nothing of an earlier upload", where=where)
 
 
-def _session_lost(err: RegistryError, session: _Session) -> bool:
+def _session_lost(err: RegistryError, session: _UploadSession) -> bool:
     """Whether a new session may do better than this one, which was refused with `err`."""
     if err.status == 404 or "BLOB_UPLOAD_UNKNOWN" in err.codes:
         return True

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mirror.sync.observation import Failure
     from mirror.sync.plan import TagDifference
     from mirror.sync.removal import Removal
-    from mirror.watch.monitoring import FleetStatus, Standing
+    from mirror.watch.monitoring import FleetStatus, MemberStatus
 
 _MOST = 50
 
@@ -225,13 +225,13 @@ def fleet_summary(report: FleetStatus, elapsed_s: float) -> str:
         members = [one for one in report.members if one.ring == ring]
         late = [one for one in members if not one.complete]
         lines.append(f"  {ring}: {len(members) - len(late)} of {len(members)}")
-        lines += (f"    {_standing_text(one)}" for one in late[:_MOST])
+        lines += (f"    {_member_text(one)}" for one in late[:_MOST])
         if len(late) > _MOST:
             lines.append(f"    and {len(late) - _MOST} more")
     return lines_of([*lines, f"  asked in {duration_text(elapsed_s)}"])
 
 
-def _standing_text(one: Standing) -> str:
+def _member_text(one: MemberStatus) -> str:
     if one.error is not None:
         return "; ".join([f"{one.name}: {one.error}", *one.errors])
     text = f"{one.name}: generation {one.generation}" if one.generation else f"{one.name}: nothing"

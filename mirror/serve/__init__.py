@@ -5,9 +5,9 @@ from mirror.serve.call import Anonymous, Auth, BasicAuth, TokenAuth, User
 from mirror.serve.folder import FolderStorage
 from mirror.serve.store import (
     BlobReader,
+    BlobStaging,
     MemoryStorage,
     ReadableStore,
-    Staging,
     Store,
     StoredManifest,
     put_blob,
@@ -18,10 +18,10 @@ __all__ = [
     "Auth",
     "BasicAuth",
     "BlobReader",
+    "BlobStaging",
     "FolderStorage",
     "MemoryStorage",
     "ReadableStore",
-    "Staging",
     "Store",
     "StoredManifest",
     "TokenAuth",

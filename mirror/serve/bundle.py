@@ -9,7 +9,7 @@ from pathlib import Path
 from mirror.bundle.archive import missing_findings
 from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import PartedReader
-from mirror.bundle.members import Member
+from mirror.bundle.members import TarMember
 from mirror.bundle.reader import BundleReader, placed
 from mirror.bundle.seekable import SeekableFile
 from mirror.errors import MissingBaseError
@@ -130,7 +130,7 @@ def _referrers(content: RepositoryContent) -> dict[Digest, list[Digest]]:
 class _ArchivedBlob:
     """A blob inside an archive, which whoever opened the bundle closes."""
 
-    def __init__(self, archive: OpenArchive, member: Member) -> None:
+    def __init__(self, archive: OpenArchive, member: TarMember) -> None:
         self._file, self._start, self.size = archive.file, member.offset, member.size
 
     def read_at(self, offset: int, length: int) -> bytes:

@@ -45,7 +45,7 @@ _TOO_LONG = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServerLimits:
     """What a client may take of a server before it has said all that it wants.
 
     Attributes:
@@ -65,7 +65,7 @@ class Limits:
 class _Protocol(HttpToolsProtocol):
     """Uvicorn's HTTP protocol, which hands its connection to the app and holds `limits`."""
 
-    limits = Limits()
+    limits = ServerLimits()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -327,7 +327,7 @@ class ServerThread:
         *,
         certificate: Path | None = None,
         key: Path | None = None,
-        limits: Limits | None = None,
+        limits: ServerLimits | None = None,
     ) -> None:
         files = _Files()
 
@@ -342,7 +342,7 @@ class ServerThread:
         config = uvicorn.Config(
             app_until_stopped,
             loop="asyncio",
-            http=type("_Limited", (_Protocol,), {"limits": limits or Limits()}),
+            http=type("_Limited", (_Protocol,), {"limits": limits or ServerLimits()}),
             ws="none",
             lifespan="on",
             log_config=None,

@@ -76,7 +76,7 @@ class ReadableStore(Protocol):
         """The manifests of this repository whose `subject` is that one, in order of digest."""
 
 
-class Staging(Protocol):
+class BlobStaging(Protocol):
     """The bytes of one upload, hashed as they come in. One thread uses it at a time."""
 
     @property
@@ -99,7 +99,7 @@ class Staging(Protocol):
 class Store(ReadableStore, Protocol):
     """A store that can be pushed into. A deletion returns whether there was anything to delete."""
 
-    def stage(self, algorithm: str = "sha256") -> Staging:
+    def stage(self, algorithm: str = "sha256") -> BlobStaging:
         """Begin an upload whose digest is expected in `algorithm`."""
 
     def mount_blob(self, source: str, target: str, digest: Digest) -> bool:
@@ -161,7 +161,7 @@ def put_blob(store: Store, repository: str, data: bytes) -> Digest:
 
 
 @dataclass(slots=True)
-class _Repository:
+class _StoredRepository:
     blobs: dict[Digest, bytearray] = field(default_factory=dict)
     manifests: dict[Digest, StoredManifest] = field(default_factory=dict)
     tags: dict[str, Digest] = field(default_factory=dict)
@@ -177,7 +177,7 @@ class MemoryStorage(InMemory):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards everything below
-        self._repositories: dict[str, _Repository] = {}
+        self._repositories: dict[str, _StoredRepository] = {}
 
     def repositories(self) -> Sequence[str]:
         with self._lock:
@@ -251,12 +251,12 @@ class MemoryStorage(InMemory):
         with self._lock:
             return self._at(repository).blobs.pop(digest, None) is not None
 
-    def _at(self, repository: str) -> _Repository:
+    def _at(self, repository: str) -> _StoredRepository:
         """A repository to read from: a missing one looks empty and is not created."""
-        return self._repositories.get(repository) or _Repository()
+        return self._repositories.get(repository) or _StoredRepository()
 
-    def _make(self, repository: str) -> _Repository:
-        return self._repositories.setdefault(repository, _Repository())
+    def _make(self, repository: str) -> _StoredRepository:
+        return self._repositories.setdefault(repository, _StoredRepository())
 
     def _keep(self, repository: str, digest: Digest, data: bytearray) -> None:
         with self._lock:

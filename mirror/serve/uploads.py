@@ -18,7 +18,7 @@ from mirror.oci import Digest
 from mirror.oci.reference import check_repository
 from mirror.serve.call import Call, RefusedError, empty, in_thread
 from mirror.serve.content import CHUNK_BYTES
-from mirror.serve.store import Staging
+from mirror.serve.store import BlobStaging
 
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/(?:\d+|\*))?")
 _LOCK_WAIT_S = 10.0
@@ -30,7 +30,7 @@ class Session:
 
     id: str
     repository: str
-    staging: Staging
+    staging: BlobStaging
     used_at: float
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -58,7 +58,7 @@ class Uploads:
                 429, "TOOMANYREQUESTS", "too many uploads are open", headers={"Retry-After": "1"}
             )
 
-    def open(self, repository: str, staging: Staging) -> Session:
+    def open(self, repository: str, staging: BlobStaging) -> Session:
         """Begin a session for bytes that go into `staging`."""
         session = Session(secrets.token_hex(16), repository, staging, time.monotonic())
         self._sessions[session.id] = session
@@ -183,7 +183,7 @@ async def _mount(call: Call, digest: Digest, source: str) -> bool:
     return await in_thread(call.target.mount_blob, source, call.repository, digest)
 
 
-async def receive_into(request: Request, staging: Staging) -> None:
+async def receive_into(request: Request, staging: BlobStaging) -> None:
     """Move the request's body into `staging`; on return or error no thread is writing there.
 
     The bytes that arrived before a connection broke are kept: the client continues there.
@@ -209,7 +209,7 @@ async def receive_into(request: Request, staging: Staging) -> None:
             await in_thread(_write, staging, chunks)
 
 
-def _write(staging: Staging, chunks: list[bytes]) -> None:
+def _write(staging: BlobStaging, chunks: list[bytes]) -> None:
     staging.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
 
 

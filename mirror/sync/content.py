@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mirror.sync.failover import BlobContent
 
 
-class Place(Protocol):
+class ReadableTree(Protocol):
     """A tree of repositories in a registry, which can be looked at."""
 
     @property
@@ -291,7 +291,10 @@ def referrers_list(client: RegistryReader, repository: str, subject: Digest) -> 
 
 
 def unlisted(
-    place: Place, questions: PerItemErrors, asked: Mapping[str, RepositoryContent], there: Set[Held]
+    place: ReadableTree,
+    questions: PerItemErrors,
+    asked: Mapping[str, RepositoryContent],
+    there: Set[Held],
 ) -> set[Held]:
     """Those `there` that have a subject and that nobody finds from it: they are to be put again.
 

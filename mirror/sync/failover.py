@@ -33,13 +33,13 @@ from mirror.sync.inventory import Inventory
 
 _log = logging.getLogger(__name__)
 
-Place = TypeVar("Place")
+Candidate = TypeVar("Candidate")
 
 
 def continued(
-    places: Iterable[Place],
-    open_at: Callable[[Place, int], Generator[bytes, None, None]],
-    failed: Callable[[Place, int, MirrorError], None],
+    places: Iterable[Candidate],
+    open_at: Callable[[Candidate, int], Generator[bytes, None, None]],
+    failed: Callable[[Candidate, int, MirrorError], None],
     verdict: Callable[[], MirrorError],
     *,
     size: int | None,
@@ -100,7 +100,7 @@ class _Record:
     """What failed about one digest. Changed under the source's lock only."""
 
     errors: dict[int, MirrorError] = field(default_factory=dict)
-    """Place → why it is of no use; a reason that says more than absence is kept."""
+    """Candidate → why it is of no use; a reason that says more than absence is kept."""
     failed: set[_Copy] = field(default_factory=set)
     mixed: bool = False
     """Whether the bytes that proved wrong last came from several places."""

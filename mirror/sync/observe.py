@@ -23,7 +23,7 @@ from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
 from mirror.run import PerItemErrors, Run
-from mirror.sync.content import Place, unlisted
+from mirror.sync.content import ReadableTree, unlisted
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.observation import (
     Depth,
@@ -63,7 +63,7 @@ def named(
 
 
 def observe(
-    place: Place,
+    place: ReadableTree,
     wanted: Inventory,
     depth: Depth,
     *,
@@ -89,7 +89,7 @@ def observe(
 class _Look:
     """One look under way."""
 
-    def __init__(self, place: Place, wanted: Inventory, depth: Depth, run: Run) -> None:
+    def __init__(self, place: ReadableTree, wanted: Inventory, depth: Depth, run: Run) -> None:
         self._place, self._wanted, self._depth, self._run = place, wanted, depth, run
         self._questions = PerItemErrors(place.client.ping, run)
         self._held = InventoryBuilder()
@@ -260,7 +260,7 @@ class _Look:
 
 
 def read_blob(
-    place: Place, path: str, digest: Digest, size: int, on_event: OnEvent = ignore_events
+    place: ReadableTree, path: str, digest: Digest, size: int, on_event: OnEvent = ignore_events
 ) -> None:
     """Read a blob and hash it.
 
@@ -274,7 +274,7 @@ def read_blob(
     on_event(BlobDone(digest, size, size))
 
 
-def read_manifest(place: Place, path: str, digest: Digest) -> None:
+def read_manifest(place: ReadableTree, path: str, digest: Digest) -> None:
     """Read a manifest and hash it; raises as `RegistryClient.manifest` does."""
     place.client.manifest(place.locate(path), digest)
 
@@ -332,7 +332,7 @@ class Verification(StrEnum):
     ALL = "all"
 
 
-def check_content(place: Place, plan: Plan, verification: Verification, run: Run) -> None:
+def check_content(place: ReadableTree, plan: Plan, verification: Verification, run: Run) -> None:
     """Ask for the manifests that `plan` put, and for some of its blobs, before tags turn.
 
     Raises:
@@ -352,7 +352,7 @@ def check_content(place: Place, plan: Plan, verification: Verification, run: Run
         )
 
 
-def check_tags(place: Place, plan: Plan, verification: Verification, run: Run) -> None:
+def check_tags(place: ReadableTree, plan: Plan, verification: Verification, run: Run) -> None:
     """Ask for the tags that `plan` set.
 
     Raises:
@@ -371,7 +371,7 @@ def check_tags(place: Place, plan: Plan, verification: Verification, run: Run) -
         )
 
 
-def _unkept(place: Place, items: Sequence[Item], run: Run) -> list[Finding]:
+def _unkept(place: ReadableTree, items: Sequence[Item], run: Run) -> list[Finding]:
     """The items that are not there."""
     questions = PerItemErrors(place.client.ping, run)
     findings: list[Finding] = []
@@ -390,7 +390,7 @@ def _unkept(place: Place, items: Sequence[Item], run: Run) -> list[Finding]:
     return findings
 
 
-def _digest_there(place: Place, item: Item) -> Digest | None:
+def _digest_there(place: ReadableTree, item: Item) -> Digest | None:
     """What the registry has under an item's name."""
     repository = place.locate(item.repository)
     assert item.digest is not None, "all that was put has a digest"
@@ -403,7 +403,7 @@ def _digest_there(place: Place, item: Item) -> Digest | None:
     return found.digest if found else None
 
 
-def _unkept_one(place: Place, item: Item, answer: Digest | MirrorError | None) -> Finding:
+def _unkept_one(place: ReadableTree, item: Item, answer: Digest | MirrorError | None) -> Finding:
     problem = f"{'blob' if item.is_blob else 'manifest'} {item.digest} is not there"
     if isinstance(answer, MirrorError):
         problem = str(answer)

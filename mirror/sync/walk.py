@@ -25,7 +25,7 @@ _Held = tuple[str, Digest]
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _WalkRecord:
     """What one walk saw, for the next one."""
 
     tags: Mapping[tuple[str, str], Digest] = field(default_factory=dict)
@@ -46,11 +46,11 @@ class Memory:
 
     def __init__(self, may_move: Callable[[str, str], bool]) -> None:
         self.may_move = may_move
-        self.seen = _Seen()  # replaced as a whole, so threads need no lock
+        self.seen = _WalkRecord()  # replaced as a whole, so threads need no lock
 
     def forget(self) -> None:
         """Let the next walk ask about everything."""
-        self.seen = _Seen()
+        self.seen = _WalkRecord()
 
 
 def walk(
@@ -99,7 +99,7 @@ class _Walker:
     ) -> None:
         self._source, self._client = source, source.client
         self._known, self._only, self._memory = known, only, memory
-        self._seen = memory.seen if memory is not None else _Seen()
+        self._seen = memory.seen if memory is not None else _WalkRecord()
         self._questions = PerItemErrors(source.client.ping, run)
         self._nodes = known.manifest_nodes()
         self._nodes.update((node.descriptor.digest, node) for node in self._seen.there.values())
@@ -126,7 +126,7 @@ class _Walker:
             }
             pending = (below | self._referrers(list(found))) - reached
         if self._memory is not None:
-            self._memory.seen = _Seen(tags, there, self._referrers_seen, self._has_referrers)
+            self._memory.seen = _WalkRecord(tags, there, self._referrers_seen, self._has_referrers)
         builder = InventoryBuilder()
         carries_sparse = rules.sparse_indexes is SparseIndexes.CARRY
         absent = self._absent(there) if carries_sparse else {}

@@ -102,7 +102,7 @@ def _struck(app: ASGIApp, action: Action) -> ASGIApp:
 
                 await app(scope, receive, lose)
             case CutResponse() | Stall() | CorruptBody() | Drip():
-                await app(scope, receive, _Body(action, scope, receive, send).send)
+                await app(scope, receive, _FaultyBody(action, scope, receive, send).send)
             case ChangeHeaders() | WrongLength() | Encode() | RepeatAnswer():
                 whole = _Whole()
                 await app(scope, receive, whole.take)
@@ -164,7 +164,7 @@ def _cut_upload(scope: Scope, receive: Receive, after: int) -> Receive:
     return cutting
 
 
-class _Body:
+class _FaultyBody:
     """An outgoing body, which is cut, slowed or changed as it passes."""
 
     def __init__(

@@ -333,13 +333,13 @@ class FaultyProxy(FaultyServer):
         if parts.scheme == "https":
             context = trust or ssl.create_default_context()
         at = (parts.hostname, parts.port or (443 if context else 80))
-        app: ASGIApp = _Forward(*at, context)
+        app: ASGIApp = _ForwardingApp(*at, context)
         for layer in reversed(self._middleware()):
             app = layer.cls(app, *layer.args, **layer.kwargs)
         self._app = app
 
 
-class _Forward:
+class _ForwardingApp:
     """Every request on a connection of its own."""
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:

@@ -29,7 +29,7 @@ from mirror.sync.publication_state import (
 )
 from mirror.sync.tree import RegistryTree
 from mirror.sync.walk import Memory
-from mirror.watch.fleet import Rollouts, Staging, Step
+from mirror.watch.fleet import Rollouts, RolloutStep, StagedRollout
 from mirror.watch.settings import AUTO, CheckLevel
 
 _PATIENCE_S = 5.0
@@ -99,11 +99,11 @@ class Replicator:
         trees: Mapping[str, RegistryTree],
         leader: str,
         *,
-        staging: Staging | None = None,
+        staging: StagedRollout | None = None,
         prune: bool = False,
         jobs: int = 4,
     ) -> None:
-        self._staging = staging or Staging(Rollouts())
+        self._staging = staging or StagedRollout(Rollouts())
         self._trees, self._leader, self._prune, self._jobs = trees, leader, prune, jobs
         self._silent = _Silent()
         self._lock = threading.Lock()
@@ -116,7 +116,7 @@ class Replicator:
         """Bring `replica` up to date."""
         tree, run = self._trees[replica], run.with_jobs(self._jobs)
         unasked: tuple[Failure, ...] = ()
-        step, pair = Step(), None
+        step, pair = RolloutStep(), None
         if level is not CheckLevel.STATEMENT:
             for memory in self._memories.values():
                 memory.forget()
@@ -250,12 +250,12 @@ class Replicator:
             self._tips[place] = found
         return found.digest if found else None
 
-    def _staged(self, pair: _Pair, run: Run) -> Step:
+    def _staged(self, pair: _Pair, run: Run) -> RolloutStep:
         """Whether the replica takes now what the leader states, and from where."""
         if pair.news is None:
-            return Step()
+            return RolloutStep()
         if pair.news == pair.own:  # a closer look at the same: there is nothing to wait for
-            return Step(source=self._staging.source(pair.news, self._tip, run))
+            return RolloutStep(source=self._staging.source(pair.news, self._tip, run))
 
         def generation() -> int | None:
             return Leader.ask(pair.leader.within(run), run=run).generation
@@ -263,7 +263,7 @@ class Replicator:
         return self._staging.due(pair.tree.name, pair.news, generation, self._tip, run)
 
     def _waiting(
-        self, pair: _Pair, level: CheckLevel, step: Step, run: Run, sent: int = 0
+        self, pair: _Pair, level: CheckLevel, step: RolloutStep, run: Run, sent: int = 0
     ) -> CycleResult:
         """The result for a replica that waits; it is compared with what it states itself."""
         audit = ReplicaResult(pair.tree.name, Outcome.EQUAL)

@@ -28,11 +28,11 @@ from mirror.layout import normalised_suffix
 from mirror.registry import RegistryClient
 from mirror.registry.retries import BRIEF
 from mirror.run import Run
-from mirror.serve.server import Limits, ServerThread, listen
+from mirror.serve.server import ServerLimits, ServerThread, listen
 from mirror.sync.statement import StatementKeys
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import CycleResult, Replicator
-from mirror.watch.fleet import Fleet, Rollouts, Staging, client_of
+from mirror.watch.fleet import Fleet, Rollouts, StagedRollout, client_of
 from mirror.watch.monitoring import Metrics
 from mirror.watch.settings import CheckLevel, Schedule, WatchedRegistry, WatchSettings
 
@@ -262,7 +262,7 @@ def _serve(settings: WatchSettings, daemon: Daemon, opened: ExitStack) -> str:
             f"cannot listen on {settings.listen}: {err.strerror}; name another address as `listen`"
         ) from err
     app = create_app(daemon, notify_token=settings.token())
-    server = ServerThread(app, listener, limits=Limits(silence_s=_SILENCE_S, connections=128))
+    server = ServerThread(app, listener, limits=ServerLimits(silence_s=_SILENCE_S, connections=128))
     server.start()
     opened.callback(server.stop)
     return f"http://{host}:{listener.getsockname()[1]}"
@@ -283,7 +283,7 @@ def _client(settings: WatchSettings, name: str, place: WatchedRegistry) -> Regis
 
 def _staging(
     settings: WatchSettings, trees: Mapping[str, RegistryTree], opened: ExitStack
-) -> Staging:
+) -> StagedRollout:
     """The stage of this daemon's replicas; registries of the fleet stay open with `opened`."""
     fleet, members = None, {}
     if settings.fleet is not None and settings.ring is not None:
@@ -293,7 +293,7 @@ def _staging(
                 members[name] = opened.enter_context(fleet.opened(name))
     upstreams = [trees[name] for name in settings.upstreams]
     plan = Rollouts(fleet, settings.ring or "", settings.window, settings.upstream_wait)
-    return Staging(plan, members=members, upstreams=upstreams)
+    return StagedRollout(plan, members=members, upstreams=upstreams)
 
 
 def _tree(settings: WatchSettings, name: str, client: RegistryClient) -> RegistryTree:

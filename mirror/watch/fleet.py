@@ -56,7 +56,7 @@ MOST_FAILED = 3
 """Looks at one statement that may fail with an upstream before others give it: who can write there,
 or a disk that decays, must not keep an edge from what the hub has."""
 
-Giver = TypeVar("Giver")
+Upstream = TypeVar("Upstream")
 """Who gives what is new."""
 
 
@@ -195,7 +195,7 @@ def client_of(place: WatchedRegistry, root: Repository, **options: Any) -> Regis
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class MemberState:
     """The statement that a member's registry has, or why that is unknown."""
 
     digest: Digest | None = None
@@ -223,22 +223,24 @@ class Rollout:
     complete: Mapping[str, float] = field(default_factory=dict)
     free_s: float | None = None
 
-    def is_held_by(self, seen: Seen) -> bool:
+    def is_held_by(self, seen: MemberState) -> bool:
         """Whether a member has the statement, or one of a later generation."""
         known = self.generation is not None and seen.generation is not None
         later = known and (seen.generation or 0) > (self.generation or 0)
         return seen.digest == self.news or later
 
 
-def lacking(rollout: Rollout, fleet: Fleet, ring: Ring, seen: Mapping[str, Seen]) -> list[str]:
+def lacking(
+    rollout: Rollout, fleet: Fleet, ring: Ring, seen: Mapping[str, MemberState]
+) -> list[str]:
     """The members of a ring that were not seen to hold what is new."""
-    unseen = Seen()
+    unseen = MemberState()
     names = fleet.members_of(ring.name)
     return [name for name in names if not rollout.is_held_by(seen.get(name, unseen))]
 
 
 def advanced(
-    rollout: Rollout, fleet: Fleet, ring: str, seen: Mapping[str, Seen], now_s: float
+    rollout: Rollout, fleet: Fleet, ring: str, seen: Mapping[str, MemberState], now_s: float
 ) -> Rollout:
     """The rollout after a look at the members of the rings before `ring`.
 
@@ -253,14 +255,14 @@ def advanced(
 
 
 def reason_to_wait(
-    rollout: Rollout, fleet: Fleet, ring: str, seen: Mapping[str, Seen], now_s: float
+    rollout: Rollout, fleet: Fleet, ring: str, seen: Mapping[str, MemberState], now_s: float
 ) -> str | None:
     """Why `ring` does not take what is new yet; None when it does."""
     rings = fleet.before(ring)
     for one in rings:
         if one.name not in rollout.complete:
             missing = lacking(rollout, fleet, one, seen)
-            first = f"{missing[0]} {seen.get(missing[0], Seen())}"
+            first = f"{missing[0]} {seen.get(missing[0], MemberState())}"
             more = f", and {len(missing) - 1} more do not hold it" if len(missing) > 1 else ""
             return f"ring {one.name} does not hold generation {rollout.generation}: {first}{more}"
     if rings:
@@ -284,11 +286,11 @@ class Rollouts:
 def decided(
     plan: Rollouts,
     rollout: Rollout,
-    seen: Mapping[str, Seen],
-    upstream: Callable[[], Giver | None] | None,
+    seen: Mapping[str, MemberState],
+    upstream: Callable[[], Upstream | None] | None,
     now_s: float,
     now: datetime,
-) -> tuple[Rollout, str, Giver | None, float | None]:
+) -> tuple[Rollout, str, Upstream | None, float | None]:
     """The rollout after a look, what it waits for, who gives it, and in how long the window closes.
 
     It waits for nothing where that text is empty, and the leader gives it where nobody else does.
@@ -319,7 +321,7 @@ Tip: TypeAlias = Callable[[RegistryTree], Digest | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RolloutStep:
     """What a member does about a statement that it does not have.
 
     It waits, for what `waiting` says, or takes it: from `source`, where None is the leader, within
@@ -332,7 +334,7 @@ class Step:
     generation: int | None = None
 
 
-class Staging:
+class StagedRollout:
     """The stage at which this daemon's replicas are; a clock and the others' statements decide.
 
     `tip` asks a registry which statement it has. Thread-safe.
@@ -391,7 +393,7 @@ class Staging:
 
     def due(
         self, replica: str, news: Digest, generation: Callable[[], int | None], tip: Tip, run: Run
-    ) -> Step:
+    ) -> RolloutStep:
         """What to do about `news`, which the leader states as that generation."""
         plan = self._plan
         with self._lock:
@@ -408,18 +410,18 @@ class Staging:
         )
         with self._lock:
             self._rollouts[replica] = rollout
-        return Step(waiting, source, closes_s, rollout.generation)
+        return RolloutStep(waiting, source, closes_s, rollout.generation)
 
-    def closed(self, step: Step) -> Step | None:
+    def closed(self, step: RolloutStep) -> RolloutStep | None:
         """The step in place of one whose window has ended; None while it is open."""
         window = self._plan.window
         if window is None or window.left_s(self._now()):
             return None
         return replace(step, waiting=f"the window {window} is closed; what arrived is kept")
 
-    def _look(self, fleet: Fleet, rollout: Rollout, run: Run) -> dict[str, Seen]:
+    def _look(self, fleet: Fleet, rollout: Rollout, run: Run) -> dict[str, MemberState]:
         """Ask the rings before ours one after the other, as far as they are complete."""
-        seen: dict[str, Seen] = {}
+        seen: dict[str, MemberState] = {}
         for ring in fleet.before(self._plan.ring):
             names = fleet.members_of(ring.name)
             seen |= look_at({name: self._members[name] for name in names}, run)
@@ -428,19 +430,19 @@ class Staging:
         return seen
 
 
-def look_at(members: Mapping[str, RegistryTree], run: Run) -> dict[str, Seen]:
+def look_at(members: Mapping[str, RegistryTree], run: Run) -> dict[str, MemberState]:
     """What each member states, by one request each; none is waited for longer than 5 s."""
     trees = list(members.values())
     answers = ask_at_once(trees, _seen, patience_s=PATIENCE_S, jobs=AT_ONCE, run=run)
     return {
-        name: Seen(error=answer) if isinstance(answer, MirrorError) else answer
+        name: MemberState(error=answer) if isinstance(answer, MirrorError) else answer
         for name, answer in zip(members, answers, strict=True)
     }
 
 
-def _seen(tree: RegistryTree) -> Seen:
+def _seen(tree: RegistryTree) -> MemberState:
     try:
         manifest = tree.client.manifest(tree.locate(REPOSITORY), LATEST)
     except RegistryNotFoundError:
-        return Seen()
-    return Seen(manifest.digest, generation_of(manifest))
+        return MemberState()
+    return MemberState(manifest.digest, generation_of(manifest))

@@ -163,7 +163,7 @@ _MOST_ERRORS, _MOST_SAID = 5, 300
 """Errors that a daemon tells which are passed on, and characters of each."""
 _PARSING = threading.Lock()
 """Held while a page is parsed: it may be all that one page of this size can be in memory."""
-_FLEET_GAUGES = (  # name, attribute of a `Standing`, help
+_FLEET_GAUGES = (  # name, attribute of a `MemberStatus`, help
     ("up", "answers", "1 if its registry answers."),
     ("complete", "complete", "1 if it holds what the hub states."),
     ("generation", "generation", "Generation that it states."),
@@ -174,7 +174,7 @@ _FLEET_GAUGES = (  # name, attribute of a `Standing`, help
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class MemberStatus:
     """How one member stands.
 
     `lag` is in generations, `behind` in bytes of blobs, `rate` in bytes a second of the look that
@@ -212,7 +212,7 @@ class FleetStatus:
     hub: str
     statement: Digest
     generation: int | None
-    members: tuple[Standing, ...]
+    members: tuple[MemberStatus, ...]
 
     @property
     def complete(self) -> int:
@@ -283,8 +283,8 @@ def fleet_status(fleet: Fleet, *, run: Run | None = None) -> FleetStatus:
         for ring in fleet.rings:
             for name in fleet.members_of(ring.name):
                 one, complete = seen[name], rollout.is_held_by(seen[name])
-                said = pages.get(name, _Said())
-                standing = Standing(
+                said = pages.get(name, _DaemonReport())
+                standing = MemberStatus(
                     name, ring.name, complete, one.generation, error=one.error, **said._asdict()
                 )
                 if one.error is None:
@@ -322,15 +322,15 @@ class _Sizes:
         return published.statement.inventory if published else None
 
 
-class _Said(NamedTuple):
-    """What a daemon says, as `Standing` has it."""
+class _DaemonReport(NamedTuple):
+    """What a daemon says, as `MemberStatus` has it."""
 
     rate: float | None = None
     waiting: str = ""
     errors: tuple[str, ...] = ()
 
 
-class _Look(BaseModel):
+class _ReplicaPage(BaseModel):
     waiting: str = ""
     errors: tuple[str, ...] = ()
 
@@ -345,11 +345,11 @@ class _Progress(BaseModel):
 class _Page(BaseModel):
     """What `/readyz` of a daemon says, as far as it concerns us."""
 
-    replicas: Mapping[str, _Look | None] = {}
+    replicas: Mapping[str, _ReplicaPage | None] = {}
     progress: Mapping[str, _Progress] = {}
 
 
-def parse_page(body: bytes) -> _Said:
+def parse_page(body: bytes) -> _DaemonReport:
     """What a daemon's `/readyz` says of its replicas; of long texts the beginning.
 
     Raises:
@@ -364,7 +364,7 @@ def parse_page(body: bytes) -> _Said:
     told = [text[:_MOST_SAID] for text in errors[:_MOST_ERRORS]]
     if len(errors) > _MOST_ERRORS:
         told.append(f"and {len(errors) - _MOST_ERRORS} more")
-    return _Said(rate if 0 < rate < _MOST_RATE else None, waiting[:_MOST_SAID], tuple(told))
+    return _DaemonReport(rate if 0 < rate < _MOST_RATE else None, waiting[:_MOST_SAID], tuple(told))
 
 
 def _naming(trees: Mapping[str, RegistryTree], run: Run) -> Run:
@@ -380,7 +380,7 @@ def _naming(trees: Mapping[str, RegistryTree], run: Run) -> Run:
     return run.heard_by(hear)
 
 
-def _told(member: Member, known: MirrorError | None, run: Run) -> _Said:
+def _told(member: Member, known: MirrorError | None, run: Run) -> _DaemonReport:
     """What the daemon of `member` says; a page that cannot be had says why among its errors, unless
     that is `known` of its registry."""
     address = (member.pages or "").rstrip("/")
@@ -406,4 +406,4 @@ def _told(member: Member, known: MirrorError | None, run: Run) -> _Said:
         problem = f"{address} does not answer either" if either else str(err)
     finally:
         wire.close()
-    return _Said(errors=(problem,))
+    return _DaemonReport(errors=(problem,))

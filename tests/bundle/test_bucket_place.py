@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle import room
+from mirror.bundle import part_memory
 from mirror.bundle.bucket import Bucket, BucketAddress
 from mirror.bundle.bucket_place import BucketPlace
 from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.location import RemotePath
 from mirror.bundle.multipart import cut
-from mirror.bundle.room import PART
+from mirror.bundle.part_memory import PART
 from mirror.bundle.seal import Seal
 from mirror.errors import (
     ConflictError,
@@ -366,8 +366,8 @@ class FirstIsLast(Counted):
 def test_others_do_not_wait_for_a_large_blob_that_comes_slowly(
     jobs: int, storage: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_PATIENCE_S", 0.1)
-    monkeypatch.setattr(room, "_LOOK_S", 0.05)
+    monkeypatch.setattr(part_memory, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(part_memory, "_LOOK_S", 0.05)
     store = MemoryStore()
     layers = [bytes([number]) * (12 * MIB + number) for number in range(5)]
     put_image(store, "", "v1", layers=layers)

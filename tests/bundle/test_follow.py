@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mirror.bundle import follow
 from mirror.bundle.files import CHUNK, PartedWriter, ReadAt
-from mirror.bundle.follow import LARGE, Follower, Hash, Lanes
+from mirror.bundle.follow import LARGE, Follower, Hash, LargeWriteLimit
 from mirror.durable import Folder
 from mirror.errors import CancelledError, DamagedBundleError, IntegrityError
 from mirror.run import Cancellation, Run
@@ -282,7 +282,7 @@ def test_where_processors_are_busy_each_has_one_large_blob_and_small_ones_pass(
         looks.release()
         return 2 * time.monotonic()
 
-    with written_at_once(Lanes(2, used), [LARGE] * 4 + [LARGE - 1, 0]) as begun:
+    with written_at_once(LargeWriteLimit(2, used), [LARGE] * 4 + [LARGE - 1, 0]) as begun:
         first = [begun.get(timeout=PATIENCE_S) for _ in range(4)]
         for _ in range(20):
             assert looks.acquire(timeout=PATIENCE_S)
@@ -292,19 +292,19 @@ def test_where_processors_are_busy_each_has_one_large_blob_and_small_ones_pass(
 
 
 def test_where_processors_wait_for_the_network_every_large_blob_begins() -> None:
-    with written_at_once(Lanes(2, lambda: 0.0), [LARGE] * 4) as begun:
+    with written_at_once(LargeWriteLimit(2, lambda: 0.0), [LARGE] * 4) as begun:
         assert [begun.get(timeout=PATIENCE_S) for _ in range(4)] == [LARGE] * 4
 
 
 @contextmanager
-def written_at_once(lanes: Lanes, sizes: Sequence[int]) -> Iterator[SimpleQueue[int]]:
+def written_at_once(limit: LargeWriteLimit, sizes: Sequence[int]) -> Iterator[SimpleQueue[int]]:
     """Blobs of these sizes are written, each by a thread, until the block is over.
 
     Yields the sizes of those that have begun."""
     begun, over = SimpleQueue[int](), threading.Event()
 
     def write(size: int) -> None:
-        with lanes.one(size):
+        with limit.one(size):
             begun.put(size)
             over.wait(PATIENCE_S)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mirror.bundle import contents, members, seal
 from mirror.bundle import format as bundle_format
-from mirror.bundle.format import LARGE, ORDINARY, Limits
+from mirror.bundle.format import LARGE, ORDINARY, BundleLimits
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits
 from mirror.bundle.verify import verify_bundle
@@ -200,7 +200,7 @@ def test_compressed_archives_do_not_make_a_bundle_large(
 
 
 def test_the_large_limits_are_the_larger_ones() -> None:
-    for field in fields(Limits):
+    for field in fields(BundleLimits):
         assert getattr(LARGE, field.name) > 2 * getattr(ORDINARY, field.name)
 
 

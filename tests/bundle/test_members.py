@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.bundle.files import ReadAt
-from mirror.bundle.members import Member, members
+from mirror.bundle.members import TarMember, members
 from mirror.errors import DamagedBundleError
 from tests.support.inventories import LONG_PATH, sample_store
 from tests.support.strategies import MORE_EXAMPLES
@@ -104,8 +104,8 @@ def test_offsets_are_those_of_header_and_data(archive: Callable[[bytes], Path]) 
     path = archive(tar_of({"a": b"one", "n" * 300: b"two"}))
     with closing(ReadAt(path)) as file:
         assert list(members(file)) == [
-            Member("a", 0, 512, 3),
-            Member("n" * 300, 1024, 1024 + 3 * 512, 3),
+            TarMember("a", 0, 512, 3),
+            TarMember("n" * 300, 1024, 1024 + 3 * 512, 3),
         ]
 
 

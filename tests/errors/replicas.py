@@ -18,8 +18,8 @@ from mirror.errors import (
 )
 from mirror.events import Event, TransferStarted
 from mirror.oci import Digest
-from mirror.operations.credit import refuse_downgrade
 from mirror.operations.push import push
+from mirror.operations.trust import refuse_downgrade
 from mirror.run import Run
 from mirror.sync import FailoverSource, Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.publication_state import read_state, read_statement

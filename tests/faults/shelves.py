@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mirror.oci import Digest, Manifest
 from mirror.serve import MemoryStorage
-from mirror.serve.store import StoredManifest, _Repository
+from mirror.serve.store import StoredManifest, _StoredRepository
 from mirror.testing import EmbeddedRegistry, FaultyProxy, FaultyServer
 from tests.support.places import Contents
 from tests.support.processes import free_port
@@ -105,19 +105,19 @@ class WatchedStorage(MemoryStorage):
             if not missing:
                 self._whole.add((repository, digest))
 
-    def copied(self) -> dict[str, _Repository]:
+    def copied(self) -> dict[str, _StoredRepository]:
         """All that it holds, as it is now."""
         with self._lock:
             return _copied(self._repositories)
 
-    def fill(self, saved: dict[str, _Repository]) -> None:
+    def fill(self, saved: dict[str, _StoredRepository]) -> None:
         """Hold what was copied."""
         self._repositories = _copied(saved)
 
 
-def _copied(repositories: dict[str, _Repository]) -> dict[str, _Repository]:
+def _copied(repositories: dict[str, _StoredRepository]) -> dict[str, _StoredRepository]:
     return {
-        name: _Repository(
+        name: _StoredRepository(
             dict(one.blobs),
             dict(one.manifests),
             dict(one.tags),
@@ -147,7 +147,7 @@ class Embedded(Kind):
     name = "embedded"
 
     def __init__(self) -> None:
-        self._saved: dict[str, dict[str, _Repository]] = {"empty": {}}
+        self._saved: dict[str, dict[str, _StoredRepository]] = {"empty": {}}
         self._ports = _Ports()
 
     def save(self, name: str, shelf: Shelf) -> None:

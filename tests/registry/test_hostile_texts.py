@@ -23,7 +23,7 @@ from mirror.registry import (
     UploadJournal,
 )
 from mirror.registry.addresses import Origin
-from mirror.registry.connections import Connections, _Route
+from mirror.registry.connections import Connections, _Destination
 from mirror.registry.http1 import Body, Connection, Headers, Patience, Response
 from mirror.registry.streams import Fault, WireError
 from tests.support.hostile import json_documents
@@ -131,7 +131,7 @@ class Unplugged(Connections):
                 raise
         return _Told(method, url, answer, headers.get("Authorization", ""))
 
-    def _opened(self, route: _Route, patience: Patience) -> Connection:
+    def _opened(self, route: _Destination, patience: Patience) -> Connection:
         raise WireError(Fault.CONNECT, "unplugged")
 
 

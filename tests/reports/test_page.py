@@ -22,7 +22,7 @@ from mirror.reports.registries import diff_html
 from mirror.sync import Finding, Inventory, InventoryBuilder, ManifestNode
 from mirror.sync.observation import Failure
 from mirror.sync.plan import Difference, TagDifference
-from mirror.watch.monitoring import FleetStatus, Standing
+from mirror.watch.monitoring import FleetStatus, MemberStatus
 from tests.support.browser import Browser, browsing
 
 HOSTILE = "</script><img src=x onerror=\"document.title='pwned'\">'&<b>"
@@ -392,9 +392,11 @@ def test_in_a_browser_the_page_of_a_fleet_has_the_late_first_and_no_map(
     browser: Browser, tmp_path: Path
 ) -> None:
     members = tuple(
-        Standing(f"e{n}", "rest", complete=n != 7, generation=2, behind=n) for n in range(30)
+        MemberStatus(f"e{n}", "rest", complete=n != 7, generation=2, behind=n) for n in range(30)
     )
-    status = FleetStatus("hub", Digest.of(b"statement"), 2, (*members, Standing(HOSTILE, "rest")))
+    status = FleetStatus(
+        "hub", Digest.of(b"statement"), 2, (*members, MemberStatus(HOSTILE, "rest"))
+    )
     page = show(browser, fleet_html(status), tmp_path)
     assert page.all("html")[0].attributes.get("data-ready") == "yes"
     (table,) = page.all("table")

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from mirror.serve import FolderStorage, MemoryStorage, Store, create_app, put_blob
-from mirror.serve.server import Limits, ServerThread, listen
+from mirror.serve.server import ServerLimits, ServerThread, listen
 from tests.support.patience import wait_until
 from tests.support.sample_images import fill
 
@@ -25,7 +25,7 @@ Speak = Callable[..., socket.socket]
 
 
 @contextmanager
-def served(limits: Limits, storage: Store | None = None) -> Iterator[tuple[int, Speak]]:
+def served(limits: ServerLimits, storage: Store | None = None) -> Iterator[tuple[int, Speak]]:
     """A registry with `limits`: its port, and a way to connect to it and send some bytes."""
     if storage is None:
         storage = MemoryStorage()
@@ -97,12 +97,12 @@ GOOD = HEAD + b"\r\n"
     [b"", b"\r\n", b"GET", HEAD, HEAD + b"X: ", b"POST /v2/a/blobs/uploads/ HTTP/1.1\r\n"],
 )
 def test_a_request_that_is_not_asked_in_time_is_not_waited_for(begun: bytes) -> None:
-    with served(Limits(head_s=SOON)) as (_, speak):
+    with served(ServerLimits(head_s=SOON)) as (_, speak):
         assert ended(speak(begun)) == b""
 
 
 def test_a_head_that_drips_has_no_more_time_than_another() -> None:
-    with served(Limits(head_s=SOON)) as (_, speak):
+    with served(ServerLimits(head_s=SOON)) as (_, speak):
         connection = speak(HEAD)
         began = time.monotonic()
         while time.monotonic() < began + LONG:
@@ -119,7 +119,7 @@ def test_a_head_that_drips_has_no_more_time_than_another() -> None:
 
 
 def test_the_next_request_of_a_connection_has_its_own_time() -> None:
-    with served(Limits(head_s=HALF)) as (_, speak):
+    with served(ServerLimits(head_s=HALF)) as (_, speak):
         connection = speak(GOOD)
         assert answer(connection).startswith(b"HTTP/1.1 200")
         time.sleep(2 * HALF)  # whoever has been answered may be silent
@@ -137,12 +137,12 @@ def test_the_next_request_of_a_connection_has_its_own_time() -> None:
     ],
 )
 def test_a_body_that_stops_is_not_waited_for(begun: bytes) -> None:
-    with served(Limits(silence_s=SOON)) as (_, speak):
+    with served(ServerLimits(silence_s=SOON)) as (_, speak):
         ended(speak(begun))
 
 
 def test_a_body_may_be_slow() -> None:
-    with served(Limits(head_s=HALF)) as (_, speak):
+    with served(ServerLimits(head_s=HALF)) as (_, speak):
         connection = begin_a_body(speak)
         for _ in range(8):
             time.sleep(HALF / 4)
@@ -151,7 +151,7 @@ def test_a_body_may_be_slow() -> None:
 
 
 def test_a_long_head_is_refused_wherever_it_is_long() -> None:
-    limits = Limits(head_bytes=4096)
+    limits = ServerLimits(head_bytes=4096)
     long = b"a" * 5000
     with served(limits) as (_, speak):
         for head in (
@@ -171,13 +171,13 @@ def test_a_long_head_is_refused_wherever_it_is_long() -> None:
 
 def test_trailers_and_what_comes_with_chunks_have_the_same_limit() -> None:
     begun = b"POST /v2/a/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with served(Limits(head_bytes=4096)) as (_, speak):
+    with served(ServerLimits(head_bytes=4096)) as (_, speak):
         for rest in (b"0\r\nX: ", b"0\r\n", b"1;"):
             assert sent_until_refused(speak(begun + rest), b"a" * 5000) < 1000
 
 
 def test_whoever_asks_nothing_makes_room_for_whoever_asks() -> None:
-    with served(Limits(connections=3)) as (port, speak):
+    with served(ServerLimits(connections=3)) as (port, speak):
         asking = speak(GOOD)
         assert asking.recv(1 << 16).startswith(b"HTTP/1.1 200")
         silent = [speak() for _ in range(10)]
@@ -187,7 +187,7 @@ def test_whoever_asks_nothing_makes_room_for_whoever_asks() -> None:
 
 
 def test_a_server_in_which_all_ask_takes_nobody_more() -> None:
-    with served(Limits(connections=2)) as (port, speak):
+    with served(ServerLimits(connections=2)) as (port, speak):
         asking = [begin_a_body(speak), begin_a_body(speak)]
         with closing(socket.create_connection(("127.0.0.1", port), timeout=LONG)) as late:
             assert ended(late) == b""
@@ -202,7 +202,7 @@ def test_a_client_that_reads_no_answer_does_not_keep_others_out(
 ) -> None:
     storage: Store = FolderStorage(tmp_path) if on_disk else MemoryStorage()
     blob = put_blob(storage, "a", bytes(32 << 20))
-    with served(Limits(silence_s=SOON, connections=1), storage) as (port, speak):
+    with served(ServerLimits(silence_s=SOON, connections=1), storage) as (port, speak):
         speak(f"GET /v2/a/blobs/{blob} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
         def answered() -> bool:

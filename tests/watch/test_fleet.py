@@ -29,10 +29,10 @@ from mirror.watch.daemon import running
 from mirror.watch.fleet import (
     MOST_FAILED,
     Fleet,
+    MemberState,
     Rollout,
     Rollouts,
-    Seen,
-    Staging,
+    StagedRollout,
     advanced,
     reason_to_wait,
 )
@@ -63,7 +63,7 @@ THREE_RINGS: dict[str, Any] = {
     },
 }
 FLEET = Fleet.model_validate(THREE_RINGS)
-HELD, BEHIND = Seen(NEWS, 2), Seen(OLD, 1)
+HELD, BEHIND = MemberState(NEWS, 2), MemberState(OLD, 1)
 
 
 def newer() -> MemoryStore:
@@ -85,7 +85,7 @@ def complaint(tmp_path: Path, **changes: Any) -> str:
 # -- rings -----------------------------------------------------------------------------------------
 
 
-def decided(ring: str, *looks: tuple[float, dict[str, Seen]]) -> str | None:
+def decided(ring: str, *looks: tuple[float, dict[str, MemberState]]) -> str | None:
     """Why `ring` still waits after looks at (seconds, who was seen how)."""
     rollout, reason = Rollout(NEWS, 2), None
     for now_s, seen in looks:
@@ -110,7 +110,7 @@ def test_a_ring_waits_until_the_one_before_holds_what_is_new_for_its_time() -> N
 
 
 def test_a_ring_that_is_not_complete_any_more_stops_the_rings_behind_it() -> None:
-    good, bad = {"c1": HELD, "c2": HELD}, {"c1": HELD, "c2": Seen()}
+    good, bad = {"c1": HELD, "c2": HELD}, {"c1": HELD, "c2": MemberState()}
     reason = "ring canary does not hold generation 2: c2 states nothing"
     assert decided("early", (0.0, good), (3000.0, bad)) == reason
     assert decided("early", (0.0, good), (3000.0, bad), (3600.0, good)) is not None, "time anew"
@@ -119,7 +119,7 @@ def test_a_ring_that_is_not_complete_any_more_stops_the_rings_behind_it() -> Non
 
 def test_a_ring_may_lack_as_many_members_as_it_says() -> None:
     canaries = {"c1": HELD, "c2": HELD}
-    gone = Seen(error=UnreachableError("no route", where="e2"))
+    gone = MemberState(error=UnreachableError("no route", where="e2"))
     day = 86400.0
     assert decided("rest", (0.0, {**canaries, "e1": HELD, "e2": gone})) is not None
     seen = {**canaries, "e1": HELD, "e2": gone}
@@ -136,9 +136,9 @@ def test_a_ring_may_lack_as_many_members_as_it_says() -> None:
 
 
 def test_a_member_that_holds_a_later_generation_holds_this_one_back_from_nobody() -> None:
-    seen = {"c1": Seen(LATER, 3), "c2": HELD}
+    seen = {"c1": MemberState(LATER, 3), "c2": HELD}
     assert decided("early", (0.0, seen), (3600.0, seen)) is None
-    unknown = {"c1": Seen(LATER, None), "c2": HELD}
+    unknown = {"c1": MemberState(LATER, None), "c2": HELD}
     assert decided("early", (0.0, unknown), (3600.0, unknown)) is not None
 
 
@@ -225,7 +225,7 @@ class Edges:
         **plan: Any,
     ) -> None:
         """Let an edge follow the hub in a way of its own."""
-        staging = Staging(
+        staging = StagedRollout(
             Rollouts(**plan),
             members={name: self.edges[n].tree for name, n in (members or {}).items()},
             upstreams=[self.edges[number].tree for number in upstreams],
@@ -440,7 +440,7 @@ def test_a_look_that_was_stopped_does_not_count_against_the_upstream(error: Mirr
         upstream.fill(STORE, 1)
         news = statement_digest(upstream.tree)
         assert news is not None
-        staging = Staging(Rollouts(), upstreams=[upstream.tree])
+        staging = StagedRollout(Rollouts(), upstreams=[upstream.tree])
         own = MirrorError("is broken", where=f"GET {upstream.name}/a")
 
         def is_followed() -> bool:

@@ -26,7 +26,7 @@ from mirror.testing import Answer, Delay, Fault
 from mirror.watch.cycle import CycleResult
 from mirror.watch.daemon import Daemon, create_app
 from mirror.watch.fleet import Fleet
-from mirror.watch.monitoring import FleetStatus, Standing, fleet_status, parse_page
+from mirror.watch.monitoring import FleetStatus, MemberStatus, fleet_status, parse_page
 from mirror.watch.settings import CheckLevel, Schedule
 from tests.support.inventories import sample_store
 from tests.support.processes import free_port
@@ -68,7 +68,7 @@ def described(members: list[Replica], **more: Any) -> dict[str, Any]:
     }
 
 
-def standing(status: FleetStatus, name: str) -> Standing:
+def standing(status: FleetStatus, name: str) -> MemberStatus:
     (found,) = (one for one in status.members if one.name == name)
     return found
 
@@ -170,9 +170,9 @@ def test_a_rate_beyond_all_measure_is_none(seconds: str) -> None:
 
 def test_a_time_that_nobody_waits_for_is_not_told() -> None:
     slow = parse_page(b'{"progress": {"a": {"bytes": 1e-300, "seconds": 1e300}}}')
-    assert Standing("a", "rest", behind=10**15, rate=slow.rate).left_s is None
+    assert MemberStatus("a", "rest", behind=10**15, rate=slow.rate).left_s is None
     crawls = parse_page(b'{"progress": {"a": {"bytes": 1, "seconds": 1e6}}}')
-    one = Standing("a", "rest", behind=10**15, generation=1, lag=1, rate=crawls.rate)
+    one = MemberStatus("a", "rest", behind=10**15, generation=1, lag=1, rate=crawls.rate)
     assert one.left_s is None
     status = FleetStatus("hub", sample_store().inventory().digest(), 2, (one,))
     assert "left" not in fleet_summary(status, 0.1)
@@ -191,7 +191,7 @@ def test_words_of_a_daemon_make_no_lines_and_no_marks(four: list[Replica]) -> No
     hostile = '\x1b[2J\n  fine: generation 2<img src=x onerror="alert(1)">'
     page = {"replicas": {"late": {"waiting": hostile, "errors": [hostile]}}}
     said = parse_page(json.dumps(page).encode())
-    one = Standing("late", "rest", generation=1, lag=1, **said._asdict())
+    one = MemberStatus("late", "rest", generation=1, lag=1, **said._asdict())
     status = FleetStatus("hub", sample_store().inventory().digest(), 2, (one,))
     text, html = fleet_summary(status, 0.1), fleet_html(status)
     assert "\x1b" not in text + html
@@ -309,7 +309,10 @@ def test_what_a_file_sets_is_told_by_its_key_and_no_flag_that_the_command_lacks(
 def test_the_page_takes_every_name_as_text() -> None:
     hostile = "<script>alert(1)</script>"
     status = FleetStatus(
-        "hub", sample_store().inventory().digest(), 2, (Standing(hostile, "rest", waiting=hostile),)
+        "hub",
+        sample_store().inventory().digest(),
+        2,
+        (MemberStatus(hostile, "rest", waiting=hostile),),
     )
     page = fleet_html(status)
     assert hostile not in page
@@ -318,7 +321,7 @@ def test_the_page_takes_every_name_as_text() -> None:
 
 
 def test_what_is_unknown_of_a_member_is_shown_as_unknown() -> None:
-    away = Standing("away", "rest", error=UnreachableError("refuses connections", where="away"))
+    away = MemberStatus("away", "rest", error=UnreachableError("refuses connections", where="away"))
     status = FleetStatus("hub", sample_store().inventory().digest(), 2, (away,))
     page = fleet_html(status)
     assert page.count('<td class=n data-v="-1">&ndash;</td>') == 4, "generation, lag, behind, rate"

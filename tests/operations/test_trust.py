@@ -28,13 +28,13 @@ from mirror.errors import (
 )
 from mirror.events import Event, Warned
 from mirror.oci import Digest
-from mirror.operations.credit import downgrades
 from mirror.operations.leader import choose_leader
 from mirror.operations.prune import prune
 from mirror.operations.push import plan_push, push, push_to_all
 from mirror.operations.replicate import Outcome, ReplicaResult
 from mirror.operations.rollback import rollback
 from mirror.operations.sync import sync_replicas
+from mirror.operations.trust import downgrades
 from mirror.run import Run, gather
 from mirror.signing import sign
 from mirror.sync import Inventory, MemoryStore, RepositoryContent, publication

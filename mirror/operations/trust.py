@@ -38,7 +38,7 @@ from mirror.sync.statement import REPOSITORY, generation_of
 from mirror.sync.tree import RegistryTree
 
 
-class Credit:
+class StatementTrust:
     """What confirms the statement `digest` of a registry; None states nothing. Thread-safe."""
 
     def __init__(self, tree: RegistryTree, digest: Digest | None, run: Run) -> None:

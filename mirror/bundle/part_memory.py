@@ -17,7 +17,7 @@ _PATIENCE_S = 5.0
 """How long parts wait in memory, at least, for one before them that comes slowly."""
 
 
-class Room:
+class PartMemory:
     """Memory that parts under way share, `most` bytes. Thread-safe.
 
     Some of it is for parts that are next to be hashed, so that they can be sent while the one
