@@ -35,7 +35,7 @@ from mirror.registry.downloads import FileState, file_range
 from mirror.registry.http1 import Body
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retries import patience
-from mirror.registry.transport import WholeAnswer, Transport, Wire
+from mirror.registry.transport import Transport, WholeAnswer, Wire
 from mirror.run import Run
 
 PLAN = "x-amz-meta-mirror-plan"

@@ -33,7 +33,7 @@ from mirror.registry import answers
 from mirror.registry.answers import reworded
 from mirror.registry.auth import CATALOGUE, DELETE, PULL, PUSH, Scopes
 from mirror.registry.http1 import clean
-from mirror.registry.transport import WholeAnswer, Transport
+from mirror.registry.transport import Transport, WholeAnswer
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
 _MAX_ANSWER_BYTES = 64 << 10

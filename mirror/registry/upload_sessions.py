@@ -19,7 +19,7 @@ from mirror.registry import answers
 from mirror.registry.auth import PULL, PUSH, Scopes, merge_scopes
 from mirror.registry.http1 import Body
 from mirror.registry.retries import TransientFailure
-from mirror.registry.transport import WholeAnswer, Transport
+from mirror.registry.transport import Transport, WholeAnswer
 from mirror.run import Run
 
 _log = logging.getLogger(__name__)

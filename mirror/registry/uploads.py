@@ -26,7 +26,7 @@ from mirror.registry import answers, downloads, upload_sessions
 from mirror.registry.auth import PUSH
 from mirror.registry.http1 import Body
 from mirror.registry.retries import TransientFailure
-from mirror.registry.transport import WholeAnswer, Transport
+from mirror.registry.transport import Transport, WholeAnswer
 from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import (
     WANTS_ANOTHER,
