@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,11 @@ import click
 
 from mirror.commands import options
 from mirror.commands.options import FILE, Decorator, PathHere, Work, flag
+from mirror.controller import rendered_state
 from mirror.documents import document
 from mirror.errors import InputError, RenderingError
 from mirror.modes.constants import NAMESPACE
+from mirror.modes.outcomes import StepOutcome
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import Node, Ports, load_facts, load_nodes, read_text
 from mirror.nodeconfig.hosts import Containerd
@@ -21,7 +25,12 @@ from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.proxies import Nginx
 from mirror.nodeconfig.render import MANIFESTS, Rendered, RenderOptions, render, write_cluster
-from mirror.nodeconfig.rotation import advance_rotation, begin_rotation, rotation_outcome
+from mirror.nodeconfig.rotation import (
+    advance_rotation,
+    begin_rotation,
+    possible_rotation,
+    rotation_outcome,
+)
 from mirror.nodeconfig.service_secrets import (
     Rotated,
     prepare_secrets,
@@ -221,17 +230,27 @@ def render_command(
     kept, waiting = prepare_secrets(held, all_nodes, now), ""
     if rotated and before is not None:
         raise InputError("--rotate excludes --from: complete the switch first, then rotate")
+    possible = partial(possible_rotation, kind=settings.kind, by_agent=not in_place)
     if rotated:
-        kept = begin_rotation(kept, [Rotated(one) for one in rotated], now)
+        kept = begin_rotation(kept, possible(rotated), now)
     elif kept.rotation is not None and before is None:
         facts = None if facts_file is None else load_facts(facts_file).nodes
         applied = rotation_outcome(facts, render(settings, all_nodes, kept, options=how))
+        try:
+            possible(kept.rotation.what)
+        except InputError as err:  # another mode came after it had begun
+            applied = StepOutcome(False, str(err))
         waiting = "" if applied.ready else applied.message
         kept = advance_rotation(kept, all_nodes, now) if applied.ready else kept
     changes = renewed(held, kept)
     rendered = render(settings, all_nodes, kept, previous=before, switched=switched, options=how)
     # Before the files that depend on them: a run cut short here leaves nothing to be forgotten.
     write_secrets(kept, kept_at)
+    if rendered.objects:
+        state = rendered_state(
+            read_text(config), kept, None if previous is None else read_text(previous)
+        )
+        rendered = replace(rendered, objects=(*rendered.objects, state.to_secret()))
     done = write_cluster(rendered, out)
     result = {
         "mode": settings.mode.value,

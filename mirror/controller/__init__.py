@@ -31,7 +31,7 @@ from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.object_secrets import NODE_CONFIG, PROXY_CONFIG, Object
 from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render
 from mirror.nodeconfig.rotation import next_turn
-from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets
+from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets, secrets_text
 
 PAUSE_S = 10.0
 """How long to wait for the cluster where nothing tells of a change."""
@@ -219,6 +219,22 @@ def _refused(state: RegistryState, plan: SwitchPlan, now: datetime) -> RegistryS
 
 
 # -- what was completed and what was begun, with passwords: the private part of the Secret ---------
+
+
+def rendered_state(wanted: str, kept: ServiceSecrets, previous: str | None = None) -> RegistryState:
+    """The state in which a rendering by hand leaves a cluster, for a controller to go on from.
+
+    `wanted` is complete there, or begun where the transition from `previous` was rendered. Each is
+    the text of a ModuleConfig, or of its registry section.
+
+    Raises:
+        InputError: one of them breaks rules.
+    """
+    target, before = (RegistrySettings.load(one) for one in (wanted, previous or wanted))
+    memory = {"completed": previous or wanted, "secrets": secrets_text(kept)}
+    state = RegistryState(inputs_hash(target), before.mode, target.mode)
+    return _remembering(state, memory | ({"begun": wanted} if previous else {}))
+
 
 _KEYS = {"completed", "begun", "stage", "secrets"}
 

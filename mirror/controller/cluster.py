@@ -158,6 +158,7 @@ class Controller:
             known = before["metadata"]
             labels = {**(known.get("labels") or {}), **secret["metadata"]["labels"]}
             notes = {key: v for key, v in _notes(before).items() if key != ROTATE or not begun}
+            notes |= secret["metadata"]["annotations"]
             same = {"resourceVersion": known["resourceVersion"], "annotations": notes}
             secret["metadata"] = {**secret["metadata"], **same, "labels": labels}
         self._act()
@@ -197,6 +198,7 @@ class Controller:
             for one in self.api.list(kind, selector=ours):
                 metadata = one["metadata"]
                 keep = (metadata.get("annotations") or {}).get("helm.sh/resource-policy") == "keep"
+                keep = keep or metadata["name"] == SECRET_STATE  # `mode apply` may have brought it
                 if (kind, metadata["name"]) in wanted or keep or not _is_ours(one):
                     continue
                 self._act()

@@ -71,6 +71,7 @@ UNKNOWN_VERSION = "unknown"
 """Stands for the version of a node without the annotation `registry.deckhouse.io/version`."""
 SUPPORTED_CRI = ("Containerd", "ContainerdV2")
 
+HASH_ANNOTATION = "registry.deckhouse.io/config-hash"
 SECRET_STATE = "registry-state"  # noqa: S105 -- the names of Secrets are public
 SECRET_STATE_TYPE = "registry/state"  # noqa: S105
 SECRET_USER_PREFIX = "registry-user-"  # noqa: S105

@@ -23,6 +23,7 @@ from mirror.documents import StrictLoader, document, file_text, line
 from mirror.durable import write_if_changed
 from mirror.errors import InvalidStateError
 from mirror.modes.constants import (
+    HASH_ANNOTATION,
     MODULE_LABELS,
     NAMESPACE,
     SECRET_STATE,
@@ -263,6 +264,7 @@ class RegistryState:
                 "name": SECRET_STATE,
                 "namespace": NAMESPACE,
                 "labels": {**MODULE_LABELS, "type": SECRET_STATE},
+                "annotations": {HASH_ANNOTATION: self.hash},
             },
             "type": SECRET_STATE_TYPE,
             "data": {key: base64.b64encode(text.encode()).decode() for key, text in texts.items()},

@@ -26,7 +26,7 @@ Object = Mapping[str, Any]
 
 NODE_CONFIG = "registry-node-config-"
 PROXY_CONFIG = "registry-incluster-proxy-config"
-HASH = pods.HASH_ANNOTATION
+HASH = constants.HASH_ANNOTATION
 VERSION = "registry.deckhouse.io/version"
 _U = RegistryUser
 LENDERS = {_U.RO: _U.MIRROR_PULLER, _U.RW: _U.MIRROR_PUSHER}
@@ -81,7 +81,7 @@ def metadata(
 
 
 def secrets_of(now: Situation) -> Iterator[Object]:
-    """All Secrets but `registry-state`, which `RegistryState.to_secret` makes."""
+    """All Secrets but `registry-state`, which a controller, or `rendered_state`, makes."""
     yield _registry_config(now.settings)
     yield from _deckhouse_registry(now)
     yield from _bashible_config(now)

@@ -18,7 +18,6 @@ from mirror.nodeconfig.tree import SECRET, RenderedFile, Tree, checked_image
 
 REGISTRY_PORT_NAME = "distribution"
 """By this name the module's Services find the registry's port in whatever pod is behind them."""
-HASH_ANNOTATION = "registry.deckhouse.io/config-hash"
 VERSION_ANNOTATION = "registry.deckhouse.io/config-version"
 LOOPBACK = "127.0.0.1"
 
@@ -276,7 +275,7 @@ def static_pod(
     return manifest(
         POD_NAME,
         LABELS,
-        {HASH_ANNOTATION: config, VERSION_ANNOTATION: version},
+        {constants.HASH_ANNOTATION: config, VERSION_ANNOTATION: version},
         {"securityContext": security(0), "containers": containers, "volumes": volumes},
     )
 

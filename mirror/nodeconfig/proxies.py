@@ -245,7 +245,7 @@ def _pod(
         name,
         # Never the labels of the Service, which must lead only to replicas.
         {"component": name},
-        {pods.HASH_ANNOTATION: pods.config_hash(files)},
+        {constants.HASH_ANNOTATION: pods.config_hash(files)},
         {
             "securityContext": pods.security(USER),
             "terminationGracePeriodSeconds": GRACE_S,

@@ -179,8 +179,13 @@ def next_turn(
     return RotationTurn(moved, StepOutcome(False, step.action))
 
 
-def possible_rotation(names: Collection[str], kind: ModeKind) -> list[Rotated]:
-    """What `names` say, where a controller rotates it in that mode. Pure.
+def possible_rotation(
+    names: Collection[str], kind: ModeKind, *, by_agent: bool = True
+) -> list[Rotated]:
+    """What `names` say, where that mode can have it. Pure.
+
+    Masters take their files from the module's agent, which reads `registry-node-config-…`, unless
+    it is not `by_agent`.
 
     Raises:
         InputError: a name is unknown, or the mode cannot have it.
@@ -195,7 +200,7 @@ def possible_rotation(names: Collection[str], kind: ModeKind) -> list[Rotated]:
             "switch to Direct, Proxy or Local first"
         )
     users = kind.row.users
-    if Rotated.USERS in names and users and not {*LENDERS.values()} <= {*users}:
+    if by_agent and Rotated.USERS in names and users and not {*LENDERS.values()} <= {*users}:
         raise InputError(
             "rotation: the masters' agent lets one login of each user in, and caches have no user "
             "whose place a second one could take; switch to Direct, where it is carried out, and "

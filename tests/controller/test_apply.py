@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+from mirror.controller.kube import KubeApi
+from mirror.modes.routes import Verdict
+from tests.controller.cluster_life import Life
+from tests.controller.leading import controller, settle, state_of
 from tests.support.kube_api import KubeCluster, KubeServer
 from tests.support.program import call_mirror
+from tests.support.rendered_cluster import MASTERS
 
 SETTINGS = (
     "mode: Direct\ndirect: {imagesRepo: nexus.example/dkp/ee, username: u, password: hidden}\n"
@@ -74,3 +80,31 @@ def test_mistakes_are_told_with_what_to_do(
     (files / "manifests" / "odd.yaml").unlink()
     with server.down():
         call_mirror("mode", "apply", files, *where).failed(5, "API does not answer")
+
+
+@pytest.mark.usefixtures("quick_keys")
+def test_a_controller_goes_on_from_what_was_rendered_and_applied_by_hand(
+    files: Path, server: KubeServer, cluster: KubeCluster, api: KubeApi
+) -> None:
+    """With the same authority, and without a switch."""
+    life = Life(cluster)
+    life.want("Direct")
+    nodes = ",".join(f"{node.name}={node.address}" for node in MASTERS)
+    config, out = files.with_name("wanted.yaml"), files.with_name("by-hand")
+    config.write_text(yaml.safe_dump(cluster.get("ModuleConfig", "deckhouse")))
+    arguments = ("--module-config", config, "--nodes", nodes, "--workers", "worker-0=10.0.0.9")
+    images = (
+        "--image",
+        "distribution=r.example/distribution:1",
+        "--image",
+        "auth=r.example/auth:1",
+    )
+    call_mirror("mode", "render", *arguments, "--out", out, *images).succeeded()
+    where = ("--kubeconfig", server.kubeconfig, "--force-conflicts")
+    call_mirror("mode", "apply", out, *where).succeeded()
+    authority = cluster.get("Secret", "registry-pki")
+    done = settle(controller(api), life)
+    assert done.plan.verdict is Verdict.NOTHING
+    assert authority is not None
+    assert (cluster.get("Secret", "registry-pki") or {})["data"] == authority["data"]
+    assert state_of(cluster).mode == "Direct"

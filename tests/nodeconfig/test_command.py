@@ -13,6 +13,8 @@ from click.testing import CliRunner, Result
 from mirror.commands.mode_render import render_command
 from mirror.errors import InputError, InvalidSettingsError, MirrorError, RenderingError
 from mirror.modes import constants
+from mirror.modes.settings import RegistrySettings
+from mirror.modes.state import RegistryState, inputs_hash
 
 pytestmark = pytest.mark.usefixtures("quick_keys")
 MASTERS = "master-0=10.0.0.1,master-1=10.0.0.2"
@@ -295,7 +297,7 @@ def test_the_clusters_objects_are_written_beside_the_trees(folder: Path) -> None
     arguments = ["--module-config", str(folder / "local.yaml"), "--nodes", MASTERS]
     push = ["host=registry.example.com", "class=nginx-2", "tls-secret=tls", "allow=10.0.0.0/8,::1"]
     told = run(folder, *arguments, *(word for one in push for word in ("--push-ingress", one)))
-    assert "  manifests: 13 written, 0 unchanged, 0 removed\n" in told.output
+    assert "  manifests: 14 written, 0 unchanged, 0 removed\n" in told.output
     ingress = yaml.safe_load((folder / "out/manifests/ingress-registry.yaml").read_text())
     assert ingress["spec"]["ingressClassName"] == "nginx-2"
     assert ingress["spec"]["tls"] == [{"hosts": ["registry.example.com"], "secretName": "tls"}]
@@ -405,3 +407,66 @@ def test_a_rotation_and_a_switch_go_one_after_the_other(folder: Path) -> None:
     )
     with pytest.raises(RenderingError, match="a rotation of authority, token is under way"):
         run(folder, *arguments, "--rotate", "users")
+
+
+UPSTREAM = "imagesRepo: nexus.example/dkp/ee"
+CACHES_KNOW_ONE = "caches have no user whose place a second one could take; switch to Direct"
+
+
+@pytest.mark.parametrize(
+    ("settings", "thing", "message"),
+    [
+        (f"mode: Proxy\nproxy: {{{UPSTREAM}}}", "users", CACHES_KNOW_ONE),
+        (f"mode: Unmanaged\nunmanaged: {{{UPSTREAM}}}", "token", "no authority and logins of its"),
+        ("mode: Unmanaged", "authority", "no authority and logins of its own"),
+    ],
+    ids=["Proxy", "Unmanaged", "legacy"],
+)
+def test_no_rotation_is_begun_that_the_controller_refuses(
+    folder: Path, settings: str, thing: str, message: str
+) -> None:
+    (folder / "settings.yaml").write_text(settings)
+    arguments = ["--module-config", str(folder / "settings.yaml"), "--nodes", MASTERS]
+    with pytest.raises(InputError, match=message):
+        run(folder, *arguments, "--rotate", thing)
+    assert not (folder / "out").exists()
+
+
+def test_files_in_place_let_caches_take_a_second_login_as_no_agent_reads_them(folder: Path) -> None:
+    (folder / "proxy.yaml").write_text(f"mode: Proxy\nproxy: {{{UPSTREAM}}}")
+    settings = ["--module-config", str(folder / "proxy.yaml"), "--containerd", "stock"]
+    done = run(folder, *settings, "--nodes", MASTERS, "--in-place", "--rotate", "users")
+    assert "Rotation of users: what is new is trusted" in done.output
+
+
+def test_a_rotation_of_passwords_waits_where_a_switch_to_caches_came_after_it(folder: Path) -> None:
+    (folder / "proxy.yaml").write_text(f"mode: Proxy\nproxy: {{{UPSTREAM}}}")
+    nodes = ["--nodes", MASTERS, "--json"]
+    run(folder, "--module-config", str(folder / "local.yaml"), *nodes, "--rotate", "users")
+    arguments = ["--module-config", str(folder / "proxy.yaml"), *nodes]
+    version = json.loads(run(folder, *arguments).output)["version"]
+    facts = applied(folder, version, "master-0", "master-1")
+    waits = json.loads(run(folder, *arguments, "--facts", facts).output)["rotation"]
+    assert waits["phase"] == "trusted"
+    assert CACHES_KNOW_ONE in waits["waiting"]
+
+
+# -- the state -------------------------------------------------------------------------------------
+
+
+def test_the_state_is_rendered_in_its_public_keys_and_an_owner_alone_may_read_it(
+    folder: Path,
+) -> None:
+    direct, local = (str(folder / name) for name in ("direct.yaml", "local.yaml"))
+    file = folder / "out/manifests/secret-registry-state.yaml"
+    told = []
+    for more in (["--module-config", direct], ["--module-config", local, "--from", direct]):
+        run(folder, *more, "--nodes", MASTERS)
+        state = RegistryState.load(file)
+        told.append((state.mode.value, state.target_mode.value, state.in_flight))
+        assert state.hash == inputs_hash(RegistrySettings.load(Path(more[1])))
+    assert told == [("Direct", "Direct", False), ("Direct", "Local", True)]
+    assert yaml.safe_load(file.read_text())["data"].keys() == {
+        *("hash", "mode", "target_mode", "conditions", "state")
+    }
+    assert file.stat().st_mode & 0o777 == 0o600

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from mirror.errors import RenderingError
 from mirror.modes import constants
@@ -39,6 +42,7 @@ from tests.support.rendered_cluster import (
     unmanaged,
     upstream_ca,
 )
+from tests.support.schemas import jsonschema
 
 PUSH = PushIngress("registry.example.com", allow=("10.0.0.0/8", "192.0.2.7"))
 FORK = RenderOptions(images=ALL_IMAGES, push_ingress=PUSH)
@@ -129,6 +133,73 @@ def test_the_api_takes_the_state() -> None:
         "app": "registry",
         "type": "registry-state",
     }
+
+
+# -- what the module's own templates name, label and select ---------------------------------------
+
+MODULE = yaml.safe_load(Path(__file__).with_name("module_objects.yaml").read_text())
+del MODULE["$defs"]
+
+
+def as_the_module_has_it(each: Mapping[str, Any]) -> None:
+    (rules,) = (
+        schema
+        for what, schema in MODULE.items()
+        if re.fullmatch(what, f"{each['kind']} {each['metadata']['name']}")
+    )
+    plain = json.loads(json.dumps(each))
+    jsonschema.Draft202012Validator(rules).validate(plain)
+
+
+def of_the_module() -> list[Mapping[str, Any]]:
+    """What is rendered in every mode and transition, of each kind and name one."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for before, after in CASES:
+        rendered = done(after, before)
+        own = [pod for pod in static_pods(rendered) if "component" in pod["metadata"]["labels"]]
+        masters = [
+            pod for pod in own if pod["metadata"]["labels"]["component"] == "registry-service"
+        ]
+        for each in (*rendered.objects, *masters):
+            as_the_module_has_it(each)
+            found[each["kind"], each["metadata"]["name"]] = each
+    return [*found.values(), replace(RegistryState("a" * 64), private=SecretStr("{}")).to_secret()]
+
+
+def test_objects_are_named_labelled_and_selected_as_in_the_modules_templates() -> None:
+    every = of_the_module()
+    for each in every:
+        as_the_module_has_it(each)
+        assert each["metadata"]["namespace"] == "d8-system"
+    met = {
+        what
+        for what in MODULE
+        for each in every
+        if re.fullmatch(what, f"{each['kind']} {each['metadata']['name']}")
+    }
+    assert met == {*MODULE}, "each form was met"
+
+
+def test_another_label_type_selector_or_port_is_not_the_modules() -> None:
+    for each in of_the_module():
+        for path in (
+            ["metadata", "labels", "module"],
+            ["type"],
+            ["spec", "selector", "type"],
+            ["spec", "selector", "matchLabels", "type"],
+            ["spec", "ports", 0, "targetPort"],
+            ["spec", "template", "metadata", "labels", "app"],
+            ["spec", "template", "spec", "containers", 0, "ports", 0, "name"],
+            ["spec", "containers", 0, "ports", 0, "name"],
+        ):
+            other = json.loads(json.dumps(each))
+            inner = other
+            with suppress(KeyError):
+                for step in path[:-1]:
+                    inner = inner[step]
+                inner[path[-1]] += "-other"
+                with pytest.raises(jsonschema.ValidationError):
+                    as_the_module_has_it(other)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
