@@ -175,6 +175,7 @@ from mirror.operations.push import push_to_all as push_to_all
 from mirror.operations.push_reports import MemberReport as MemberReport
 from mirror.operations.push_reports import PushPlan as PushPlan
 from mirror.operations.push_reports import PushReport as PushReport
+from mirror.operations.push_reports import PushShardReport as PushShardReport
 from mirror.operations.push_reports import QuorumReport as QuorumReport
 from mirror.operations.repair import RepairReport as RepairReport
 from mirror.operations.repair import repair as repair
@@ -184,7 +185,9 @@ from mirror.operations.rollback import RollbackReport as RollbackReport
 from mirror.operations.rollback import TagTurn as TagTurn
 from mirror.operations.rollback import rollback as rollback
 from mirror.operations.shards import ShardReport as ShardReport
+from mirror.operations.shards import plan_push_shard as plan_push_shard
 from mirror.operations.shards import pull_shard as pull_shard
+from mirror.operations.shards import push_shard as push_shard
 from mirror.operations.sync import SyncReport as SyncReport
 from mirror.operations.sync import sync_replicas as sync_replicas
 from mirror.operations.trees import RegistryInventory as RegistryInventory

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from mirror.errors import InputError, printable
 
@@ -49,15 +51,21 @@ class Shard:
         return f"{self.number}/{self.count}"
 
 
-def share(sizes: Sequence[int], shard: Shard) -> range:
-    """Which of these pieces are a shard's: neighbours, whose middles lie in its part of all bytes.
+def owner(start: int, size: int, total: int, count: int) -> int:
+    """The number of the shard, of `count`, that has a piece of `size` bytes at `start`: the one in
+    whose part of all `total` bytes its middle lies. So each piece has one owner, neighbours mostly
+    the same, and no shard has more than the mean and half a piece at either end."""
+    middle = (2 * start + size) * count // (2 * total) if total else 0
+    return min(middle, count - 1) + 1
 
-    Each piece is in one share. No share is above the mean by more than the largest piece.
-    """
-    total, position, mine = sum(sizes), 0, []
-    for number, size in enumerate(sizes):
-        middle = (2 * position + size) * shard.count // (2 * total) if total else 0
-        if min(middle, shard.count - 1) == shard.number - 1:
-            mine.append(number)
-        position += size
-    return range(mine[0], mine[-1] + 1) if mine else range(0)
+
+def owners(sizes: Sequence[int], count: int) -> list[int]:
+    """The owner of each of these pieces, which lie one behind the other."""
+    starts, total = accumulate(sizes, initial=0), sum(sizes)
+    return [owner(start, size, total, count) for start, size in zip(starts, sizes, strict=False)]
+
+
+def share(sizes: Sequence[int], shard: Shard) -> range:
+    """Which of these pieces are a shard's. No share is above the mean by more than the largest."""
+    found = owners(sizes, shard.count)
+    return range(bisect_left(found, shard.number), bisect_right(found, shard.number))

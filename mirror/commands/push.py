@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mirror.bundle.reader import BundleReader
+from mirror.bundle.share import Shard
 from mirror.commands import options, profiles
 from mirror.commands.access import (
     AccessOptions,
@@ -26,7 +27,7 @@ from mirror.layout import MODULES
 from mirror.oci import Repository
 from mirror.operations.push import plan_push, push, push_to_all
 from mirror.reports.bundles import push_plan_summary, push_summary
-from mirror.reports.registries import quorum_summary
+from mirror.reports.registries import push_shard_summary, quorum_summary
 from mirror.sync.observe import Verification
 from mirror.sync.statement import StatementKeys
 
@@ -98,6 +99,12 @@ from mirror.sync.statement import StatementKeys
     help="How many of REGISTRY and the replicas must verifiably hold the whole release.  "
     "[default: all]",
 )
+@click.option(
+    "--shard",
+    metavar="N/COUNT",
+    help="Send one of COUNT shares of the bundle, as 3/8, which as many machines push together; "
+    "the last to come sets the tags. `auto`: the share of a pod of a Kubernetes Indexed Job.",
+)
 @login_options(
     "replica",
     "User of all replicas; without one, the credentials that docker or oras stored. The login of "
@@ -121,6 +128,7 @@ def push_command(
     accept_flattened: bool,
     replicas: Sequence[str],
     quorum: int | None,
+    shard: str | None,
     replica_login: str | None,
     replica_password: str | None,
     tmp_dir: str | None,
@@ -159,6 +167,12 @@ def push_command(
     others = _replicas(target, replicas, quorum, access, replica_login, replica_password)
     if others and dry_run:
         raise InputError("--dry-run is for one registry at a time; leave --replica out")
+    if others and shard is not None:
+        raise InputError(
+            "--shard is for one registry at a time; leave --replica out, and run the shards for "
+            "each registry, or let `mirror sync` fill the others"
+        )
+    part = None if shard is None else Shard.parse(shard)
     key = verify_key.read_bytes() if verify_key is not None else None
     bundles = [one if options.is_address(one) else Path(one) for one in folders]
     paths_given = [*(located(one, access.connection(), work) for one in bundles), *files]
@@ -166,7 +180,12 @@ def push_command(
     blobs = check == "blobs"
     if dry_run:
         tree = replace(work.enter_context(target.open(work.on_event)), keys=keys)
-        plan = plan_push(reader, tree, key=key, check_blobs=blobs, run=work.run)
+        if part is not None:
+            from mirror.operations.shards import plan_push_shard  # few need it
+
+            plan = plan_push_shard(reader, tree, part, key=key, check_blobs=blobs, run=work.run)
+        else:
+            plan = plan_push(reader, tree, key=key, check_blobs=blobs, run=work.run)
         from mirror.release.select import component_names  # no push loads it
 
         names = component_names(reader, reader.carried())
@@ -182,6 +201,20 @@ def push_command(
             reader, trees, quorum=quorum, key=key, check_access=writable, run=work.run
         )
         work.show(result, quorum_summary)
+    elif part is not None:
+        from mirror.operations.shards import push_shard
+
+        sent = push_shard(
+            reader,
+            trees[0],
+            part,
+            key=key,
+            check_access=writable,
+            check_blobs=blobs,
+            verification=Verification(verification),
+            run=work.run,
+        )
+        work.show(sent, push_shard_summary)
     else:
         report = push(
             reader,

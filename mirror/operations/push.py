@@ -92,21 +92,10 @@ def push(
     """
     run = Run.of(run)
     tree = tree.within(run)
-    work = _Push.of(bundle, key, run, check_access, check_blobs, verification, whole=False)
+    depth = Depth.AUDIT if check_blobs else Depth.PROBE
+    work = PushWork.of(bundle, key, run, check_access, depth, verification, whole=False)
     state = work.look(tree)
-    goal = work.goal(tree, state)
-    plan, done = work.bring(tree, state, goal, (), run)
-    return PushReport(
-        tree.name,
-        work.bundle,
-        work.bundle.digest(),
-        plan,
-        done,
-        goal.published,
-        goal.new,
-        bundle.bases,
-        verification,
-    )
+    return work.finish(tree, state, work.goal(tree, state))
 
 
 def push_to_all(
@@ -141,7 +130,7 @@ def push_to_all(
     if not 1 <= quorum <= len(trees):
         raise ValueError(f"a quorum of {quorum} out of {len(trees)}")
     trees = [tree.within(run) for tree in trees]
-    work = _Push.of(bundle, key, run, check_access)
+    work = PushWork.of(bundle, key, run, check_access)
     run.on_event(PhaseStarted(f"asking {counted(len(trees), 'registry')}"))
     problems: _Problems = {}
     states = work.at_once(trees, work.look, problems)
@@ -192,9 +181,9 @@ def plan_push(
     """
     run = Run.of(run)
     tree = tree.within(run)
-    work = _Push.of(bundle, key, run, check_blobs=check_blobs, whole=False)
-    state = work.look(tree)
-    held = work.held(tree.target(run))
+    depth = Depth.AUDIT if check_blobs else Depth.PROBE
+    work = PushWork.of(bundle, key, run, depth=depth, whole=False)
+    state, held = work.look(tree), work.held(tree.target(run))
     refuse_downgrade(tree, state, held, work.wanted, strict=work.strict, run=run)
     return PushPlan(tree, work.bundle, make_plan(work.wanted, held, stage=publication_stage))
 
@@ -203,7 +192,7 @@ def plan_push(
 
 
 @dataclass(frozen=True, slots=True)
-class _Goal:
+class PushGoal:
     """What all registries are to hold and to state.
 
     `lead` is the registry that decides; it had `held` of `inventory` before. `published` is what
@@ -219,7 +208,7 @@ class _Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class _Push:
+class PushWork:
     """What a push carries, and how.
 
     With `whole` a registry must hold everything that it will state, and is asked for it; without,
@@ -232,7 +221,7 @@ class _Push:
     wanted: Inventory
     run: Run
     check_access: bool
-    check_blobs: bool = True
+    depth: Depth = Depth.AUDIT
     verification: Verification = Verification.ALL
     whole: bool = True
     strict: bool = False
@@ -244,11 +233,11 @@ class _Push:
         key: bytes | None,
         run: Run,
         check_access: bool = True,
-        check_blobs: bool = True,
+        depth: Depth = Depth.AUDIT,
         verification: Verification = Verification.ALL,
         *,
         whole: bool = True,
-    ) -> _Push:
+    ) -> PushWork:
         """A push of a bundle and of the images that index it, signed by the holder of `key`."""
         reader.follow(run)
         if key is not None:
@@ -260,7 +249,7 @@ class _Push:
             run.on_event(Warned(notice))
         index = discovery_images(bundle)
         wanted = union([bundle, index.inventory()])
-        how = check_access, check_blobs, verification, whole, key is not None
+        how = check_access, depth, verification, whole, key is not None
         return cls(reader, bundle, index, wanted, run, *how)
 
     # -- one registry --------------------------------------------------------------------------
@@ -273,7 +262,7 @@ class _Push:
         """
         reader = self.reader
         if not (reader.bases or self.whole):
-            return target.held(self.wanted, Depth.AUDIT if self.check_blobs else Depth.PROBE)
+            return target.held(self.wanted, self.depth)
         held = target.held(union([stated or Inventory(), self.wanted, reader.needed]))
         missing = missing_findings(self.bundle, reader.needed, held, target.name)
         if missing:
@@ -296,7 +285,7 @@ class _Push:
             self.run.on_event(Warned(notice))
         return state
 
-    def goal(self, tree: RegistryTree, state: PublicationState, above: int = 0) -> _Goal:
+    def goal(self, tree: RegistryTree, state: PublicationState, above: int = 0) -> PushGoal:
         """What all are to state if `tree` decides, in a generation above `above`.
 
         Raises:
@@ -314,18 +303,18 @@ class _Push:
         if statement is not None:
             goal = Goal.of(statement, tree.keys)
             inventory = statement.inventory if self.whole else self.wanted
-            return _Goal(tree, held, inventory, goal.published, goal, new=True)
+            return PushGoal(tree, held, inventory, goal.published, goal, new=True)
         assert state.newest is not None, "where nothing is stated, the statement is new"
         if not self.whole:
-            return _Goal(tree, held, self.wanted, state.newest, None, new=False)
+            return PushGoal(tree, held, self.wanted, state.newest, None, new=False)
         goal = Goal(state.newest.statement, read_artifact(tree, state.newest))
-        return _Goal(tree, held, before, state.newest, goal, new=False)
+        return PushGoal(tree, held, before, state.newest, goal, new=False)
 
     def bring(
         self,
         tree: RegistryTree,
         state: PublicationState,
-        goal: _Goal,
+        goal: PushGoal,
         others: Sequence[RegistryTree],
         run: Run,
     ) -> tuple[Plan, TransferReport]:
@@ -372,7 +361,13 @@ class _Push:
             self._check(tree, goal, run)
         return plan, report.done
 
-    def _check(self, tree: RegistryTree, goal: _Goal, run: Run) -> None:
+    def finish(self, tree: RegistryTree, state: PublicationState, goal: PushGoal) -> PushReport:
+        """Bring the only registry to its goal; errors as `bring`."""
+        plan, done = self.bring(tree, state, goal, (), self.run)
+        brought = tree.name, self.bundle, self.bundle.digest(), plan, done
+        return PushReport(*brought, goal.published, goal.new, self.reader.bases, self.verification)
+
+    def _check(self, tree: RegistryTree, goal: PushGoal, run: Run) -> None:
         """Ask a registry for everything that it states.
 
         Raises:
@@ -402,7 +397,6 @@ class _Push:
         problems: _Problems,
     ) -> dict[str, Result]:
         """The results of `work` on all registries, by name; failures are put into `problems`."""
-
         results: dict[str, Result] = {}
         for tree, answer in zip(trees, ask_at_once(trees, work, run=self.run), strict=True):
             if isinstance(answer, MirrorError):
@@ -413,7 +407,7 @@ class _Push:
 
     def first_goal(
         self, alive: list[RegistryTree], states: Mapping[str, PublicationState], problems: _Problems
-    ) -> _Goal | None:
+    ) -> PushGoal | None:
         """What all of `alive` are to state; registries that prove dead are taken out of it."""
         ahead = sorted(alive[1:], key=lambda tree: -states[tree.name].generation)
         for lead in (*alive[:1], *ahead):
@@ -434,7 +428,7 @@ class _Push:
         self,
         alive: Sequence[RegistryTree],
         states: Mapping[str, PublicationState],
-        goal: _Goal,
+        goal: PushGoal,
         problems: _Problems,
     ) -> dict[str, tuple[Plan, TransferReport]]:
         """Bring all of `alive` to the goal; what was done in those that are there."""

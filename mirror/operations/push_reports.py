@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mirror.bundle.share import Shard
 from mirror.documents import document
 from mirror.errors import MirrorError
 from mirror.oci import Digest
@@ -53,12 +54,16 @@ def shares(plan: Plan) -> dict[str, Share]:
 
 @dataclass(frozen=True, slots=True)
 class PushPlan:
-    """What a push of `inventory` below `tree` would carry. `names` are those of components."""
+    """What a push of `inventory` below `tree` would carry. `names` are those of components.
+
+    With `shard`: what that one would send before the last of them sets the tags.
+    """
 
     tree: RegistryTree
     inventory: Inventory
     plan: Plan
     names: Mapping[Digest, str] = field(default_factory=dict)
+    shard: Shard | None = None
 
     @property
     def components(self) -> list[str]:
@@ -84,6 +89,7 @@ class PushPlan:
         counts = ("bytes=size", "manifests=manifest_count", "tags=tag_count")
         return {
             "target": self.tree.name,
+            **({} if self.shard is None else {"shard": str(self.shard)}),
             "inventory": str(self.inventory.digest()),
             "upload": {
                 **document(self, "blobs=uploads", "mounts"),
@@ -128,6 +134,28 @@ class PushReport:
             "published": _published(self.published, new=self.new),
             **self.inventory.counts(),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class PushShardReport:
+    """What a shard of a push did: it brought `blobs`, `sent` bytes of them.
+
+    `awaited` are the shards of which the registry lacks blobs. If there are none, this one has set
+    the tags: `finished` is that push.
+    """
+
+    target: str
+    shard: Shard
+    blobs: int
+    sent: int
+    awaited: tuple[int, ...]
+    finished: PushReport | None
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        own = document(self, "target", "blobs", "bytes=sent", "awaited")
+        finished = None if self.finished is None else self.finished.to_document()
+        return {**own, "shard": str(self.shard), "push": finished}
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,12 +245,12 @@ def push_plan_summary(report: PushPlan, elapsed_s: float) -> str:
     """What a push would send, in words and by repository."""
     from mirror.operations.push_reports import shares  # a pull prints without it
 
-    plan = report.plan
+    plan, shard = report.plan, "" if report.shard is None else f" as shard {report.shard}"
     sent = f"{counted(report.uploads, 'blob')}, {size_text(plan.size)}"
     mounted = f"{counted(report.mounts, 'blob')} that another repository has"
     written = counts(manifest=plan.manifest_count, tag=plan.tag_count)
     return page(
-        f"This would be pushed to {report.tree.root}",
+        f"This would be pushed to {report.tree.root}{shard}",
         [
             *_contents_rows(report.inventory),
             ("To send", sent if plan else "nothing: all of it is there"),

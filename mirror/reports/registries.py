@@ -11,7 +11,7 @@ from mirror.bundle.format import size_text
 from mirror.errors import counted, counts, paragraph
 from mirror.layout import RELEASE_CHANNEL, publication_stage
 from mirror.operations.replicate import Outcome, ReplicaResult
-from mirror.reports.bundles import duration_text, few, lines_of, page, table
+from mirror.reports.bundles import duration_text, few, lines_of, page, push_summary, table
 from mirror.reports.messages import fitted
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         StatusReport,
     )
     from mirror.operations.prune import PruneReport
-    from mirror.operations.push_reports import QuorumReport
+    from mirror.operations.push_reports import PushShardReport, QuorumReport
     from mirror.operations.rollback import RollbackReport
     from mirror.operations.shards import ShardReport
     from mirror.operations.sync import SyncReport
@@ -407,3 +407,18 @@ def shard_summary(report: ShardReport, elapsed_s: float) -> str:
     awaited = [f"  {counted(len(report.awaited), 'file')} of it await other shards"]
     fetched = f"{size_text(report.fetched)} fetched in {duration_text(elapsed_s)}"
     return page(title, [], awaited if report.awaited else [], foot=(fetched,))
+
+
+def push_shard_summary(report: PushShardReport, elapsed_s: float) -> str:
+    """What one of several machines did of a push, in words."""
+    sent = f"{counted(report.blobs, 'blob')} ({size_text(report.sent)})"
+    shard = f"shard {report.shard}: {f'{sent} sent' if report.blobs else 'all of it was there'}"
+    if report.finished is not None:
+        return f"{push_summary(report.finished, elapsed_s)}\n  {shard}"
+    others = few([f"{number}/{report.shard.count}" for number in report.awaited], 8)
+    return page(
+        f"Registry {report.target} has the blobs of shard {report.shard}",
+        [],
+        [f"  no tag was set: it lacks blobs of {others}; the last shard sets the tags"],
+        foot=(shard, f"done in {duration_text(elapsed_s)}"),
+    )

@@ -74,6 +74,37 @@ def test_what_a_shard_cannot_do_is_told(
     call_mirror("pull", where, "--source", source.root, "--insecure", *more).failed(2, told)
 
 
+def test_machines_that_share_a_push_fill_the_registry(
+    storage: ObjectStorage, bundle: Path, embedded_registry: EmbeddedRegistry
+) -> None:
+    """One as the pod of an Indexed Job is told, and one by hand."""
+    target = f"{embedded_registry.address}/dkp"
+    push = ("push", ADDRESS, target, "--insecure", "--shard")
+    env = {**storage.environment(), "JOB_COMPLETIONS": "2", "JOB_COMPLETION_INDEX": "1"}
+    planned = call_mirror(*push, "auto", "--dry-run", env=env).succeeded()
+    assert f"This would be pushed to {target} as shard 2/2" in planned.stdout
+    planned = call_mirror(*push, "auto", "--dry-run", "--json", env=env).succeeded()
+    upload = planned.document["upload"]
+    assert (planned.document["shard"], upload["manifests"], upload["tags"]) == ("2/2", 0, 0)
+    first = call_mirror(*push, "auto", env=env).succeeded()
+    assert f"Registry {target} has the blobs of shard 2/2" in first.stdout
+    assert "no tag was set: it lacks blobs of 1/2; the last shard sets the tags" in first.stdout
+    again = call_mirror(*push, "auto", "--json", env=env).succeeded().document
+    assert (again["blobs"], again["bytes"], again["awaited"], again["push"]) == (0, 0, [1], None)
+    done = call_mirror(*push, "1/2", env=env).succeeded()
+    assert f"Registry {target} has every tag of the bundle" in done.stdout
+    assert "  shard 1/2: " in done.stdout
+    again = call_mirror(*push, "1/2", "--json", env=env).succeeded().document
+    assert again["push"]["published"]["new"] is False
+    call_mirror("verify", bundle, "--against", target, "--insecure").succeeded()
+
+
+def test_a_push_to_several_registries_is_not_shared(bundle: Path) -> None:
+    push = ("push", bundle, "a.example.com/dkp", "--replica", "b.example.com/dkp", "--shard", "1/2")
+    call_mirror(*push).failed(2, "--shard is for one registry at a time; leave --replica out")
+    call_mirror(*push[:3], "--shard", "3/2").failed(2, "3/2 is not one of several shards")
+
+
 def test_who_reads_bundles_reads_that_one(
     storage: ObjectStorage, bundle: Path, embedded_registry: EmbeddedRegistry
 ) -> None:

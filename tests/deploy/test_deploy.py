@@ -29,6 +29,7 @@ from tests.watch.test_daemon import HOURLY, Cycles
 ALERTS = chart.CHART / "files/alerts.yaml"
 DASHBOARD = json.loads((chart.CHART / "files/dashboard.json").read_text(encoding="utf-8"))
 UNIT = ROOT / "deploy/systemd/mirror-sync.service"
+JOBS = ("pull-job.yaml", "push-job.yaml")
 FOREIGN = frozenset({"ServiceMonitor", "PrometheusRule", "GrafanaDashboardDefinition"})
 """Kinds that operators add to the API."""
 
@@ -71,7 +72,7 @@ def test_the_chart_installs_this_version() -> None:
     assert described["appVersion"] == tool_name().removeprefix("mirror ")
 
 
-@pytest.mark.parametrize("name", [*chart.FILES, "pull-job.yaml"])
+@pytest.mark.parametrize("name", [*chart.FILES, *JOBS])
 def test_the_api_takes_every_object(name: str) -> None:
     for one in plain(name):
         if one["kind"] not in FOREIGN:
@@ -147,8 +148,9 @@ def test_the_pod_may_do_nothing_that_it_need_not() -> None:
     }
 
 
-def test_every_pod_of_a_job_of_shards_has_a_share_of_its_own() -> None:
-    job = the("Job", plain("pull-job.yaml"))["spec"]
+@pytest.mark.parametrize("name", JOBS)
+def test_every_pod_of_a_job_of_shards_has_a_share_of_its_own(name: str) -> None:
+    job = the("Job", plain(name))["spec"]
     (container,) = job["template"]["spec"]["containers"]
     env = {one["name"]: one["value"] for one in container["env"]}
     assert job["completionMode"] == "Indexed"
@@ -158,8 +160,8 @@ def test_every_pod_of_a_job_of_shards_has_a_share_of_its_own() -> None:
         for index in range(job["completions"])
     ]
     assert shares == [Shard(index + 1, 8) for index in range(8)]
-    pull = ("--shard=0/1" if one == "--shard=auto" else one for one in container["args"])
-    call_mirror(*pull, env=env).failed(2, "0/1 is not one of several shards")
+    command = ("--shard=0/1" if one == "--shard=auto" else one for one in container["args"])
+    call_mirror(*command, env=env).failed(2, "0/1 is not one of several shards")
 
 
 def test_services_monitors_and_policies_find_the_pod() -> None:
