@@ -18,10 +18,10 @@ from mirror.documents import document
 from mirror.errors import ChangedLeftoversError, ConflictError, IncompleteError
 from mirror.events import PhaseStarted, Warned
 from mirror.oci import Digest
-from mirror.operations.credit import refuse_downgrade
 from mirror.operations.pull import PullPlan, fill
 from mirror.operations.push import PushWork
 from mirror.operations.push_reports import PushPlan, PushShardReport
+from mirror.operations.trust import refuse_downgrade
 from mirror.run import Run
 from mirror.sync import Inventory, Plan, Source, make_plan
 from mirror.sync.failover import FailoverSource, Holder

@@ -380,7 +380,7 @@ def test_a_delta_is_shared_by_what_it_carries_and_refused_without_its_base(
 def test_an_older_bundle_is_refused_before_a_byte_moves(
     reader: BundleReader, target: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it is older, `mirror.operations.credit` says."""
+    """Whether it is older, `mirror.operations.trust` says."""
 
     def refuse(*_given: object, **_named: object) -> None:
         raise DowngradeError("the bundle is older")
