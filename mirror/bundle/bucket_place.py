@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mirror.bundle import sums
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.folder import (
+    AS_USUAL,
     OWN_FILES,
     Packing,
     check_names,
@@ -20,7 +22,7 @@ from mirror.bundle.folder import (
 )
 from mirror.bundle.follow import Follower
 from mirror.bundle.format import LARGE, PARTIAL_SEAL, SEAL, SHARDS, SUMS
-from mirror.bundle.multipart import BucketArchive
+from mirror.bundle.multipart import BucketArchive, Stretch
 from mirror.bundle.part_memory import PART, PartMemory
 from mirror.bundle.place import give_up, sign_anew
 from mirror.bundle.seal import Seal, parse_seal
@@ -31,6 +33,9 @@ from mirror.oci import Digest
 from mirror.registry.downloads import FileState
 from mirror.run import Run
 from mirror.sync import Inventory, Plan
+
+if TYPE_CHECKING:
+    from mirror.bundle.compress import BucketFiles, PackedFiles
 
 
 class _Arrived:
@@ -76,6 +81,46 @@ class _Arrived:
         """Do nothing."""
 
 
+class PassingArchive(BucketArchive):
+    """An archive that passes through memory to what compresses it. Nothing else has its bytes, so
+    all wait for one that comes slowly."""
+
+    def __init__(
+        self,
+        files: BucketFiles,
+        archive: Archive,
+        bucket: Bucket,
+        plan: str,
+        memory: PartMemory,
+        run: Run,
+    ) -> None:
+        super().__init__(bucket, archive, 0, plan, memory, run)
+        self._packed = files
+
+    def resume(self, states: Mapping[str, FileState], uploads: Mapping[str, str]) -> None:
+        self._packed.resume(states, uploads)
+        for stretch in self._stretches:
+            stretch.is_up = bool(self._packed.known)
+
+    def _overtake(self) -> None:
+        """Do nothing."""
+
+    def _awaited(self, stretch: Stretch) -> bool:
+        self._packed.check()
+        if self.follower is not None and self.follower.is_late():
+            self.follower.finish()  # it raises why
+        return super()._awaited(stretch)
+
+    def _send(self, stretch: Stretch) -> None:
+        with self._lock:
+            stretch.is_up = True
+            self._settle(stretch)
+
+    def chunks(self, offset: int, size: int) -> Generator[memoryview, None, None]:
+        if not self._packed.known:
+            yield from super().chunks(offset, size)
+
+
 def _is_own(place: BlobSlot) -> bool:
     assert isinstance(place.file, BucketArchive)
     return place.file.is_own(place.entry)
@@ -92,7 +137,9 @@ class BucketPlace:
     def __init__(self, bucket: Bucket, run: Run, *, alone: bool = False) -> None:
         self._bucket, self._run, self._alone = bucket, run, alone
         self._sealed, self._plan = b"", ""
+        self._packing = AS_USUAL
         self._files: dict[str, BucketArchive] = {}
+        self._packed: dict[str, BucketFiles] = {}
         self._former: frozenset[str] = frozenset()
         self._before: FileState | None = None  # the seal that was here
 
@@ -158,13 +205,9 @@ class BucketPlace:
         return None
 
     def begin(self, _seal: Seal, sealed: bytes, packing: Packing, _needed: int) -> bool:
-        if packing.compress:
-            raise InputError(
-                f"archives cannot be compressed on their way into a bucket; leave out --compress, "
-                f"or pull into a folder and copy that to {self.where}"
-            )
+        self._packing, how = packing, " in zstd" if packing.compress else ""
         marks = {
-            JOURNAL: f"parts {packing.part_size} of {PART}\n".encode(),
+            JOURNAL: f"parts {packing.part_size} of {PART}{how}\n".encode(),
             PARTIAL_SEAL: sealed,
         }
         self._sealed = sealed
@@ -183,13 +226,15 @@ class BucketPlace:
     def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
         memory = PartMemory(self._run.jobs * PART, self._run)
         self._files = files = {
-            name: BucketArchive(self._bucket, archive, part_size, self._plan, memory, self._run)
+            name: self._archive(archive, part_size, memory)
             for name, archive in sorted(seal.archives.items())
         }
         self._resume(keep=keep)
 
         def followed(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
             files[archive.name].follower = follower = follow(archive, file, claimed)
+            if archive.name in self._packed and files[archive.name].begun:
+                follower.done(0, archive.size)  # it has nothing to do
             return follower
 
         staging = ArchiveStaging(_Arrived(files), files, seal, followed)
@@ -199,6 +244,18 @@ class BucketPlace:
         for archive in seal.archives.values():
             files[archive.name].write(archive.trailer_offset, bytes(TRAILER_SIZE))
         return staging
+
+    def _archive(self, archive: Archive, part_size: int, memory: PartMemory) -> BucketArchive:
+        given = self._bucket, self._plan, memory, self._run
+        if not self._packing.compress:
+            return BucketArchive(self._bucket, archive, part_size, self._plan, memory, self._run)
+        from mirror.bundle.compress import BucketFiles  # few need it
+
+        self._packed[archive.name] = files = BucketFiles(archive, self._packing, *given)
+        return PassingArchive(files, archive, *given)
+
+    def packed(self, archive: Archive) -> PackedFiles:
+        return self._packed[archive.name]
 
     def _resume(self, *, keep: bool) -> None:
         states = self._bucket.states(self._run) if keep else {}
@@ -242,6 +299,8 @@ class BucketPlace:
     def take(
         self, _archives: Iterable[str], files: Mapping[str, bytes], names: Collection[str]
     ) -> None:
+        for packed in self._packed.values():
+            packed.complete()
         own = {*OWN_FILES, *({TOOL_FILE} & self._former)}
         for name in self._bucket.states(self._run):
             if name not in names and name not in files and (is_of_a_bundle(name) or name in own):

@@ -9,24 +9,54 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zstandard
 
+from mirror.bundle.archive import Archive
 from mirror.bundle.files import WriteAt
+from mirror.bundle.folder import Packing
 from mirror.bundle.follow import Hash, MakeHash
-from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, ZSTD_SUFFIX, part_name
+from mirror.bundle.format import (
+    FRAME,
+    LARGE,
+    PARTIAL_SUFFIX,
+    ZSTD_SUFFIX,
+    compressed_bound,
+    file_names,
+    part_name,
+)
+from mirror.bundle.multipart import Object
+from mirror.bundle.part_memory import PART, PartMemory
 from mirror.bundle.seekable import table
+from mirror.documents import parse_json
 from mirror.durable import Folder
+from mirror.errors import InvalidDigestError
+from mirror.events import Warned
+from mirror.oci import Digest
+from mirror.registry.downloads import FileState
+from mirror.run import Run
+from mirror.sync.inventory import canonical_json
+
+if TYPE_CHECKING:
+    from mirror.bundle.bucket import Bucket
 
 LEVEL = 3
 _FASTEST = -50
 """The level for data that does not shrink: it is stored at the speed of a copy."""
 _SAMPLE = 32 << 10
 _WORTH = 0.97
+_MOST_PARTS = 9_900
+"""Servers take 10,000 parts."""
+_MOST_AT_ONCE = 4
+"""Files that one frame is written to: none has less than 1 MB, except for the last."""
 
 
 class Compression:
@@ -45,7 +75,7 @@ class Compression:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._pool.shutdown(wait=True)
+        self._pool.shutdown()
 
     def submit(self, data: bytes, done: Callable[[bytes | BaseException], int]) -> None:
         """Compress `data` in one of the threads, which hands the frame, or the error, to `done`.
@@ -90,21 +120,56 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PackedFile:
+    """A compressed file that is whole: its name under way, its size in bytes, and its digests."""
+
+    name: str
+    size: int
+    digests: Mapping[str, str]
+
+
+class PackedFiles(ABC):
+    """Where the compressed files of an archive go.
+
+    `known` are those that an interrupted run made, all or none.
+    """
+
+    known: Sequence[PackedFile] = ()
+
+    @abstractmethod
+    def create(self, name: str) -> WriteAt | Upload:
+        """Begin a file, whose final name is this."""
+
+    def send(self) -> None:  # noqa: B027 nothing takes time in a folder
+        """Do what takes time of what was written. Any thread calls it, and it raises nothing."""
+
+    def keep(self, files: Sequence[PackedFile]) -> None:  # noqa: B027 compressed anew in a folder
+        """Note that all of them are written."""
+
+
+class FolderFiles(PackedFiles):
+    """The compressed files of an archive in a folder."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+
+    def create(self, name: str) -> WriteAt:
+        return WriteAt(self._folder, name + PARTIAL_SUFFIX)
+
+
+@dataclass(slots=True)
+class _Open:
     """A file that is written from front to back. `hashes` follow what is written."""
 
-    file: WriteAt
+    file: WriteAt | Upload
     hashes: Mapping[str, Hash]
     size: int = 0
 
-    def digests(self) -> dict[str, str]:
-        return {name: one.hexdigest() for name, one in self.hashes.items()}
-
 
 class Compressor:
-    """Makes `X.tar.zst.partial`, or its parts, of the bytes of an archive. Its `update` and
-    `hexdigest` are those of a hash, which is what a `follow.Follower` feeds.
+    """Makes `X.tar.zst`, or its parts, of the bytes of an archive. Its `update` and `hexdigest` are
+    those of a hash, which is what a `follow.Follower` feeds.
 
     `archive` is its name, such as `platform.tar`. `part_size` cuts the compressed file; 0 does
     not. The same bytes give the same file, with the same release of zstd.
@@ -113,15 +178,17 @@ class Compressor:
     def __init__(
         self,
         compression: Compression,
-        folder: Folder,
+        output: PackedFiles,
         archive: str,
         *,
         part_size: int = 0,
         hashes: Mapping[str, MakeHash],
     ) -> None:
-        self._compression, self._folder, self._archive = compression, folder, archive
+        self._compression, self._output, self._archive = compression, output, archive
         self._part_size, self._hashes = part_size, hashes
-        self.files: list[PackedFile] = []
+        self.files: list[PackedFile] = [*output.known]
+        self._is_known = bool(self.files)
+        self._open: list[_Open] = []
         self._pending = bytearray()
         self._submitted = 0
         self._changed = threading.Condition()
@@ -136,6 +203,8 @@ class Compressor:
 
     def update(self, data: bytes | memoryview, /) -> None:
         self._raise()
+        if self._is_known:
+            return
         if not self._pending and len(data) == FRAME:
             self._submit(bytes(data))  # as a follower hands them on: no copy of bytes
             return
@@ -152,6 +221,8 @@ class Compressor:
         Raises:
             FileSystemError, NoSpaceError: a frame could not be written.
         """
+        if self._is_known:
+            return ""
         if self._pending:
             self._submit(bytes(self._pending))
             self._pending.clear()
@@ -159,16 +230,19 @@ class Compressor:
             self._changed.wait_for(lambda: self._written == self._submitted)
         self._raise()
         self._append(table(self._frames))
-        for file in self.files:
-            file.file.sync()
-            file.file.close()
+        for one in self._open:
+            one.file.sync()
+            one.file.close()
+            digests = {name: each.hexdigest() for name, each in one.hashes.items()}
+            self.files.append(PackedFile(one.file.path.name, one.size, digests))
+        self._output.keep(self.files)
         return ""
 
     def close(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._written == self._submitted)
-        for file in self.files:
-            file.file.close()
+        for one in self._open:
+            one.file.close()
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -198,13 +272,15 @@ class Compressor:
                     self._frames.extend((len(frame), length, checksum))
                 self._written += 1
             self._changed.notify_all()
-            return self._written - before
+            count = self._written - before
+        self._output.send()
+        return count
 
     def _append(self, data: bytes) -> None:
         while data:
-            if not self.files or (self._part_size and self.files[-1].size == self._part_size):
-                self.files.append(self._next_file())
-            file = self.files[-1]
+            if not self._open or (self._part_size and self._open[-1].size == self._part_size):
+                self._open.append(self._next_file())
+            file = self._open[-1]
             room = self._part_size - file.size if self._part_size else len(data)
             piece, data = data[:room], data[room:]
             file.file.write(file.size, piece)
@@ -212,9 +288,163 @@ class Compressor:
                 one.update(piece)
             file.size += len(piece)
 
-    def _next_file(self) -> PackedFile:
+    def _next_file(self) -> _Open:
         name = self._archive + ZSTD_SUFFIX
         if self._part_size:
-            name = part_name(name, len(self.files))
-        file = WriteAt(self._folder, name + PARTIAL_SUFFIX)
-        return PackedFile(file, {key: make() for key, make in self._hashes.items()})
+            name = part_name(name, len(self._open))
+        hashes = {key: make() for key, make in self._hashes.items()}
+        return _Open(self._output.create(name), hashes)
+
+
+# -- into a bucket ---------------------------------------------------------------------------------
+
+
+class Upload:
+    """A compressed file that goes up as it is written, from front to back.
+
+    What is written waits in memory for whoever calls `send`.
+    """
+
+    def __init__(self, files: BucketFiles, name: str) -> None:
+        self.path, self.object = Path(name), Object(name, 0, 0)
+        self._files, self._data, self._cut = files, bytearray(), 0
+        self._changed = threading.Condition()  # guards these and the next two
+        self.ready: deque[tuple[int, bytes]] = deque()
+        self._under_way = 0
+
+    def write(self, _offset: int, *pieces: bytes) -> None:
+        self._files.check()
+        with self._changed:
+            self._data += b"".join(pieces)
+            while len(self._data) > self._files.part:
+                self._cut_off()
+
+    def _cut_off(self) -> None:
+        self._cut, size = self._cut + 1, self._files.part
+        self.ready.append((self._cut, bytes(self._data[:size])))
+        del self._data[:size]
+
+    def end(self) -> None:
+        """Nothing more is written, so that the rest is ready."""
+        with self._changed:
+            if self._data:
+                self._cut_off()
+
+    def send(self) -> None:
+        """Send what is ready."""
+        while not self._files.errors:
+            with self._changed:
+                if not self.ready:
+                    return
+                number, data = self.ready.popleft()
+                self._under_way += 1
+            try:
+                self.object.send(
+                    self._files.bucket, self._files.plan, number, data, self._files.run
+                )
+            except BaseException as err:  # noqa: BLE001 - whoever writes next raises it
+                self._files.errors.append(err)
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def sync(self) -> int:
+        """Wait until all of it has arrived; how many bytes that is."""
+        self.end()
+        self.send()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way)
+        self._files.check()
+        return sum(part.size for part in self.object.parts.values())
+
+    def close(self) -> None:
+        """Do nothing: what arrived stays."""
+
+
+class BucketFiles(PackedFiles):
+    """The compressed files of an archive in a bucket. What is written is kept nowhere else.
+
+    When all of them have arrived, a small object says so, with their sums: then the next run has
+    nothing to do for this archive. An archive that was under way is begun anew, since where its
+    frames lie is known only when it is compressed.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        packing: Packing,
+        bucket: Bucket,
+        plan: str,
+        memory: PartMemory,
+        run: Run,
+    ) -> None:
+        self.bucket, self.plan, self.run, self._memory = bucket, plan, run, memory
+        self.errors: list[BaseException] = []
+        self._kinds = ("sha256", "gost") if packing.gost_digest else ("sha256",)
+        self._part_size, self._prefix = packing.part_size, archive.name + ZSTD_SUFFIX
+        most = packing.part_size or compressed_bound(archive.size)
+        self.part = max(PART, most // _MOST_PARTS + 1)
+        self._record = self._prefix + PARTIAL_SUFFIX
+        self._uploads: list[Upload] = []
+
+    def check(self) -> None:
+        """Raise what has gone wrong with any of them."""
+        if self.errors:
+            raise self.errors[0]
+
+    def create(self, name: str) -> Upload:
+        if self._uploads:
+            self._uploads[-1].end()
+        self._uploads.append(one := Upload(self, name))
+        return one
+
+    def send(self) -> None:
+        for one in self._uploads[-_MOST_AT_ONCE:]:
+            if one.ready:
+                self._memory.share(one.send)
+
+    def keep(self, files: Sequence[PackedFile]) -> None:
+        rows = [
+            [one.name, one.size, dict(one.digests), each.object.upload]
+            for one, each in zip(files, self._uploads, strict=True)
+        ]
+        data = canonical_json({"plan": self.plan, "files": rows})
+        self.bucket.put(self._record, data, self.run)
+
+    def resume(self, states: Mapping[str, FileState], uploads: Mapping[str, str]) -> None:
+        """Find out whether all of them are there; give up an upload that was under way."""
+        known: list[PackedFile] = []
+        try:
+            if (state := states[self._record]).size > LARGE.seal_bytes:
+                raise ValueError(self._record)
+            record = parse_json(self.bucket.read(self._record, state, self.run))
+            rows = record["files"] if record["plan"] == self.plan else []
+            names = file_names(self._prefix, sum(row[1] for row in rows), self._part_size)
+            if rows and [row[0] for row in rows] != [*names]:
+                raise ValueError(self._record)
+            for name, size, digests, upload in rows:
+                own = {kind: Digest.parse(f"sha256:{digests[kind]}") for kind in self._kinds}
+                sums = {kind: each.encoded for kind, each in own.items()}
+                known.append(PackedFile(name, size, sums))
+                if uploads.get(name) == upload:
+                    one = self.create(name)
+                    one.object.upload = upload
+                    one.object.parts = self.bucket.parts(name, upload, self.run)
+                    if one.sync() != size:
+                        raise ValueError(name)
+                elif self.bucket.plan_of(name, self.run) != (size, self.plan):
+                    raise ValueError(name)
+            self.known = known
+        except (KeyError, ValueError, TypeError, AttributeError, InvalidDigestError):
+            self._uploads.clear()
+        begun = [] if self.known else [one for one in uploads if one.startswith(self._prefix)]
+        for name in begun:
+            self.bucket.abort(name, uploads[name], self.run)
+        if begun:
+            told = f"{self.bucket.where}/{self._prefix} was under way when a run was interrupted; "
+            self.run.on_event(Warned(f"{told}what is compressed on the way begins anew"))
+
+    def complete(self) -> None:
+        """Make objects of all."""
+        for one in (each.object for each in self._uploads):
+            self.bucket.complete(one.name, one.upload or "", one.parts, self.plan, self.run)

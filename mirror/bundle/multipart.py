@@ -70,9 +70,18 @@ class Object:
     is_complete: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def send(
+        self, bucket: Bucket, plan: str, number: int, data: bytes | memoryview, run: Run
+    ) -> None:
+        """Send a part; whoever sends the first begins the upload."""
+        with self.lock:
+            if self.upload is None:
+                self.upload = bucket.begin(self.name, plan, run)
+        self.parts[number] = bucket.put_part(self.name, self.upload, number, data, run)
+
 
 @dataclass(slots=True)
-class _Stretch:
+class Stretch:
     """The bytes of an archive that are one part. Changed under the archive's lock.
 
     `early` are pieces that came before anything else of it did.
@@ -120,13 +129,13 @@ class BucketArchive:
         names = [*file_names(archive.name, archive.size, part_size)]
         sizes = part_sizes(archive.size, part_size or archive.size)
         self.objects: list[Object] = []
-        self._stretches: list[_Stretch] = []
+        self._stretches: list[Stretch] = []
         ends, start = [entry.end for entry in archive.entries], 0
         for name, size in zip(names, sizes, strict=True):
             one = Object(name, start, size)
             self.objects.append(one)
             for number, end in enumerate(cut(ends, start, one.start + size), 1):
-                self._stretches.append(_Stretch(one, number, start, end))
+                self._stretches.append(Stretch(one, number, start, end))
                 start = end
         self._starts = [stretch.start for stretch in self._stretches]
         self._own = range(archive.size)  # bytes that are not left to others
@@ -190,7 +199,7 @@ class BucketArchive:
         missing = (each.start for each in self._of(entry) if not each.is_up)
         return max(0, min(next(missing, entry.end) - entry.data_offset, entry.size))
 
-    def _of(self, entry: Entry) -> Sequence[_Stretch]:
+    def _of(self, entry: Entry) -> Sequence[Stretch]:
         return self._stretches[self._at(entry.offset) : self._at(entry.end - 1) + 1]
 
     def _at(self, offset: int) -> int:
@@ -210,7 +219,7 @@ class BucketArchive:
                     self.follower.done(offset, count)
                 offset, view = offset + count, view[count:]
 
-    def _put(self, stretch: _Stretch, offset: int, view: memoryview) -> None:
+    def _put(self, stretch: Stretch, offset: int, view: memoryview) -> None:
         if not self.is_early:
             self._open(stretch)
             self._memory.came(len(view))
@@ -229,7 +238,7 @@ class BucketArchive:
         self._open(stretch)
         self._memory.share(partial(self._send, stretch))
 
-    def _open(self, stretch: _Stretch, *, urgent: bool = False) -> None:
+    def _open(self, stretch: Stretch, *, urgent: bool = False) -> None:
         """Give a stretch memory, unless it has some or needs none any more."""
         with stretch.lock:
             if stretch.data is not None or stretch.is_up or stretch.is_spoilt:
@@ -249,7 +258,7 @@ class BucketArchive:
                     data[at : at + len(piece)] = piece
                 stretch.data, stretch.early = data, []
 
-    def _awaited(self, stretch: _Stretch) -> bool:
+    def _awaited(self, stretch: Stretch) -> bool:
         """Whether others cannot get on, and make room, without this stretch."""
         if self.follower is not None and self.follower.is_late():
             self._hash_end, self.reads_back = 0, True
@@ -275,27 +284,23 @@ class BucketArchive:
         for stretch in self._stretches:
             self._settle(stretch)
 
-    def _send(self, stretch: _Stretch) -> None:
+    def _send(self, stretch: Stretch) -> None:
         one = stretch.of
         with stretch.lock:
             if stretch.data is None or stretch.is_spoilt:
                 return
             view = memoryview(stretch.data)[: stretch.size]
             try:
-                with one.lock:
-                    if one.upload is None:
-                        one.upload = self._bucket.begin(one.name, self._plan, self._run)
-                part = self._bucket.put_part(one.name, one.upload, stretch.number, view, self._run)
+                one.send(self._bucket, self._plan, stretch.number, view, self._run)
             except BaseException:
                 with self._lock:
                     self._spoil([stretch])
                 raise
             with self._lock:
-                one.parts[stretch.number] = part
                 stretch.is_up = True
                 self._settle(stretch)
 
-    def _settle(self, stretch: _Stretch) -> None:
+    def _settle(self, stretch: Stretch) -> None:
         """Let go of a stretch's memory if nothing needs it any more; the lock is held."""
         before, last = self._front, len(self._stretches) - 1
         self._let_go(stretch)
@@ -304,7 +309,7 @@ class BucketArchive:
         if self._front > before:
             self._memory.give()
 
-    def _let_go(self, stretch: _Stretch) -> bool:
+    def _let_go(self, stretch: Stretch) -> bool:
         hashed = stretch.end <= self._hashed or stretch.start >= self._hash_end
         is_over = stretch.is_spoilt or (stretch.is_up and hashed)
         if is_over and stretch.data is not None:
@@ -328,7 +333,7 @@ class BucketArchive:
         with self._lock:
             self._spoil(self._of(entry))
 
-    def _spoil(self, stretches: Iterable[_Stretch]) -> None:
+    def _spoil(self, stretches: Iterable[Stretch]) -> None:
         for stretch in stretches:
             stretch.is_spoilt = not stretch.is_up
         self._hash_end = 0

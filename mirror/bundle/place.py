@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mirror.bundle import sums
+from mirror.bundle.archive import Archive
 from mirror.bundle.folder import (
     Packing,
     allocated,
@@ -44,6 +45,9 @@ from mirror.durable import Folder, make_folder, os_errors
 from mirror.events import OnEvent, Warned, ignore
 from mirror.oci import Digest
 from mirror.sync import Inventory, Plan
+
+if TYPE_CHECKING:
+    from mirror.bundle.compress import PackedFiles
 
 
 class BundlePlace(Protocol):
@@ -90,12 +94,15 @@ class BundlePlace(Protocol):
 
         Raises:
             NoSpaceError: there is no room for them.
-            InputError: a bundle that is packed like this cannot be made there.
         """
         ...
 
     def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
         """The archives under way; with `keep`, those of the interrupted run."""
+        ...
+
+    def packed(self, archive: Archive) -> PackedFiles:
+        """Where its compressed files go, if the `packing` has such; asked once, by `follow`."""
         ...
 
     def earlier(self) -> AbstractContextManager[ArchiveStaging | None]:
@@ -192,6 +199,11 @@ class FolderPlace:
 
     def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
         return folder_staging(self.folder, seal, part_size, keep=keep, follow=follow)
+
+    def packed(self, _archive: Archive) -> PackedFiles:
+        from mirror.bundle.compress import FolderFiles  # few need it
+
+        return FolderFiles(self.folder)
 
     def earlier(self) -> AbstractContextManager[ArchiveStaging | None]:
         return earlier_staging(self.folder)

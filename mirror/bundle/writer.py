@@ -157,8 +157,7 @@ class BundleWriter:
             check = self._entry_checks[archive.name] = EntryCheck(claimed)
             made, chunks = hashes, file.chunks
             if compress is not None:
-                assert isinstance(self._place, FolderPlace)  # others refuse to compress
-                compressor = compress(self._place.folder, archive.name)
+                compressor = compress(self._place.packed(archive), archive.name)
                 undo.callback(compressor.close)
                 self._compressors[archive.name] = compressor
                 made = {"zstd": lambda: compressor}
@@ -411,7 +410,7 @@ class BundleWriter:
                     for part, each in zip(files[archive.name].parts, of_windows, strict=True)
                 }
                 if compressor is None
-                else {one.file.path.name: one.digests() for one in compressor.files}
+                else {one.name: one.digests for one in compressor.files}
             )
         self._check_leftovers()
         named = {name.removesuffix(PARTIAL_SUFFIX): each for name, each in digests.items()}

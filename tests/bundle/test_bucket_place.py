@@ -160,11 +160,12 @@ def test_without_a_thread_that_hashes_what_is_complete_is_read_back(
     assert storage.content("no-thread") == plain
 
 
-@pytest.mark.parametrize("part_size", [0, 7 * MIB + 17])
+@pytest.mark.parametrize(("part_size", "compress"), [(0, False), (7 * MIB + 17, False), (0, True)])
 def test_a_bucket_holds_what_a_folder_holds(
-    part_size: int, storage: S3Server, tmp_path: Path
+    part_size: int, storage: S3Server, tmp_path: Path, *, compress: bool
 ) -> None:
-    prefix, packing = f"same/{part_size}", Packing(part_size=part_size, sign=lambda _seal: b"mine")
+    prefix = f"same/{part_size}/{compress}"
+    packing = Packing(part_size=part_size, sign=lambda _seal: b"mine", compress=compress)
     pack(SEAL, FILES, STORE, tmp_path, packing)
     fill(storage.bucket(prefix), packing=packing)
     assert storage.content(prefix) == content(tmp_path)
@@ -388,8 +389,10 @@ class Wrong(Counted):
 
     name = "wrong source"
 
-    def __init__(self, digest: Digest, at: int, *, most: int | None = None) -> None:
-        super().__init__(most=most)
+    def __init__(
+        self, digest: Digest, at: int, store: Source = STORE, *, most: int | None = None
+    ) -> None:
+        super().__init__(store, most=most)
         self._wrong, self._at = digest, at
 
     def blob(
@@ -540,10 +543,128 @@ def test_two_pulls_of_the_same_bundle_make_it(
     assert storage.content(f"twice/{step}") == plain
 
 
-def test_archives_are_not_compressed_on_the_way(storage: S3Server) -> None:
-    with pytest.raises(InputError, match="leave out --compress"):
-        fill(storage.bucket("zstd"), packing=Packing(compress=True))
-    assert storage.names("zstd") == []
+# -- compressed on the way -------------------------------------------------------------------------
+
+ZSTD = Packing(part_size=MIB, compress=True)
+SMALL = MemoryStore()
+put_image(SMALL, "", "v1", layers=[_random.randbytes(4 * MIB), b"small" * 500])
+put_image(SMALL, "modules/console", "v1", layers=[b"another" * 100])
+SMALL_SEAL = sealed(SMALL)
+
+
+class Stopped(Counted):
+    """A source that fails behind 3 MiB, once the one archive is there and the other under way."""
+
+    def __init__(self, storage: S3Server, prefix: str) -> None:
+        super().__init__(SMALL, most=3 * MIB)
+        self._there = lambda: (
+            "module-console.tar.zst.partial" in storage.names(prefix)
+            and any("platform" in name for name in storage.pending(prefix))
+        )
+
+    def blob(
+        self, repository: str, digest: Digest, size: int, offset: int = 0
+    ) -> Generator[bytes, None, None]:
+        try:
+            yield from super().blob(repository, digest, size, offset)
+        except StopError:
+            wait_until(self._there)
+            raise
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a folder holds of a compressed bundle."""
+    folder = tmp_path_factory.mktemp("packed")
+    pack(SMALL_SEAL, FILES, SMALL, folder, ZSTD)
+    return content(folder)
+
+
+def test_an_archive_that_was_compressed_stays_and_one_that_was_under_way_begins_anew(
+    storage: S3Server, packed: dict[str, bytes]
+) -> None:
+    with suppress(StopError):
+        source = Stopped(storage, "zstd")
+        fill(storage.bucket("zstd"), source, seal=SMALL_SEAL, packing=ZSTD, jobs=1)
+    again, events = Counted(SMALL), list[Event]()
+    with closing(storage.bucket("zstd")) as bucket:
+        pack(SMALL_SEAL, FILES, again, bucket, ZSTD, run=Run(3, events.append))
+    assert storage.content("zstd") == packed
+    assert storage.pending("zstd") == []
+    assert again.given == sum(SMALL_SEAL.archives["platform.tar"].inventory.blob_sizes().values())
+    assert [one.message for one in events if isinstance(one, Warned)] == [
+        (
+            "s3://bundles/zstd/platform.tar.zst was under way when a run was interrupted; what is "
+            "compressed on the way begins anew"
+        )
+    ]
+
+
+def test_compressing_may_fail_at_any_request_and_ends_with_the_same_bytes(
+    storage: S3Server, tmp_path: Path
+) -> None:
+    """A bundle that lies there stays whole until all of the new one has arrived."""
+    (store, seal), faults, told = other(), Faults(), list[str]()
+    pack(seal, FILES, store, tmp_path, ZSTD)
+    former = Seal.over(archives_of(store.inventory()), {"former": True}, "mirror 0.test", FILES)
+    fill(storage.bucket("any-zstd"), store, seal=former)
+    before = storage.content("any-zstd")
+    with FaultyProxy(f"http://{storage.address}", faults=faults) as proxy:
+        for number in range(1, 200):
+            faults.clear()
+            faults.add(Fault(Answer(403), nth=number))
+            struck, bucket = faults.struck, storage.bucket("any-zstd", address=proxy.address)
+            try:
+                fill(bucket, store, seal=seal, packing=ZSTD, force=True, jobs=2)
+            except MirrorError as err:
+                told.append(str(err))
+                there = storage.content("any-zstd")
+                if there.get("inventory.json") == before["inventory.json"]:
+                    assert before.items() <= there.items()
+            if faults.struck == struck:
+                break
+    assert len(told) > 10
+    assert all("HTTP 403" in text for text in told)
+    assert storage.content("any-zstd") == content(tmp_path)
+    assert storage.pending("any-zstd") == []
+
+
+def test_a_blob_that_came_wrong_is_never_part_of_a_compressed_bundle(
+    storage: S3Server, packed: dict[str, bytes]
+) -> None:
+    digest, size = max(SMALL.inventory().blob_sizes().items(), key=lambda one: one[1])
+    wrong = Wrong(digest, 10, SMALL)
+    with pytest.raises(IncompleteError, match=str(digest)):
+        fill(storage.bucket("wrong-zstd"), wrong, seal=SMALL_SEAL, packing=ZSTD)
+    source = FailoverSource([Wrong(digest, size - 1, SMALL), SMALL])
+    fill(storage.bucket("wrong-zstd"), source, seal=SMALL_SEAL, packing=ZSTD)
+    assert storage.content("wrong-zstd") == packed
+
+
+@pytest.mark.parametrize("record", [b"[]", b"elsewhere", None], ids=str)
+def test_a_record_of_what_was_compressed_that_is_none_counts_for_nothing(
+    record: bytes | None, storage: S3Server, packed: dict[str, bytes]
+) -> None:
+    prefix, name = f"record/{record!r}", "module-console.tar.zst.partial"
+    with suppress(StopError):
+        source = Stopped(storage, prefix)
+        fill(storage.bucket(prefix), source, seal=SMALL_SEAL, packing=ZSTD, jobs=1)
+    with closing(storage.bucket(prefix)) as bucket:
+        if record == b"elsewhere":
+            state = bucket.states(Run())[name]
+            text = bucket.read(name, state, Run()).replace(b"module-console.tar.zst", b"../x")
+            bucket.put(name, text, Run())
+        elif record is None:  # what it speaks of has gone
+            for one, upload in bucket.uploads(Run()):
+                bucket.abort(one, upload, Run())
+        else:
+            bucket.put(name, record, Run())
+    fill(storage.bucket(prefix), SMALL, seal=SMALL_SEAL, packing=ZSTD)
+    assert storage.content(prefix) == packed
+    assert storage.pending(prefix) == []
+
+
+# -- what is told of servers -----------------------------------------------------------------------
 
 
 def test_a_login_that_is_refused_says_what_to_check(

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle import sums
-from mirror.bundle.compress import Compression, Compressor
+from mirror.bundle.compress import Compression, Compressor, FolderFiles
 from mirror.bundle.files import PartedReader, ReadAt
 from mirror.bundle.folder import Packing
 from mirror.bundle.follow import SHA256
@@ -106,14 +106,18 @@ def squeeze(
     """Compress `data` as the archive `path`, and give it its name."""
     with Compression(threads) as compression:
         made = Compressor(
-            compression, Folder(path.parent), path.name, part_size=part_size, hashes=SHA256
+            compression,
+            FolderFiles(Folder(path.parent)),
+            path.name,
+            part_size=part_size,
+            hashes=SHA256,
         )
         for start in range(0, len(data), step):
             made.update(data[start : start + step])
         made.hexdigest()
         made.close()
     for file in made.files:
-        staged = file.file.path
+        staged = path.parent / file.name
         staged.replace(staged.with_name(staged.name.removesuffix(PARTIAL_SUFFIX)))
     return made
 
@@ -181,7 +185,7 @@ def test_decompressing_undoes_compressing(
     if part_size:
         assert {path.stat().st_size for path in paths[:-1]} <= {part_size}
     for path, done in zip(paths, made.files, strict=True):
-        assert done.digests()["sha256"] == Digest.of(path.read_bytes()).encoded
+        assert done.digests["sha256"] == Digest.of(path.read_bytes()).encoded
     source = PartedReader(paths) if part_size else ReadAt(paths[0])
     file = SeekableFile(source)
     try:
@@ -547,7 +551,7 @@ def test_a_frame_that_no_thread_could_be_started_for_is_compressed_all_the_same(
 
     frames = [noise(FRAME, seed) for seed in range(running + refusals)]
     with Folder(tmp_path) as folder, Compression(2) as compression:
-        made = Compressor(compression, folder, "platform.tar", hashes=SHA256)
+        made = Compressor(compression, FolderFiles(folder), "platform.tar", hashes=SHA256)
         # No thread is idle while its frame waits for this one to write it.
         with monkeypatch.context() as patch, made._changed:
             patch.setattr(threading.Thread, "start", refused)
@@ -569,7 +573,7 @@ def test_frames_are_read_one_by_one_where_no_thread_can_be_started(
 ) -> None:
     frames = [noise(FRAME, seed) for seed in range(3)]
     with Folder(tmp_path) as folder, Compression(2) as compression:
-        made = Compressor(compression, folder, "platform.tar", hashes=SHA256)
+        made = Compressor(compression, FolderFiles(folder), "platform.tar", hashes=SHA256)
         for frame in frames:
             made.update(frame)
         made.hexdigest()
