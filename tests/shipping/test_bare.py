@@ -1,6 +1,7 @@
 """What `./run build` makes, on systems that have nothing: `./run soak tests/shipping`.
 
-`MIRROR_DIST` names a folder with a build to be tried; by default one is made.
+`MIRROR_DIST` names a folder with a build to be tried; by default one is made. The aarch64 file runs
+in the emulator of Debian's qemu-user-static.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,60 +19,75 @@ import pytest
 
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
-from shipping.runtime import VERSION
+from shipping.runtime import GLIBC, MACHINES, VERSION, Machine
 from tests.shipping.bare import bare_root, run_inside
 from tests.support.mode_stack import ContainerdProcess
 from tests.support.program import ROOT
 from tests.support.release_source import TINY, serve
+from tests.support.tools import require_tool
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
-NAME = f"mirror-{VERSION}-linux-x86_64"
+NAMES = {name: f"mirror-{VERSION}-linux-{name}" for name in MACHINES}
+NAME = NAMES["x86_64"]
 SYSTEMS = ("bullseye", "bookworm", "focal")
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that a build makes."""
+    """All that a build makes, for both machines."""
     if given := os.environ.get("MIRROR_DIST"):
         return Path(given).resolve()
     folder = tmp_path_factory.mktemp("dist")
+    machines = [word for name in MACHINES for word in ("--arch", name)]
     subprocess.run(
-        [sys.executable, "-m", "shipping", "--output", folder], check=True, cwd=ROOT, timeout=1500
+        [sys.executable, "-m", "shipping", *machines, "--output", folder],
+        check=True,
+        cwd=ROOT,
+        timeout=1500,
     )
     return folder
 
 
 @pytest.fixture(scope="module")
-def bundle(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the one file pulls, itself included."""
+def disk(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the one file pulls: a bundle with itself, `x86_64`, and one with that of `aarch64`."""
     folder = tmp_path_factory.mktemp("disk")
     with EmbeddedRegistry(MemoryStorage()) as registry:
         source = serve(TINY, registry)
-        how = ("--source", source.root, "--insecure", "--with-tool")
-        subprocess.run(
-            [str(release / NAME), "pull", str(folder / "bundle"), *how],
-            check=True,
-            env={**os.environ, "MIRROR_RUNTIME_DIR": str(folder / "runtime")},
-            timeout=300,
-        )
-    return folder / "bundle"
+        for machine, tool in (("x86_64", "--with-tool"), ("aarch64", "--tool")):
+            named = [str(release / NAMES[machine])] if tool == "--tool" else []
+            how = ("--source", source.root, "--insecure", tool, *named)
+            subprocess.run(
+                [str(release / NAME), "pull", str(folder / machine), *how],
+                check=True,
+                env={**os.environ, "MIRROR_RUNTIME_DIR": str(folder / "runtime")},
+                timeout=300,
+            )
+    return folder
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+JOURNEY = (
+    'rm -rf /root/.cache; ! command -v python3; test -z "$(sed 1d /proc/net/route)"; uname -m\n'
+    "cd /media/bundle; sha256sum --quiet -c SHA256SUMS; ./mirror version\n"
+    "./mirror verify . && ./mirror push . $REGISTRY/deckhouse --insecure\n"
+    "./mirror verify . --against $REGISTRY/deckhouse --insecure\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"), [*((system, "x86_64") for system in SYSTEMS), ("bookworm", "aarch64")]
+)
 def test_the_disk_brings_all_that_a_bare_system_without_a_network_needs(
-    system: str, bundle: Path
+    system: str, machine: str, disk: Path
 ) -> None:
-    root = bare_root(system)
+    foreign = machine == "aarch64"
+    emulator = require_tool("qemu-aarch64-static") if foreign else None
+    root = bare_root(system, arm64=foreign)
     shutil.rmtree(root / "media/bundle", ignore_errors=True)
-    shutil.copytree(bundle, root / "media/bundle")
-    done = run_inside(
-        root,
-        'rm -rf /root/.cache; ! command -v python3; test -z "$(sed 1d /proc/net/route)"\n'
-        "cd /media/bundle; sha256sum --quiet -c SHA256SUMS; ./mirror version\n"
-        "./mirror verify . && ./mirror push . $REGISTRY/deckhouse --insecure\n"
-        "./mirror verify . --against $REGISTRY/deckhouse --insecure\n",
-    )
+    shutil.copytree(disk / machine, root / "media/bundle")
+    done = run_inside(root, JOURNEY, emulator)
     assert done.code == 0, done.text
+    assert f"{machine}\n" in done.stdout
     assert "The bundle is whole" in done.stdout
     assert "holds the whole bundle" in done.stdout
     assert "one file: /media/bundle/mirror" in done.stdout
@@ -92,6 +109,22 @@ def test_the_package_installs_and_goes_without_a_trace(system: str, release: Pat
     found = json.loads(done.stdout.partition("\n}")[0] + "\n}")
     assert found["version"] == VERSION
     assert found["executable"] is None
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_no_program_inside_asks_for_a_newer_c_library_than_the_oldest_that_must_do(
+    machine: Machine, release: Path
+) -> None:
+    (package,) = release.glob(f"*_{machine.debian}.deb")
+    unpacked = subprocess.run(
+        [require_tool("dpkg-deb"), "--fsys-tarfile", package], check=True, capture_output=True
+    )
+    wanted = {
+        tuple(int(number) for number in version.split(b"."))
+        for version in re.findall(rb"\0GLIBC_([0-9.]+)(?=\0)", unpacked.stdout)
+    }
+    assert (2, 17) in wanted
+    assert max(wanted) <= GLIBC
 
 
 def test_containerd_runs_the_image_as_nobody(

@@ -28,6 +28,7 @@ PACKAGES = {
     "chromium": "chromium",
     "promtool": "prometheus",
     "systemd-analyze": "systemd",
+    "qemu-aarch64-static": "qemu-user-static",
 }
 
 
