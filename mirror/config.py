@@ -148,7 +148,7 @@ class PullConfig(BaseModel):
         "Non-distributable layers (layers with `urls`) that the source holds.", "carry"
     )
     sparse_indexes: Literal["refuse", "carry"] = _about(
-        "Multi-arch indexes of which the source lacks some images.", "refuse"
+        "Multi-arch indexes that lack some images at the source.", "refuse"
     )
     proxy_registry: bool = _about("The source cannot list tags: try versions one by one.", False)
 
@@ -248,7 +248,7 @@ class PullConfig(BaseModel):
         return selection, (f"modules are read from {where}, not from {MODULES}",)
 
     def _check_contradictions(self) -> None:
-        """Refuse settings of which the one leaves out what the other asks for."""
+        """Refuse two settings if one leaves out what the other asks for."""
         given = {
             name for name in self.model_fields_set if getattr(self, name) not in (None, False, ())
         }
@@ -333,7 +333,7 @@ _OUTWARD = frozenset(
         *("images-bundle-chunk-size", "gost-digest", "compress", "dedupe", "with-tool", "tool"),
     }
 )
-"""Settings that change nothing of what is in a bundle."""
+"""Settings that do not change what is in a bundle."""
 
 _CONTRADICTIONS = (
     (
@@ -369,7 +369,7 @@ _EXCLUSIVE = (
     frozenset({"no-packages", "include-package", "exclude-package"}),
     frozenset({"no-plugins", "include-plugin"}),
 )
-"""Settings of which one makes the others of its group void or contradicts them."""
+"""Groups of settings: one makes the others of its group void or contradicts them."""
 
 
 def _problem(error: ErrorDetails) -> str:

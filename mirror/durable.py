@@ -5,8 +5,8 @@ name that the folder has not on the disk may be gone. `Folder.write` does all fo
 order; whoever writes in another way (archives, at offsets) takes the same steps from here.
 
 Others may be able to write where we write. So a folder is held by a descriptor, and what is opened
-for writing or removed in it goes by a name of that folder alone: no symbolic link leads anywhere,
-whoever puts one there and whenever.
+for writing or removed in it goes by a name of that folder alone: no symbolic link is followed,
+even one that appears meanwhile.
 
 Functions raise `OSError`, unless they say otherwise; `os_errors` puts it into words.
 """
@@ -71,11 +71,11 @@ class Folder:
     # -- folders in it -------------------------------------------------------------------------
 
     def inside(self, below: str | PurePath) -> Folder:
-        """The folder at a relative path, of which no component is a link (ENOTDIR, ELOOP)."""
+        """The folder at a relative path; a component that is a link is refused (ENOTDIR, ELOOP)."""
         return self._descend(PurePath(below).parts, make=False, mode=None)
 
     def make(self, below: str | PurePath, mode: int | None = None) -> Folder:
-        """The same; what is missing of it is made, and is on the disk on return.
+        """The same; missing folders are made, and are on the disk on return.
 
         With `mode` a new folder at the end has exactly these permissions, whatever the umask.
         """
@@ -325,7 +325,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(path: Path, mode: int | None = None) -> None:
-    """Create `path` and its missing parents; on return each of them is on the disk.
+    """Create `path` and its missing parents; on return they are on the disk.
 
     With `mode` a new folder at `path` itself has exactly these permissions, whatever the umask.
     """

@@ -39,7 +39,7 @@ def printable(text: str) -> str:
     Names and answers come from registries, bundles and settings of others. What is not printable
     in them could move a terminal's cursor, turn the direction of a line, or forge a line of our
     own: control and format characters, separators other than the space, halves of surrogate pairs
-    (bytes of a path that are no text), and what Unicode has not assigned. Every place that renders
+    (bytes of a path that are not text), and what Unicode has not assigned. Every place that renders
     text for people cleans it with this; JSON keeps the true values, escaped.
     """
     return text if text.isprintable() else _NOT_PLAIN.sub(_escaped, text)
@@ -91,7 +91,7 @@ class MirrorError(Exception):
         return f"{self.problem}; {self.advice}" if self.advice else self.problem
 
     def relocate(self, where: str) -> None:
-        """Name another place: whoever passes this on may know better where it happened."""
+        """Name another place: a caller that passes it on may know better where it happened."""
         self.where = where
         self.args = (f"{where}: {self.explanation}",)
 
@@ -163,7 +163,7 @@ class NotFoundError(MirrorError):
 
 
 class ConflictError(MirrorError):
-    """Somebody else changed the same registry meanwhile; nothing of that was overwritten."""
+    """Somebody else changed the same registry meanwhile; their changes were not overwritten."""
 
 
 class DowngradeError(MirrorError):

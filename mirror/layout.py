@@ -88,7 +88,7 @@ def repositories_of(index: str, name: str) -> tuple[str, ...]:
 def names_component(tag: str) -> bool:
     """Whether a tag of an index names a module, package or plugin.
 
-    Signatures of the index's images do not, nor does what no repository can be called.
+    Signatures of the index's images do not, nor do names that a repository cannot have.
     """
     if is_attachment_tag(tag):
         return False

@@ -437,7 +437,7 @@ class ArchiveTally:
             self._sizes[archive] += size
 
     def done(self, archive: str) -> None:
-        """Note that one of them is done; of an archive that is not known, do nothing."""
+        """Note that one of them is done; an unknown archive is ignored."""
         with self._lock:
             self._left[archive] -= 1
             if not self._left[archive]:

@@ -167,7 +167,7 @@ def check_public_key(public_pem: bytes) -> None:
     """See that `verify` can use the key.
 
     Raises:
-        InputError: it cannot: it is no public key, or one of another kind.
+        InputError: it is not a public key, or one of another kind.
     """
     _public_key(public_pem)
 

@@ -1,7 +1,7 @@
 """Images made from scratch: layers, configs, manifests, indexes (image-spec; Docker schema 2).
 
 All of it is reproducible: the same input gives the same bytes. Layers are ordinary tar archives
-that container runtimes unpack; nothing of this is tied to Deckhouse.
+that container runtimes unpack; this module is not tied to Deckhouse.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from mirror.registry.transport import Transport, WholeAnswer, Wire
 from mirror.run import Run
 
 PLAN = "x-amz-meta-mirror-plan"
-"""The header of an archive's object that says of which plan it is."""
+"""The header of an archive's object that names its plan."""
 _MOST_ANSWER, _ANY = 4 << 20, range(100, 600)
 _MOST_LISTED, _MOST_LISTS, _MOST_PAGES = 200_000, 24 << 20, 200
 """Entries, bytes and pages of one list. Pages have 1,000 entries; a bundle has fewer files."""
@@ -67,7 +67,7 @@ class BucketAddress:
         """Read one.
 
         Raises:
-            InputError: it is no such address, or has a login in it.
+            InputError: it is not such an address, or it contains a login.
         """
         bucket, _, prefix = text.removeprefix("s3://").partition("/")
         parts = prefix.strip("/").split("/") if prefix.strip("/") else []
@@ -238,7 +238,7 @@ class Bucket:
         return b"".join(self.chunks(name, state, 0, state.size, run))
 
     def plan_of(self, name: str, run: Run) -> tuple[int, str] | None:
-        """The size of an object, and of which plan it says that it is; None if it is not there."""
+        """The size of an object and the plan that it names; None if it is not there."""
         answer = self._call("HEAD", name, run, accept=(200, 404))
         there = answer.status == 200
         return (answer.headers.length or 0, answer.headers.get(PLAN, "")) if there else None
@@ -265,7 +265,7 @@ class Bucket:
         return [(name, text(one, "UploadId")) for name, one in found]
 
     def begin(self, name: str, plan: str, run: Run) -> str:
-        """Begin an upload of an object that says of which plan it is; return the upload's id."""
+        """Begin an upload of an object that names its plan; return the upload's id."""
         answer = self._call("POST", name, run, query={"uploads": ""}, headers={PLAN: plan})
         return text(self._tree(answer, "POST", name), "UploadId")
 

@@ -155,7 +155,7 @@ def found_checks(archive: OpenArchive) -> Iterator[Check]:
 
 
 def flattened(archives: Mapping[str, Inventory]) -> Iterator[Finding]:
-    """Find the multi-arch images of which only the image for one platform is there.
+    """Find multi-arch images that have the image of one platform only.
 
     `d8 mirror pull` packs components like that. Each still goes by the digest of the whole, which
     a cluster asks for and no registry can give it any more.
@@ -278,7 +278,7 @@ def lost_findings(folder: Location | None) -> Iterator[Finding]:
 def part_findings(suspects: Iterable[Location], stated: Mapping[str, Digest]) -> Iterator[Finding]:
     """Say which of the parts that damage was found in are not what `SHA256SUMS` says.
 
-    Those are to be copied again. They are read once more for that.
+    Copy those again. They are read once more for that.
     """
     for path in sorted(suspects, key=lambda one: one.name):
         expected = stated.get(path.name)

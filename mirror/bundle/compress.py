@@ -254,7 +254,7 @@ class Compressor:
         self._compression.submit(data, lambda outcome: self._done(number, size, outcome))
 
     def _done(self, number: int, size: int, outcome: bytes | BaseException) -> int:
-        """Write what is next, if that is this; return how many frames have left the memory."""
+        """Write this if it is next; return how many frames have left the memory."""
         with self._changed:
             if isinstance(outcome, BaseException):
                 self._error = self._error or outcome

@@ -80,7 +80,7 @@ class OpenArchive:
 
     @property
     def broken(self) -> MirrorError | None:
-        """Why nothing of it can be read, if that is so."""
+        """Why it cannot be read at all; None if it can."""
         return self._broken
 
     @property

@@ -262,7 +262,7 @@ def is_leftover(name: str) -> bool:
 
 
 def leftovers(folder: Folder) -> dict[str, int]:
-    """Name → bytes of the disk, of what interrupted pulls left; nothing of an earlier bundle."""
+    """Name → bytes on disk of what interrupted pulls left, without an earlier bundle's files."""
     old, (part_size, progress) = seal_in(folder, PARTIAL_SEAL), read_journal(folder)
     own: set[str] = set()
     names = listed(folder)

@@ -76,7 +76,7 @@ class Follower:
     pair of numbers per gap in what is written.
 
     Raises:
-        ValueError: a part has less than no bytes, or there are no parts.
+        ValueError: a part has a negative size, or there are no parts.
     """
 
     def __init__(

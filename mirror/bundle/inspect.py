@@ -392,9 +392,9 @@ def _layers(reached: Iterable[Digest], content: RepositoryContent) -> int:
 
 
 def components(total: Inventory, sizes: Iterable[tuple[str, int]]) -> tuple[ComponentInsight, ...]:
-    """Every component of which `total` has repositories, by kind and name.
+    """Every component that has repositories in `total`, by kind and name.
 
-    `sizes` are (repository path, bytes) of all layouts, of which a repository may have several.
+    `sizes` are (repository path, bytes) of all layouts; a repository may have several layouts.
     """
     taken: Counter[tuple[str, str]] = Counter()
     for path, size in sizes:

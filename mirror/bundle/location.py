@@ -1,7 +1,7 @@
 """Where the files of a bundle lie: in a folder, or on another machine that serves ranges of them.
 
-The readers of bundles use what a `Path` and a `RemotePath` have in common. Nothing of a remote file
-is ever kept on this machine's disk: whoever reads gets the bytes as they arrive.
+The readers of bundles use what a `Path` and a `RemotePath` have in common. This machine's disk
+never keeps a remote file: whoever reads gets the bytes as they arrive.
 """
 
 from __future__ import annotations

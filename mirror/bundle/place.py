@@ -133,7 +133,7 @@ class BundlePlace(Protocol):
     def leftovers(self) -> dict[str, int]:
         """What interrupted runs have left: name → bytes that it takes.
 
-        Nothing of a sealed bundle is among it, and nothing that is not a bundle's.
+        Files of a sealed bundle are not among them, nor files that are not a bundle's.
         """
         ...
 

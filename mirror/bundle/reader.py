@@ -1,6 +1,6 @@
 """Reading a bundle where it lies: in a folder, alone, in parts, compressed, or unpacked.
 
-Nothing is unpacked for it: blobs are read at their offsets.
+It unpacks nothing: it reads blobs at their offsets.
 """
 
 from __future__ import annotations

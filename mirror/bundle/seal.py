@@ -200,7 +200,7 @@ class Seal:
                 if (
                     str(Repository.parse(origin)) != origin
                 ):  # it is shown, and hosts are named by it
-                    raise DamagedBundleError(f"its origin {origin!r:.200} is no repository")
+                    raise DamagedBundleError(f"its origin {origin!r:.200} is not a repository")
             archives = {one.name: one for one in lay_out_all(parts, origins, coverage)}
             for name, value in document["archives"].items():
                 if archives[name].size != value["size"]:

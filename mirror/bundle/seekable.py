@@ -250,8 +250,8 @@ class Forward(Readable):
     """`file` read once from front to back, its frames decompressed ahead in threads.
 
     It is for one reader, who asks for stretches in their order; what was passed is gone. The
-    compressed bytes are hashed as they pass. It offers what `files.Readable` has. A damaged frame
-    raises whenever something of it is asked for, and those behind it are still read. Use it as a
+    compressed bytes are hashed as they pass. It offers what `files.Readable` has. Reading from a
+    damaged frame raises each time; the frames behind it are still read. Use it as a
     context manager.
     """
 

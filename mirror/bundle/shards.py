@@ -99,7 +99,7 @@ class Agreed:
 
 
 class ShardPlace(BucketPlace):
-    """A place in a bucket of which one machine fills a share.
+    """A place in a bucket, where one machine fills its share.
 
     First `agreed`, or else `agree`; then a writer fills the share; then `close_files`, and `seal`.
     """
@@ -289,7 +289,7 @@ class ShardPlace(BucketPlace):
     # -- completion --------------------------------------------------------------------------------
 
     def close_files(self) -> list[str]:
-        """Make the objects of which all parts have arrived, read them back and write their sums
+        """Complete objects whose parts have all arrived, read them back and write their sums
         down, for those files that this shard has a part of; the names of those it has read.
 
         Raises:
@@ -322,7 +322,7 @@ class ShardPlace(BucketPlace):
         return sorted(self._noted)
 
     def _claims(self, name: str) -> bool:
-        """Whether what is to be done about this file once is for this shard to do: it is the first
+        """Whether this shard does what must be done once about this file: it is the first
         that would, perhaps in an earlier run."""
         claim, mine = f"shard-claims-{name}{PARTIAL_SUFFIX}", str(self._shard.number).encode()
         states = self._put_first(claim, mine)

@@ -66,7 +66,7 @@ class ArchiveFile(Protocol):
 
 
 Follow = Callable[[Archive, ArchiveFile, list[Entry]], Follower]
-"""Makes the follower of an archive; it gets the entries of which something is claimed."""
+"""Makes the follower of an archive; it gets the entries that something is claimed about."""
 
 
 class Claims(Protocol):
@@ -77,7 +77,7 @@ class Claims(Protocol):
         """Whether anything is there that the next run may use."""
 
     def claims(self, file: ArchiveFile, entry: Entry) -> bool:
-        """Whether something of an entry is said to be there, so that it is to be looked at."""
+        """Whether the run says that it brought a part of an entry, so that it must be checked."""
 
     def holds(self, file: ArchiveFile, entry: Entry) -> bool:
         """Whether all of an entry is said to be there."""
@@ -264,7 +264,7 @@ class ArchiveStaging:
 
     `places` are those of content that is carried; `own` those of files whose content the archive
     itself brings. `follow` makes the follower of each archive, if it is to have one; it gets the
-    entries of which something is claimed.
+    entries that something is claimed about.
     """
 
     def __init__(

@@ -187,7 +187,7 @@ _ANONYMOUS = Digest.of(b"")
 
 
 class _BundleVerification:
-    """One run over a bundle: first what is to be checked, then the checks, in parallel."""
+    """One run over a bundle: first it lists the checks, then it runs them in parallel."""
 
     def __init__(self, reader: BundleReader, run: Run, *, quick: bool) -> None:
         self._reader, self._run, self._quick = reader, run, quick
@@ -278,7 +278,7 @@ class _BundleVerification:
         self._findings += sums_findings(seal, folder, self._sums, packed)
 
     def _plan_archive(self, archive: OpenArchive) -> None:
-        """Note what is to be checked of an archive, and what is wrong with it as a whole."""
+        """Note the checks of an archive, and what is wrong with it as a whole."""
         name = archive.name
         expected = self._seal.archives.get(name) if self._seal is not None else None
         if self._seal is not None and expected is None:

@@ -288,7 +288,7 @@ class BundleWriter:
     ) -> int:
         """Write what comes from `begun` on; return how many bytes that were.
 
-        Until a blob that was begun in an earlier run has proved right, nothing of it is `final`.
+        No byte of a blob that an earlier run began is `final` until the blob has proved right.
         """
         position, pieces, size, journal = begun, list[bytes](), 0, self._state.journal
 

@@ -160,7 +160,7 @@ def credentials_for(
 
 
 def license_credentials(license_key: str) -> Credentials:
-    """The login that a licence key stands for."""
+    """The login that belongs to a licence key."""
     key = _read(license_key, "Licence key: ")
     if not key:
         raise InputError("--license - found no key on standard input")
@@ -217,7 +217,7 @@ def _read_by(parse: Callable[[str], float]) -> Callable[..., float | None]:
 
 
 def _host(text: str) -> str:
-    """The name of a host, of which a port does not matter."""
+    """The name of a host, without its port."""
     try:
         host = Repository.parse(f"{text.strip().lower()}/any").host
     except InvalidReferenceError:

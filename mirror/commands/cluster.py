@@ -225,7 +225,7 @@ def apply_command(
 
 
 def _rendered(folder: Path) -> list[Mapping[str, Any]]:
-    """The objects of a folder, in the order in which they are to be applied."""
+    """The objects of a folder, in the order in which to apply them."""
     found = list(_objects(folder / MANIFESTS))
     if not found:
         raise InputError(

@@ -169,7 +169,7 @@ def _settings_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _duration(seconds: int) -> str:
-    """`72 h`, or `5 min 30 s`: what is not zero of hours, minutes and seconds."""
+    """`72 h`, or `5 min 30 s`: hours, minutes and seconds, without those that are zero."""
     (hours, rest), units = divmod(seconds, 3600), ("h", "min", "s")
     parts = zip((hours, *divmod(rest, 60)), units, strict=True)
     return " ".join(f"{count} {unit}" for count, unit in parts if count)

@@ -81,7 +81,7 @@ class PathHere(click.Path):
 
 
 class _BundleType(click.Path):
-    """A path of this machine, or an address, as text, of which a `Path` would make another."""
+    """A path of this machine, or an address. Addresses stay text: a `Path` would change them."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if is_address(value) else super().convert(value, param, ctx)
@@ -264,7 +264,7 @@ class Work(ExitStack):
         return self._unwritten is None
 
     def write_page(self, file: Path, page: str) -> None:
-        """Write a page, of which the result says where it is."""
+        """Write a page; the result says where it is."""
         if self.write(file, page.encode()):
             self._page = f"\n\nThe page is {file}; any browser opens it offline"
 

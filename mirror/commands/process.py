@@ -187,7 +187,7 @@ def stopping(report: Callable[[], None]) -> Iterator[Callable[[], bool]]:
 
     Yields a function that says whether a signal has come. KeyboardInterrupt may strike anywhere,
     also inside a lock of the standard library, which then raises its own complaint ("release
-    unlocked lock"): whatever is raised after a signal is a consequence of it.
+    unlocked lock"): an exception after a signal is a consequence of it.
     """
 
     def give_up() -> None:

@@ -301,8 +301,8 @@ def clean_command(
     """Remove what interrupted pulls have left in BUNDLE_DIR, or in a bucket: s3://BUCKET/PREFIX.
 
     These are partial archives, and in a bucket unfinished uploads, which no listing shows and which
-    cost as much as objects. A sealed bundle stays, and so does what is not a bundle's. It is for
-    pulls that are given up: the next one starts over.
+    cost as much as objects. A sealed bundle stays, and so do files that are not a bundle's. Use it
+    for pulls that you give up: the next one starts over.
     """
     place = made_at(bundle_dir, access, work)
     if not dry_run and work.asks(yes):

@@ -77,7 +77,7 @@ def _rules(foreign_layers: str, sparse_indexes: str) -> ContentRules:
         type=click.Choice([*map(str, SparseIndexes)]),
         default=str(SparseIndexes.REFUSE),
         show_default=True,
-        help="Multi-arch indexes of which a leader that states nothing lacks some images.",
+        help="Multi-arch indexes that lack some images at a leader without a statement.",
     ),
 )
 @click.option(

@@ -152,7 +152,7 @@ def reconcile(
     if not plan.allowed:
         return Reconciled(plan, _refused(state, plan, now))
     if plan.verdict is Verdict.NOTHING and begun is None and not target.managed:
-        # Nothing of ours is there, and nothing is to come.
+        # Ours are gone, and none are to come.
         return Reconciled(plan, state.withdrawn(now))
     stage = memory.get("stage") if state.hash == inputs_hash(target) else None
     state = state.aiming_at(target.mode, inputs_hash(target))
@@ -328,7 +328,7 @@ class Switch:
                 return outcomes.cleanup_node_services(site.left(self))
             case _C.CLEANUP_IN_CLUSTER_PROXY:
                 return outcomes.cleanup_in_cluster_proxy(exists=site.proxy_exists(self))
-        raise ValueError(f"{step} is no step of a switch")
+        raise ValueError(f"{step} is not a step of a switch")
 
     def _replicas(self, *accepted: Rendered) -> StepOutcome:
         """Whether every master's replica serves, by one of these configurations."""
@@ -342,7 +342,7 @@ class Switch:
         return outcomes.node_services(pods, wanted)
 
     def due(self, steps: Sequence[ConditionType]) -> tuple[Rendered | None, ConditionType | None]:
-        """What is to be in the cluster when these steps are reached or waited for, and for which.
+        """What the cluster must have when these steps are reached or waited for, and for which one.
 
         Until the masters' services serve, that is what those need, and other nodes hear nothing.
         """

@@ -89,6 +89,6 @@ class ConditionType(StrEnum):
     FINAL = "FinalContainerdConfigReady"
     CLEANUP_NODE_SERVICES = "CleanupNodeServices"
     CLEANUP_IN_CLUSTER_PROXY = "CleanupInClusterProxy"
-    ROTATION = "SecretsRotated"  # ours, where that was asked for: it is no step of a switch
+    ROTATION = "SecretsRotated"  # ours, where it was asked for; not a step of a switch
     READY = "Ready"
     NOT_SUPPORTED = "ErrTransitionNotSupported"

@@ -113,7 +113,7 @@ class Layout:
         return PlannedRoute(plane, self.names, role, host, self.backend)
 
     def routing(self) -> Routing:
-        """Its routes, all of which serve."""
+        """Its routes; all of them serve."""
         routes = frozenset(map(self.route, (Plane.CRI, Plane.API)))
         serving = {route.backend for route in routes}
         if not self.kind.row.holds_own_images:

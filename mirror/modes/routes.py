@@ -24,7 +24,7 @@ class Mode(StrEnum):
 
 
 class ModeKind(StrEnum):
-    """A mode as the table has it: Unmanaged is two kinds, of which the legacy one is deprecated."""
+    """A mode as the table has it: Unmanaged is two kinds, and the legacy one is deprecated."""
 
     DIRECT = "Direct"
     PROXY = "Proxy"

@@ -124,7 +124,7 @@ def evaluate(
     saved_parameters: bool = True,
     generation: int | None = None,
 ) -> Conditions:
-    """One run of the machine: the conditions after it, of which `Ready` is the last."""
+    """One run of the machine: the conditions after it, `Ready` last."""
     now = now.astimezone(UTC).replace(microsecond=0)
 
     def made(kind: ConditionType, ready: bool, message: str) -> Condition:
@@ -209,7 +209,7 @@ class RegistryState:
         return replace(self, conditions=set_condition(self.conditions, error))
 
     def stopped(self, message: str, now: datetime) -> RegistryState:
-        """The state with an error of which the switch waits to be rid."""
+        """The state with an error that holds up the switch."""
         moment = now.astimezone(UTC).replace(microsecond=0)
         error = Condition(ConditionType.READY, False, moment, Reason.ERROR, message)
         return replace(self, conditions=set_condition(self.conditions, error))
@@ -233,7 +233,7 @@ class RegistryState:
         return replace(self, conditions=set_condition(set_condition(known, told), ready))
 
     def withdrawn(self, now: datetime) -> RegistryState:
-        """The state of a cluster at rest, without the errors of what is not wanted any more."""
+        """The state of a cluster at rest, without errors of what is no longer wanted."""
         kept = tuple(
             one
             for one in self.conditions

@@ -76,7 +76,7 @@ def objects_of(
     ports: Ports,
     push: PushIngress | None,
 ) -> tuple[Object, ...]:
-    """All objects, in the order in which they are to be applied.
+    """All objects, in the order in which to apply them.
 
     `ports` are those of the in-cluster proxy. Its Deployment needs `images`.
     """

@@ -84,7 +84,7 @@ class Rendered:
 
     `version` is that of all these files: it changes exactly when one of them does, secret ones
     included, and tells nothing about their content. `objects` are Kubernetes objects as JSON
-    values, in the order in which they are to be applied; Secrets are among them.
+    values, in the order in which to apply them; Secrets are among them.
     """
 
     nodes: Mapping[str, Tree]

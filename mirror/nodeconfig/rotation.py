@@ -1,8 +1,8 @@
 """New authority, token keys and passwords without a gap: a walk of three steps.
 
 First the new is trusted beside the old, then it is used, then the old is gone. The next step may be
-taken when every node has applied the files of the last one: whoever uses something new then meets
-nobody who does not know it. Each step is a value, `ServiceSecrets`, from which files are rendered.
+taken when every node has applied the files of the last one: so nothing new is used before
+everybody knows it. Each step is a value, `ServiceSecrets`, from which files are rendered.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Digest(bytes):
     def __new__(cls, algorithm: str, encoded: str) -> Digest:
         """Make the digest of these two parts; `parse` is for what others wrote."""
         if algorithm not in _ALGORITHMS:
-            raise ValueError(f"{algorithm!r} is no algorithm of a digest")
+            raise ValueError(f"{algorithm!r} is not a digest algorithm")
         kind = _ALGORITHMS.index(algorithm)
         return bytes.__new__(cls, kind.to_bytes() + bytes.fromhex(encoded))
 
@@ -229,7 +229,7 @@ class Reference:
             name = behind
         elif "@" in name or "/" in behind:
             raise _credentials_inside(behind)
-        # First, as its error repeats nothing of what stands before the @.
+        # First: its error does not repeat what stands before the @.
         digest = Digest.parse(behind) if at else None
         head, colon, tag = name.rpartition(":")
         if not colon or "/" in tag:  # that colon belongs to the port

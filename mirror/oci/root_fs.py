@@ -50,7 +50,7 @@ class EntryPosition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """Something in an image that is no folder.
+    """Something in an image that is not a folder.
 
     `size` is bytes, `mode` the permissions, `target` a symbolic link's. A `problem` says why a file
     cannot be read. Two names of one file are one leaf; a hard link is one that leads nowhere.
@@ -72,7 +72,7 @@ class Directory:
 
 
 class RootFs:
-    """What is at each path of an image. Reading `layers`, the base first, is what makes one.
+    """What is at each path of an image. It is made by reading `layers`, the base first.
 
     `check` is called again and again while layers are read and links followed; it raises what is to
     end that.
@@ -166,7 +166,7 @@ class RootFs:
     ) -> Iterator[tuple[EntryPosition, Iterator[bytes]]]:
         """The data of files, in the order in which the layers have them; they are read again.
 
-        The pieces of one are to be read before the next is asked for.
+        Read the pieces of one before you ask for the next.
         """
         self._unpacked = 0
         for layer in sorted({place.layer for place in wanted}):
@@ -268,7 +268,7 @@ class RootFs:
 
     def _linked(self, target: str) -> Leaf | None:
         """What a hard link to `target` is a name of."""
-        with suppress(_CircleError):  # which is no file either
+        with suppress(_CircleError):  # which is not a file either
             found = self._find(clean_path(target) or "", follow=False)
             if found is not None and isinstance(found[1], Leaf):
                 return found[1] if found[1].kind is not EntryKind.HARDLINK else None

@@ -41,8 +41,9 @@ class CleanReport:
 def clean(folder: Path | Bucket, *, dry_run: bool = False, run: Run | None = None) -> CleanReport:
     """Remove what interrupted pulls have left in `folder`, or in a bucket, so that none goes on.
 
-    In a bucket these are unfinished uploads, too. A sealed bundle stays, and what is not a
-    bundle's. A pull that works there meanwhile keeps its folder; in a bucket it ends with an error.
+    In a bucket these are unfinished uploads, too. A sealed bundle stays, and so do files
+    that are not a bundle's. A pull that works there meanwhile keeps its folder; in a bucket it
+    ends with an error.
 
     Raises:
         InputError: `folder` is not one, or somebody makes a bundle there.

@@ -387,7 +387,7 @@ class HistoryReport:
 def history(
     tree: RegistryTree, *, last: int | None = None, run: Run | None = None
 ) -> HistoryReport:
-    """Read the `last` generations (all, if None) of which the registry keeps statements.
+    """Read the `last` generations (all, if None) whose statements the registry keeps.
 
     A warning names each that cannot be read and is left out.
 

@@ -52,7 +52,7 @@ def extract_image(
 
     A folder's content becomes the content of `into`, a file is put there under its own name. `into`
     is new or empty, and appears as a whole or not at all. The image's layers are brought into a
-    hidden folder beside it first, and nothing of them is read before their digests are right.
+    hidden folder beside it first, and are read only after their digests have proved right.
 
     Nothing is written outside of `into`: a symbolic link becomes a relative one to what it really
     leads to, if that is taken out too, and is left out otherwise. Files belong to the caller, who
@@ -122,7 +122,7 @@ def _staging(into: Path) -> Iterator[tuple[Folder, Folder]]:
 
 
 class _Wanted:
-    """What of an image is to be written, by its path below the place that was asked for."""
+    """What to write of an image, by its path below the place that was asked for."""
 
     def __init__(
         self, image: RootFs, base: str, node: Directory | Leaf, name: str, where: str
@@ -166,7 +166,7 @@ class _Wanted:
     def _end_of(self, path: str) -> str | None:
         """Where a link really leads, as a relative path from its own folder.
 
-        That has no other link on its way, so whoever follows it ends where we looked.
+        No other link lies on its way, so following it ends where we looked.
         """
         found = self._image.end_of("/".join(filter(None, (self._base, path))))
         if found is None:

@@ -1,6 +1,6 @@
 """Single images, blobs and releases, as programs in a cluster need them day by day.
 
-Each call takes a client, be it one of a registry or that of a cluster's mode, and names a
+Each call takes a client, of a registry or of a cluster's mode, and names a
 repository and a tag or digest as the client does. Where several replicas can be asked and one gives
 damaged bytes, the others are asked; nothing damaged gets a name on the disk.
 """
@@ -52,7 +52,7 @@ def find_image(
     """The image for `platform` behind a tag or digest.
 
     An index is followed to its image for that platform; `linux/arm64` stands for all variants of
-    it. What is no index is returned as it is, since only its configuration names a platform.
+    it. Anything but an index is returned as it is, since only its configuration names a platform.
 
     Raises:
         NotFoundError: the index has no image for that platform; the message names those it has.

@@ -206,7 +206,7 @@ def choose_leader(
     registry contradict. What is on its way to a generation beyond that one, by
     a publication that is under way or was interrupted, is not to be turned back by who finds it so:
     such trees are in the failures, like those that could not be asked. All are asked at once, and
-    whoever has not answered after `patience_s` seconds counts as unreachable.
+    those that have not answered after `patience_s` seconds count as unreachable.
     """
     failures: list[Failure] = []
     states: list[tuple[RegistryTree, PublicationState]] = []

@@ -257,7 +257,7 @@ def after(there: Inventory, removal: Removal) -> Inventory:
 
 
 def _inventory_of(place: Path) -> Inventory:
-    """What a push of a bundle or an inventory would make, whatever is there by those names."""
+    """What a push of a bundle or an inventory would make, whatever has those names now."""
     from mirror.bundle.reader import read_inventory
 
     found = read_inventory(place)

@@ -94,7 +94,7 @@ class PullPlan:
 
     @property
     def fetch(self) -> int:
-        """Bytes of blobs that are to be fetched."""
+        """Bytes of blobs to fetch."""
         return sum(self._seal.carried.blob_sizes().values())
 
     def references(self) -> Iterator[PlannedReference]:

@@ -1,8 +1,8 @@
 """Repair of a bundle in place: what is damaged or missing is brought from elsewhere.
 
 The seal settles every byte of the archives: headers, indexes and padding follow from it; content
-goes by its digest, so whoever has it may give it, and is written only after it has proved right.
-Nothing is noted down: a repair that was stopped is run again, and finds less to do.
+goes by its digest, so any source will do; it is written only after it has proved right.
+It keeps no journal: a repair that was stopped is run again, and finds less to do.
 """
 
 from __future__ import annotations

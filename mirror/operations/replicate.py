@@ -275,7 +275,7 @@ class Replication(RegistryTask):
     ) -> bool:
         """Carry what is missing and state it; False if statements misled a `quick` one.
 
-        Nothing is carried into `unclear` repositories: a refused answer does not mean absence.
+        It carries nothing into `unclear` repositories: a refused answer does not mean absence.
         """
         facts = self._facts
         wanted = self._wanted.filtered(lambda path: path not in unclear)

@@ -1,4 +1,4 @@
-"""Works that several machines share: each carries its share, whoever finds all there completes."""
+"""Works that several machines share: each carries its share, and who finds all there completes."""
 
 from __future__ import annotations
 

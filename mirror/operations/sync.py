@@ -116,7 +116,7 @@ def sync_replicas(
 
     Every replica has `run.jobs` threads of its own and a result of its own, which `on_replica`
     hears as soon as it is there; none waits for another. What fails is in the report and is not
-    raised. After `deadline_s` seconds what is not finished is stopped; half of that time is for
+    raised. After `deadline_s` seconds unfinished work is stopped; half of that time is for
     choosing a leader.
 
     A statement of the leader that cannot be read is a failure of every replica.

@@ -109,7 +109,7 @@ class Home:
         address at our own host therefore keeps our own scheme and never falls back to plain HTTP.
 
         Raises:
-            RegistryError: it is no address.
+            RegistryError: it is not an address.
         """
         try:
             joined = urljoin(base, location)

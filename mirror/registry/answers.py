@@ -291,7 +291,7 @@ def unreadable(
 def reason_in(headers: Mapping[str, str], body: bytes) -> tuple[Sequence[str], str]:
     """The codes in an error answer, and its text for people, clean and bounded.
 
-    Nothing where it says nothing: from a page of HTML, the status says enough.
+    Empty where it gives none, and for a page of HTML: there the status says enough.
     """
     if read_whole(headers, (), 0) is None:
         return (), f"a reason encoded as {clean(headers['content-encoding'])}, unasked"

@@ -101,7 +101,7 @@ class RegistryWriter(RegistryReader, Protocol):
     def cancel_upload(self, repository: str, upload: OpenUpload) -> bool:
         """Let the registry forget a session (DELETE), and say whether it answered.
 
-        Nothing is raised: the registry also forgets by itself.
+        It raises nothing: the registry also forgets by itself.
         """
         transport, path = self._writing(repository)
         return upload_sessions.cancel(transport, upload.location, (PUSH.format(path),))
@@ -320,7 +320,7 @@ class RegistryClient(RegistryWriter):
     def tags(self, repository: str) -> list[str]:
         """All tags of a repository, in the registry's order, each once (end-8).
 
-        Names that are no tags are left out, with a warning.
+        Names that are not tags are left out, with a warning.
 
         Raises:
             RegistryNotFoundError: the registry does not know the repository.
@@ -331,7 +331,7 @@ class RegistryClient(RegistryWriter):
         """All repositories of the registry, in its order, page by page (`GET /v2/_catalog`).
 
         Not part of the specification: many registries lack it or keep it to administrators.
-        Names that are no repositories are left out, with a warning.
+        Names that are not repositories are left out, with a warning.
         """
         return manifests.catalogue(self._transport)
 

@@ -59,7 +59,7 @@ class _Destination(NamedTuple):
 class Connections:
     """Connections to all hosts that requests go to, direct or through a proxy; thread-safe.
 
-    There is no limit to their number, as whoever sends requests keeps one. `home` is the registry
+    Their number is not limited here: whoever sends requests limits it. `home` is the registry
     itself. Wherever else its answers lead, a host in a private network is only connected to if
     `home` is in one, too, or if the options trust that host.
 

@@ -217,7 +217,7 @@ def _url(transport: Transport, repository: str, digest: Digest) -> str:
     return transport.at(repository, f"blobs/{digest}")
 
 
-# -- files that are no blobs -----------------------------------------------------------------------
+# -- files that are not blobs ----------------------------------------------------------------------
 
 
 class FileState(NamedTuple):

@@ -384,8 +384,8 @@ _gates: WeakValueDictionary[tuple[object, ...], HostGate] = WeakValueDictionary(
 class StallWatch:
     """Judges one direction of one transfer in windows of `window_s` seconds spent waiting.
 
-    Only the time that the network takes counts: a slow disk on our side is no stall. Sockets have
-    time-outs of their own for moving nothing at all; this catches the connection that trickles.
+    Only the time that the network takes counts: a slow disk on our side is not a stall. Sockets
+    have time-outs of their own for moving nothing at all; this catches one that trickles.
     `spend` hears of all bytes and may wait, for a rate to be kept.
     """
 

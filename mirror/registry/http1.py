@@ -140,7 +140,7 @@ class Connection:
     def send(self, head: bytes, body: Body | None, patience: Patience) -> None:
         """Send a request. A server that will not take all of it may have answered already.
 
-        It is listened to meanwhile: who has refused need not take, nor be sent, the rest.
+        It is listened to meanwhile: after a refusal the rest is not sent.
         """
         self._patience, self.is_answered = patience, False
         self._wait = Wait(patience.stall_s, patience.check)
@@ -218,7 +218,7 @@ class Connection:
             yield piece
 
     def chunks(self) -> Generator[bytes, None, None]:
-        """A body in chunks, of which the last is empty."""
+        """A body in chunks; the last one is empty."""
         while True:
             self._wait_anew()
             match = _SIZE.fullmatch(self._line())

@@ -141,7 +141,7 @@ def put(transport: Transport, repository: str, reference: str | Digest, manifest
         if there is None or there.digest != manifest.digest:
             raise transport.refused(answer, transport.where("PUT", url))
     told = _told_digest(answer)
-    # A digest by another algorithm is no contradiction.
+    # A digest by another algorithm does not contradict it.
     if told is None or told.algorithm != manifest.digest.algorithm or told == manifest.digest:
         return
     raise DigestMismatchError(

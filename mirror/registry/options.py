@@ -57,7 +57,7 @@ class ConnectionOptions:
     `trusted_hosts` are names of other hosts to which the registry may lead us although they are in
     a private network and it is not, or that may get our login without TLS as its token server.
 
-    No limit is set on a whole transfer, since a large blob on a slow line is no failure. A
+    No limit is set on a whole transfer, since a large blob on a slow line is not a failure. A
     transfer has stalled when it moves nothing for `stall_timeout_s`, or fewer than
     `stall_min_bytes` in a window of that length. `answer_timeout_s` is how long a registry may
     think about a finished upload: object stores copy the whole blob before they answer.

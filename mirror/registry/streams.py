@@ -1,4 +1,4 @@
-"""Sockets of which every wait listens to the work that waits, and what the network does to them.
+"""Sockets whose waits end when the work that waits is stopped, and what the network does to them.
 
 All sockets are non-blocking. A wait is a `poll` in slices, and between two slices `check` is asked,
 which raises once there is no more reason to wait. So a cancelled run leaves a connection at any
@@ -118,7 +118,7 @@ class Stream:
         return self.attempt(partial(self._received, most), select.POLLIN, wait)
 
     def send(self, data: bytes | memoryview, wait: Wait, seconds: float) -> None:
-        """Send all of `data`, of which each piece that gets away may take so many seconds."""
+        """Send all of `data`; each piece may take so many seconds to get away."""
         rest = memoryview(data)
         while rest:
             wait.until = time.monotonic() + seconds

@@ -160,7 +160,7 @@ class Transport:
         """The absolute address that `location` means in an answer from `base`.
 
         Raises:
-            RegistryError: it is no address.
+            RegistryError: it is not an address.
         """
         return self._home.resolved(location, base)
 

@@ -273,7 +273,7 @@ class Upload:
     ) -> None:
         """Learn from the registry how far the session got ("Pushing a blob in chunks").
 
-        What it has accepted it has, whatever it says: that is `believed` when it is said again.
+        It has what it has accepted, even if it denies it once; a second denial is `believed`.
         """
         confirmed = None if session.unsure else session.offset
         try:
@@ -436,7 +436,7 @@ def _to_be_continued(err: BaseException) -> bool:
 
 
 def _unasked(where: str) -> RegistryError:
-    return RegistryError(f"{where}: the registry knows nothing of an earlier upload", where=where)
+    return RegistryError(f"{where}: the registry does not know an earlier upload", where=where)
 
 
 def _session_lost(err: RegistryError, session: _UploadSession) -> bool:

@@ -57,7 +57,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class ModuleGroup:
-    """Modules of which at least one (`anyOf`) or none (`noneOf`) must exist."""
+    """Modules: at least one (`anyOf`) or none (`noneOf`) of them must exist."""
 
     name: str
     members: tuple[Requirement, ...]

@@ -95,7 +95,7 @@ def filled(
     legend: str = "",
     tree: Mapping[str, Any] = MappingProxyType({"children": ()}),
 ) -> str:
-    """The page with its parts, which but for `title` are HTML; without a `tree` it has no map."""
+    """The page with its parts; all but `title` are HTML; without a `tree` it has no map."""
     page = resources.files("mirror.reports").joinpath("page.html").read_text(encoding="utf-8")
     script = page.rpartition("<script>")[2].partition("</script>")[0]
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

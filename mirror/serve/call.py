@@ -138,7 +138,7 @@ async def judged(
     *args: _P.args,
     **kwargs: _P.kwargs,
 ) -> _T:
-    """Call `function`, which judges this `Authorization`; in a thread if that is slow."""
+    """Call `function`, which judges this `Authorization`; in a thread if it is slow."""
     call = partial(function, *args, **kwargs)
     if not auth.is_slow(authorization):
         return call()

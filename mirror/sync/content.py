@@ -46,7 +46,7 @@ class ForeignLayers(StrEnum):
 
 
 class SparseIndexes(StrEnum):
-    """What to do with an index of which the source does not have all images."""
+    """What to do with an index if the source does not have all of its images."""
 
     REFUSE = "refuse"
     CARRY = "carry"
@@ -296,7 +296,7 @@ def unlisted(
     asked: Mapping[str, RepositoryContent],
     there: Set[Held],
 ) -> set[Held]:
-    """Those `there` that have a subject and that nobody finds from it: they are to be put again.
+    """Those `there` that have a subject and that nobody finds from it: put them again.
 
     Where the list is one of the wanted tags of `asked`, it turns with them.
     """

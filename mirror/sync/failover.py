@@ -100,7 +100,7 @@ class _Record:
     """What failed about one digest. Changed under the source's lock only."""
 
     errors: dict[int, MirrorError] = field(default_factory=dict)
-    """Candidate → why it is of no use; a reason that says more than absence is kept."""
+    """Candidate → why it cannot be used; a reason that says more than absence is kept."""
     failed: set[_Copy] = field(default_factory=set)
     mixed: bool = False
     """Whether the bytes that proved wrong last came from several places."""

@@ -225,7 +225,7 @@ class _Look:
         return found.digest if found else None
 
     def read_all(self) -> dict[Digest, MirrorError]:
-        """Read each distinct blob and manifest that is there; return what is not right, and why.
+        """Read each distinct blob and manifest that is there; return what is wrong, and why.
 
         A registry stores equal content once, so one reading proves it for all repositories.
         """

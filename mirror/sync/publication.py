@@ -152,7 +152,7 @@ class Publication:
             raise ValueError("tags are removed on the way to a statement, and there is none")
 
     def steps(self, *, complete: bool = True, turns: bool = True) -> tuple[Step, ...]:
-        """What is to be done, in order. Pure.
+        """What to do, in order. Pure.
 
         `complete` says whether all content is there, `turns` whether any tag is going to turn.
         """

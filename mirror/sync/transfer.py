@@ -189,7 +189,7 @@ class _Transfer:
                 held=held,
             )
         )
-        for step in plan.blobs if self._losses is None else ():  # a replica is no bundle
+        for step in plan.blobs if self._losses is None else ():  # a replica is not a bundle
             for archive in archives_of(step):
                 self._archives.expect(archive, step.size)
         blobs = self._carry(plan.blobs, self._copy)

@@ -57,7 +57,7 @@ class FaultyServer:
         self._app: ASGIApp
 
     def _middleware(self) -> list[Middleware]:
-        """What an app is to be wrapped in, from outside to inside."""
+        """The middleware around an app, the outermost first."""
         return [
             Middleware(RequestLogMiddleware, log=self.requests),
             Middleware(FaultMiddleware, faults=self.faults),  # struck requests are in the log
@@ -312,7 +312,7 @@ class FaultyProxy(FaultyServer):
     The proxy itself speaks TLS with `tls`. A registry that does not answer is a 502 here.
 
     Raises:
-        ValueError: `upstream` is no URL of a server.
+        ValueError: `upstream` is not the URL of a server.
     """
 
     def __init__(
@@ -415,7 +415,7 @@ class _Parsed:
         self.whole = False
 
     async def messages(self, reader: asyncio.StreamReader) -> AsyncIterator[Message]:
-        """What is to be sent on."""
+        """What to send on."""
         while not self.whole:
             try:
                 data = await reader.read(_PIECE)

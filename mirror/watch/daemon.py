@@ -364,7 +364,7 @@ def tells_of_change(envelope: Any) -> bool:
     if not isinstance(envelope, dict) or not isinstance(events := envelope.get("events"), list):
         raise ValueError("there is no list of events")
     if not all(isinstance(event, dict) for event in events):
-        raise ValueError("an event is no object")
+        raise ValueError("an event is not an object")
     return any(event.get("action") in _CHANGES for event in events)
 
 

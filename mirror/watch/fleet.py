@@ -141,7 +141,7 @@ class Fleet(Settings):
         for name, member in self.members.items():
             if member.ring not in names:
                 known = ", ".join(names)
-                raise ValueError(f"members.{name}.ring: {member.ring!r} is no ring ({known})")
+                raise ValueError(f"members.{name}.ring: {member.ring!r} is not a ring ({known})")
             repository_of(f"members.{name}", member, self.root)
         for ring in self.rings:
             if len(self.members_of(ring.name)) <= ring.may_lack:

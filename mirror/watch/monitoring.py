@@ -400,7 +400,7 @@ def _told(member: Member, known: MirrorError | None, run: Run) -> _DaemonReport:
     except CancelledError:
         raise
     except ValueError:
-        problem = f"{address}/readyz is no page of mirror's"
+        problem = f"{address}/readyz is not a page of mirror's"
     except MirrorError as err:
         either = known is not None and known.explanation == err.explanation
         problem = f"{address} does not answer either" if either else str(err)

@@ -227,7 +227,7 @@ def test_what_repositories_were_called_are_names_of_repositories(origin: object)
     document = json.loads(SEALED)
     origins = document["archives"]["platform.tar"]["origins"]
     origins[next(iter(origins))] = origin
-    with pytest.raises(DamagedBundleError, match=r"not a bundle's inventory|is no repository"):
+    with pytest.raises(DamagedBundleError, match=r"not a bundle's inventory|is not a repository"):
         Seal.from_json(resealed(document))
 
 

@@ -123,7 +123,7 @@ def test_a_digest_survives_its_text_its_parts_and_a_copy(algorithm: str) -> None
 
 
 def test_a_digest_of_another_algorithm_cannot_be_made() -> None:
-    with pytest.raises(ValueError, match="'md5' is no algorithm of a digest"):
+    with pytest.raises(ValueError, match="'md5' is not a digest algorithm"):
         Digest("md5", "00")
 
 

@@ -146,7 +146,7 @@ def test_a_fleet_file_is_checked_as_a_whole(tmp_path: Path) -> None:
     twice = [{"name": "canary"}, {"name": "canary"}]
     assert "rings: a name is there twice" in complaint(tmp_path, rings=twice)
     stray = {"a": {"address": "a.example.com", "ring": "late"}}
-    assert "members.a.ring: 'late' is no ring (canary, early, rest)" in complaint(
+    assert "members.a.ring: 'late' is not a ring (canary, early, rest)" in complaint(
         tmp_path, members=stray
     )
     assert "canary has 0 members and may lack 0" in complaint(

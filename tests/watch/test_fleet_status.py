@@ -156,7 +156,7 @@ def test_a_page_of_another_program_is_told_as_such(four: list[Replica], page: st
         fleet = Fleet.model_validate(described(four, pages=address))
         late = standing(fleet_status(fleet), "late")
     assert late.rate is None
-    assert late.errors == (f"{address}/readyz is no page of mirror's",)
+    assert late.errors == (f"{address}/readyz is not a page of mirror's",)
 
 
 # -- hostile members -------------------------------------------------------------------------------
