@@ -26,7 +26,7 @@ from mirror.layout import archive_of
 from mirror.oci import Descriptor, Digest, ManifestNode
 from mirror.oci import manifest as types
 from mirror.sync import Inventory, InventoryBuilder, make_plan
-from mirror.sync.plan import differ, lacking
+from mirror.sync.plan import differ, missing_content
 from mirror.sync.statement import Statement
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def measure(images: int, blobs: int) -> dict[str, Any]:
     step("digest again", wanted.digest)
     changed = tree(images, blobs, changed=100)
     step("diff", partial(differ, wanted, changed))
-    step("lacking", partial(lacking, wanted, changed))
+    step("missing_content", partial(missing_content, wanted, changed))
     step("plan of changes", partial(make_plan, wanted, changed))
     del changed
     step("plan of all", partial(make_plan, wanted, Inventory()))

@@ -19,7 +19,7 @@ from mirror.documents import document
 from mirror.errors import RouteError
 from mirror.modes.addressing import RepositoryNames, Route, push_address, routes_for
 from mirror.modes.constants import LOGICAL_BASE, RegistryUser
-from mirror.modes.routes import INSIDE, Plane
+from mirror.modes.routes import MODULE_ROLES, Plane
 from mirror.modes.settings import Account, ClusterAccess, Upstream
 from mirror.oci import Digest, Reference, Repository
 
@@ -42,7 +42,7 @@ def show_command(*, cluster: Cluster, work: Work) -> None:
     """
     found = _settings_document(cluster)
     found["planes"] = {
-        plane.value: _ways(cluster, Repository.parse(LOGICAL_BASE), plane) for plane in Plane
+        plane.value: _routes(cluster, Repository.parse(LOGICAL_BASE), plane) for plane in Plane
     }
     work.say(found, [*_settings_lines(found), "", *_plane_lines(found["planes"])])
 
@@ -69,7 +69,7 @@ def resolve_command(*, reference: str, cluster: Cluster, plane: str | None, work
     """
     asked = _asked(reference, cluster)
     asking = [Plane(plane)] if plane else list(Plane)
-    planes = {one.value: _ways(cluster, asked, one) for one in asking}
+    planes = {one.value: _routes(cluster, asked, one) for one in asking}
     if all("error" in way for way in planes.values()):
         raise RouteError(next(iter(planes.values()))["error"])
     found = {"reference": str(asked), "mode": cluster.settings.mode.value, "planes": planes}
@@ -106,7 +106,7 @@ def _settings_document(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _ways(cluster: Cluster, asked: Reference | Repository, plane: Plane) -> dict[str, Any]:
+def _routes(cluster: Cluster, asked: Reference | Repository, plane: Plane) -> dict[str, Any]:
     """The routes of one plane, or why there are none."""
     try:
         routes = routes_for(asked, cluster.settings, plane, _with_names(cluster.access))
@@ -122,7 +122,7 @@ def _with_names(access: ClusterAccess) -> ClusterAccess:
 
 
 def _route_document(route: Route, upstream: Upstream | None) -> dict[str, Any]:
-    inside = route.role in INSIDE
+    inside = route.role in MODULE_ROLES
     given = route.ca
     if inside:
         # Whoever is only passed on is trusted as at the upstream itself.

@@ -26,7 +26,7 @@ from mirror.errors import (
 from mirror.events import EndpointDown, EndpointUp, OnEvent, Retrying, Warned, ignore
 from mirror.modes.addressing import LOGICAL_ROOT, Route, push_address, routes_for
 from mirror.modes.constants import RegistryUser
-from mirror.modes.routes import DOORS, Plane, Role
+from mirror.modes.routes import BALANCED_ROLES, Plane, Role
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.oci import Digest, Repository, verified
 from mirror.registry import (
@@ -70,7 +70,7 @@ class Endpoint:
             account = route.credential
             credentials = Credentials(account.name, account.password.get_secret_value())
         return cls(
-            *(route.scheme, route.host, route.ca, credentials, route.role in DOORS),
+            *(route.scheme, route.host, route.ca, credentials, route.role in BALANCED_ROLES),
             route.certificate,
             _CA_FROM.get(route.role, "as `caFile` in the sites"),
         )

@@ -12,7 +12,7 @@ from mirror.errors import RouteError
 from mirror.modes.addressing import upstream_repository
 from mirror.modes.constants import CONTAINERD_HOSTS, DATA_ROOT, SUPPORTED_CRI
 from mirror.modes.outcomes import MOST_NODES, ClusterFacts, ContainerdConfig, NodeFacts
-from mirror.modes.routes import STOPOVERS, ModeKind, StoreContent, Verdict
+from mirror.modes.routes import VIA_KINDS, ModeKind, StoreContent, Verdict
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import not_supported
 
@@ -118,7 +118,7 @@ def legal_path(
 
 def _candidates(target: ModeKind, back: ModeKind | None) -> Iterator[ModeKind]:
     """Where to go next, best first: the target; where one came from; the usual stopovers."""
-    yield from dict.fromkeys(kind for kind in (target, back, *STOPOVERS) if kind is not None)
+    yield from dict.fromkeys(kind for kind in (target, back, *VIA_KINDS) if kind is not None)
 
 
 # -- preconditions ---------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def check_preconditions(
             f"a cluster cannot be installed in mode {kind}; install it in mode Direct or Unmanaged "
             "and switch after bootstrap has finished"
         )
-        found.refusals.append(Refusal(Cause.BOOTSTRAP, message, (STOPOVERS[0], kind)))
+        found.refusals.append(Refusal(Cause.BOOTSTRAP, message, (VIA_KINDS[0], kind)))
     if row.configurable:
         found.demand(
             facts.managed_by_dkp,

@@ -80,10 +80,10 @@ class Role(StrEnum):
     """A registry that the settings do not name."""
 
 
-DOORS: Final = frozenset({Role.BALANCER, Role.SERVICE})
+BALANCED_ROLES: Final = frozenset({Role.BALANCER, Role.SERVICE})
 """Roles behind which one of several replicas answers, and not always the same."""
 
-INSIDE: Final = DOORS | {Role.MASTER}
+MODULE_ROLES: Final = BALANCED_ROLES | {Role.MASTER}
 """Roles for which the module's own authority vouches."""
 
 
@@ -254,7 +254,7 @@ _LOCAL_PLANES = _planes(
 
 # -- switches and conditions -----------------------------------------------------------------------
 
-STOPOVERS: Final = (ModeKind.DIRECT, ModeKind.UNMANAGED)
+VIA_KINDS: Final = (ModeKind.DIRECT, ModeKind.UNMANAGED)
 """Every kind can be left for these and reached from these."""
 
 _C = ConditionType

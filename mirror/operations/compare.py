@@ -28,7 +28,7 @@ from mirror.sync.plan import (
     Tags,
     changes,
     differ,
-    lacking,
+    missing_content,
     tags_of,
     tags_only,
 )
@@ -170,7 +170,7 @@ def _held_against(
     current, pending = state.current, state.pending
     stated = current.statement.inventory if current else Inventory()
     found = observe(tree.target(run), stated, depth, run=run)
-    rest = lacking(stated, found.held)
+    rest = missing_content(stated, found.held)
     items = [one for path, content in rest.repositories.items() for one in items_of(path, content)]
     # In the report tags come before all manifests, and those before all blobs.
     missing = sorted(items, key=lambda item: (item.tag is None, item.is_blob))
@@ -180,7 +180,7 @@ def _held_against(
         current.statement.generation if current else None,
         pending.statement.generation if pending else None,
         Counts.of(stated),
-        Counts.of(lacking(stated, rest)),
+        Counts.of(missing_content(stated, rest)),
         tuple(map(str, missing)),
         (
             *(Failure(tree.name, "its statement", StatementError(one)) for one in state.notices),

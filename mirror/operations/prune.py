@@ -18,7 +18,7 @@ from mirror.run import Run, gather
 from mirror.sync import Inventory, InventoryBuilder, Plan, union
 from mirror.sync.inventory import RepositoryContent
 from mirror.sync.observation import Failure, Observation
-from mirror.sync.plan import lacking, tags_of, tags_only
+from mirror.sync.plan import missing_content, tags_of, tags_only
 from mirror.sync.publication import Goal, Publication, check_state
 from mirror.sync.publication_state import (
     PublicationState,
@@ -320,7 +320,7 @@ def find_extras(
     }
     scope = frozenset({*wanted.repositories, *known.repositories})
     beyond = walk(
-        tree.source(), scope, known=lacking(known, wanted), only=listed, run=run.quietly()
+        tree.source(), scope, known=missing_content(known, wanted), only=listed, run=run.quietly()
     ).complete()
     # By now the tags that the leader has too name what they name there.
     there = union([found.held, beyond.held, tags_only(tags_of(wanted))])

@@ -29,7 +29,7 @@ from mirror.sync import Finding, Inventory, InventoryBuilder, make_plan, union
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Depth, Failure, Observation, speaks_of_damage
 from mirror.sync.observe import observe
-from mirror.sync.plan import PutManifest, lacking
+from mirror.sync.plan import PutManifest, missing_content
 from mirror.sync.publication import Goal, Publication, retract
 from mirror.sync.publication_state import (
     PENDING,
@@ -85,7 +85,7 @@ class ReplicaResult:
     manifests: int = 0
     tags: int = 0
     damaged: tuple[Finding, ...] = ()
-    healed: tuple[Finding, ...] = ()
+    repaired: tuple[Finding, ...] = ()
     extras: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -96,7 +96,7 @@ class ReplicaResult:
         return {
             **document(self, "replica=name", "outcome", "statement", "generation"),
             "sent": document(self, "blobs", "bytes=sent", "manifests", "tags"),
-            **document(self, "damaged", "healed", "extras", "removed", "failures"),
+            **document(self, "damaged", "repaired", "extras", "removed", "failures"),
             "elapsedSeconds": round(self.elapsed_s, 3),
         }
 
@@ -179,9 +179,9 @@ class RegistryTask(ABC):
         blobs = self._wanted.blob_sizes()
         # Manifests follow when all blobs are there: they count as absent, so a plan puts them.
         self._damaged = {d: error for d, error in damaged.items() if d not in blobs}
-        healed, failures = self._repairer.repair_blobs(damaged, self._wanted)
+        repaired, failures = self._repairer.repair_blobs(damaged, self._wanted)
         self._note(outcome=Outcome.SYNCED)
-        self._add(healed=healed, failures=failures)
+        self._add(repaired=repaired, failures=failures)
         return not failures
 
 
@@ -210,7 +210,7 @@ class Replication(RegistryTask):
         if trusted and standing.current is not None and facts.published is not None:
             self._run.on_event(PhaseStarted(f"{name}: comparing what is stated"))
             # The statement is believed, so only the difference is asked about.
-            rest = lacking(facts.inventory, known)
+            rest = missing_content(facts.inventory, known)
             held = union([known, self._observe(rest, Depth.LISTED).held])
             if self._carry(standing, held, unclear=frozenset(), quick=True):
                 self._add(
@@ -341,7 +341,7 @@ class Replication(RegistryTask):
             self._fail("", err)
             return True
         finally:
-            self._add(healed=repairing.healed)
+            self._add(repaired=repairing.repaired)
         done = report.done
         for item, reason in done.failures:
             self._fail(item, reason)

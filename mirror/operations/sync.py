@@ -36,7 +36,7 @@ from mirror.operations.trees import listed_repositories, usual_repositories
 from mirror.run import Run, gather
 from mirror.sync import Finding, Plan, make_plan, transfer
 from mirror.sync.observation import Depth, Failure, Observation, items_of
-from mirror.sync.plan import lacking
+from mirror.sync.plan import missing_content
 from mirror.sync.publication_state import read_state
 from mirror.sync.repair import (
     RepairingTarget,
@@ -264,12 +264,12 @@ class LeaderAudit(RegistryTask):
             broken = {d: error for d, error in damaged.items() if d not in blobs}
             plan = make_plan(self._wanted, without_manifests(found.held, broken))
             if damaged or plan.blobs or plan.manifests:
-                if not self._heal(replace(plan, tags=()), damaged):
+                if not self._repair(replace(plan, tags=()), damaged):
                     return
                 found = self._observe(self._wanted, Depth.AUDIT)
         self._report_lost(facts, found)
 
-    def _heal(self, plan: Plan, damaged: Mapping[Digest, MirrorError]) -> bool:
+    def _repair(self, plan: Plan, damaged: Mapping[Digest, MirrorError]) -> bool:
         """Replace what is damaged, and bring what is missing; False if only a report is wanted."""
         name = self._place.name
         manifests = [step for wave in plan.manifests for step in wave]
@@ -298,13 +298,13 @@ class LeaderAudit(RegistryTask):
             missing = [(step.into[0], step.digest) for step in plan.blobs]
             missing += [(step.repository, step.digest) for step in manifests]
             self._add(
-                healed=(
+                repaired=(
                     repaired(name, path, digest)
                     for path, digest in missing
                     if digest not in self._damaged
                 )
             )
-        self._add(healed=target.healed)
+        self._add(repaired=target.repaired)
         return True
 
     def _report_lost(self, facts: Facts, found: Observation) -> None:
@@ -313,7 +313,7 @@ class LeaderAudit(RegistryTask):
         unclear = {(item.repository, item.tag, item.digest) for item in found.unclear}
         lost = [
             item
-            for path, content in lacking(facts.inventory, found.held).repositories.items()
+            for path, content in missing_content(facts.inventory, found.held).repositories.items()
             for item in items_of(path, content)
             if (path, item.tag, item.digest) not in unclear
         ]

@@ -83,7 +83,7 @@ def _result_lines(one: ReplicaResult, said: str, extras: str) -> list[str]:
     return [
         *lines,
         *_listed("damaged", one.damaged),
-        *_listed("repaired", one.healed),
+        *_listed("repaired", one.repaired),
         *_listed("removed", one.removed),
         *_listed(extras, one.extras),
     ]

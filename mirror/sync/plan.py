@@ -301,7 +301,7 @@ def differ(ours: Inventory, theirs: Inventory) -> Difference:
     )
 
 
-def lacking(wanted: Inventory, held: Inventory) -> Inventory:
+def missing_content(wanted: Inventory, held: Inventory) -> Inventory:
     """The part of `wanted` that is not in `held`; open where it needs something from `held`."""
     contents = {}
     for path, content in wanted.repositories.items():

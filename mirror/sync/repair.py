@@ -76,14 +76,14 @@ class Repairer:
             self._confirm(read, digest, damaged[digest])
 
         outcomes = PerItemErrors(self._place.client.ping, self._run).ask_all(found, replace_blob)
-        healed, failures = [], []
+        done, failures = [], []
         for (digest, path, _), outcome in zip(found, outcomes, strict=True):
             if outcome is None:
-                healed.append(repaired(self._place.name, path, digest))
+                done.append(repaired(self._place.name, path, digest))
             else:
                 item = Item(path, digest, is_blob=True)
                 failures.append(Failure(self._place.name, str(item), outcome))
-        return tuple(healed), tuple(failures)
+        return tuple(done), tuple(failures)
 
     def repair_manifest(self, path: str, manifest: Manifest, error: MirrorError) -> None:
         """Replace a manifest of repository `path`, all that it needs being there.
@@ -145,16 +145,16 @@ class RepairingTarget:
     ) -> None:
         self._place, self._repairer, self._damaged = place, repairer, damaged
         self._lock = threading.Lock()
-        self._healed: dict[Digest, Finding] = {}  # under the lock
+        self._repaired: dict[Digest, Finding] = {}  # under the lock
 
     @property
     def name(self) -> str:
         return self._place.name
 
     @property
-    def healed(self) -> tuple[Finding, ...]:
+    def repaired(self) -> tuple[Finding, ...]:
         """What is right again."""
-        return tuple(self._healed.values())
+        return tuple(self._repaired.values())
 
     def held(self, wanted: Inventory) -> Inventory:
         return self._place.held(wanted)
@@ -169,7 +169,7 @@ class RepairingTarget:
             return
         self._repairer.repair_manifest(repository, manifest, error)
         with self._lock:
-            self._healed[manifest.digest] = repaired(self.name, repository, manifest.digest)
+            self._repaired[manifest.digest] = repaired(self.name, repository, manifest.digest)
 
     def list_referrer(self, repository: str, manifest: Manifest) -> None:
         self._place.list_referrer(repository, manifest)

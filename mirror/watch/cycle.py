@@ -166,12 +166,12 @@ class Replicator:
                     run=run,
                 )
             except MirrorError as err:
-                self._staging.looked(step.source, news, [err])
+                self._staging.note_outcome(step.source, news, [err])
                 raise
             (result,) = report.replicas
             if pair and step.closes_s and result.failures and (late := self._staging.closed(step)):
                 return self._waiting(pair, level, late, run, result.sent)
-            self._staging.looked(step.source, news, [one.error for one in result.failures])
+            self._staging.note_outcome(step.source, news, [one.error for one in result.failures])
         return self._result(level, step.source or leader, tree, result, unasked, run)
 
     # -- asking and comparing ----------------------------------------------------------------

@@ -230,7 +230,7 @@ class Rollout:
         return seen.digest == self.news or later
 
 
-def lacking(
+def members_without(
     rollout: Rollout, fleet: Fleet, ring: Ring, seen: Mapping[str, MemberState]
 ) -> list[str]:
     """The members of a ring that were not seen to hold what is new."""
@@ -248,7 +248,7 @@ def advanced(
     """
     complete: dict[str, float] = {}
     for one in fleet.before(ring):
-        if len(lacking(rollout, fleet, one, seen)) > one.may_lack:
+        if len(members_without(rollout, fleet, one, seen)) > one.may_lack:
             break
         complete[one.name] = rollout.complete.get(one.name, now_s)
     return replace(rollout, complete=complete)
@@ -261,7 +261,7 @@ def reason_to_wait(
     rings = fleet.before(ring)
     for one in rings:
         if one.name not in rollout.complete:
-            missing = lacking(rollout, fleet, one, seen)
+            missing = members_without(rollout, fleet, one, seen)
             first = f"{missing[0]} {seen.get(missing[0], MemberState())}"
             more = f", and {len(missing) - 1} more do not hold it" if len(missing) > 1 else ""
             return f"ring {one.name} does not hold generation {rollout.generation}: {first}{more}"
@@ -369,7 +369,7 @@ class StagedRollout:
             run.check()
         return None
 
-    def looked(
+    def note_outcome(
         self, upstream: RegistryTree | None, news: Digest | None, errors: Sequence[MirrorError]
     ) -> None:
         """Take in how a look with `upstream`, if it was one, has ended.
@@ -424,13 +424,13 @@ class StagedRollout:
         seen: dict[str, MemberState] = {}
         for ring in fleet.before(self._plan.ring):
             names = fleet.members_of(ring.name)
-            seen |= look_at({name: self._members[name] for name in names}, run)
-            if len(lacking(rollout, fleet, ring, seen)) > ring.may_lack:
+            seen |= read_members({name: self._members[name] for name in names}, run)
+            if len(members_without(rollout, fleet, ring, seen)) > ring.may_lack:
                 break
         return seen
 
 
-def look_at(members: Mapping[str, RegistryTree], run: Run) -> dict[str, MemberState]:
+def read_members(members: Mapping[str, RegistryTree], run: Run) -> dict[str, MemberState]:
     """What each member states, by one request each; none is waited for longer than 5 s."""
     trees = list(members.values())
     answers = ask_at_once(trees, _seen, patience_s=PATIENCE_S, jobs=AT_ONCE, run=run)

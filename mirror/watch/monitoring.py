@@ -44,12 +44,12 @@ from mirror.registry.retries import BRIEF
 from mirror.registry.transport import Transport, Wire
 from mirror.run import Run, gather
 from mirror.sync import Inventory
-from mirror.sync.plan import lacking
+from mirror.sync.plan import missing_content
 from mirror.sync.publication_state import read_statement
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
 from mirror.watch.cycle import CycleResult
-from mirror.watch.fleet import AT_ONCE, PATIENCE_S, Fleet, Member, Rollout, look_at
+from mirror.watch.fleet import AT_ONCE, PATIENCE_S, Fleet, Member, Rollout, read_members
 
 _CYCLE_BUCKETS_S = (0.05, 0.25, 1, 5, 30, 120, 600, 3600)
 _GAUGES = {
@@ -265,16 +265,16 @@ def fleet_status(fleet: Fleet, *, run: Run | None = None) -> FleetStatus:
     with ExitStack() as opened:
         hub = opened.enter_context(fleet.opened()).within(run)
         trees = {name: opened.enter_context(fleet.opened(name)) for name in fleet.members}
-        (stated,) = look_at({"hub": hub}, run).values()
+        (stated,) = read_members({"hub": hub}, run).values()
         if stated.error is not None:
             raise stated.error
         if stated.digest is None:
             raise NotFoundError(f"the hub {hub.name} states nothing; push to it with mirror")
-        seen = look_at(trees, _naming(trees, run))
+        seen = read_members(trees, _naming(trees, run))
         paged = [name for name, one in fleet.members.items() if one.pages]
         told = gather(
             paged,
-            lambda name: _told(fleet.members[name], seen[name].error, run),
+            lambda name: _daemon_report(fleet.members[name], seen[name].error, run),
             run=run.with_jobs(AT_ONCE),
         )
         pages = dict(zip(paged, told, strict=True))
@@ -313,7 +313,7 @@ class _Sizes:
                 held = None
                 with suppress(StatementError):  # a member may name anything that the hub has
                     held = self._stated(digest)
-            missing = None if held is None else lacking(self._wanted, held).blob_sizes()
+            missing = None if held is None else missing_content(self._wanted, held).blob_sizes()
             self._known[digest] = None if missing is None else sum(missing.values())
         return self._known[digest]
 
@@ -380,7 +380,7 @@ def _naming(trees: Mapping[str, RegistryTree], run: Run) -> Run:
     return run.heard_by(hear)
 
 
-def _told(member: Member, known: MirrorError | None, run: Run) -> _DaemonReport:
+def _daemon_report(member: Member, known: MirrorError | None, run: Run) -> _DaemonReport:
     """What the daemon of `member` says; a page that cannot be had says why among its errors, unless
     that is `known` of its registry."""
     address = (member.pages or "").rstrip("/")

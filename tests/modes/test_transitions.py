@@ -15,7 +15,7 @@ from mirror.modes.outcomes import ClusterFacts, ContainerdConfig
 from mirror.modes.plan import SwitchPlan, plan_switch
 from mirror.modes.preconditions import Cause, Risk, allowed, legal_path
 from mirror.modes.routes import (
-    STOPOVERS,
+    VIA_KINDS,
     Mode,
     ModeKind,
     Plane,
@@ -96,11 +96,11 @@ def test_every_cell_of_the_matrix_follows_from_what_the_modes_are() -> None:
 
 
 def test_from_everywhere_a_stopover_can_be_reached_and_leads_everywhere() -> None:
-    for stopover in STOPOVERS:
+    for stopover in VIA_KINDS:
         for kind in ModeKind:
             assert allowed(kind, stopover)
             assert allowed(stopover, kind, strict=False)
-    assert all(any(allowed(stopover, kind) for stopover in STOPOVERS) for kind in ModeKind)
+    assert all(any(allowed(stopover, kind) for stopover in VIA_KINDS) for kind in ModeKind)
 
 
 @pytest.mark.parametrize(("before", "after"), PAIRS)

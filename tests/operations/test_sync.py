@@ -587,7 +587,7 @@ def test_a_blob_that_may_not_be_read_is_no_damage(two: list[Replica]) -> None:
     (result,) = report.replicas
     assert [type(one.error) for one in result.failures] == [DeniedError]
     assert str(refused) in result.failures[0].item
-    assert result.damaged == result.healed == ()
+    assert result.damaged == result.repaired == ()
     assert replica.registry.requests.count("POST") == 0
     assert digest_of(replica) == digest_of(leader)
 
@@ -651,7 +651,7 @@ def test_what_the_leader_lost_is_taken_back_from_a_replica(two: list[Replica]) -
     leader.storage.delete_blob(f"{ROOT}/security/trivy-db", blob)
     report = sync_replicas(leader.tree, [replica.tree], deep=True)
     assert report.audit is not None
-    assert {one.digest for one in report.audit.healed} == {manifest, blob}
+    assert {one.digest for one in report.audit.repaired} == {manifest, blob}
     # The tag went with its manifest. Tags are the leader's own decision, so that is only told.
     assert [one.item for one in report.audit.failures] == [f"tag {path}:v0.1.0"]
     assert leader.storage.manifest(f"{ROOT}/{path}", manifest) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 
 from mirror.sync import Inventory, InventoryBuilder, make_plan, union
-from mirror.sync.plan import differ, lacking
+from mirror.sync.plan import differ, missing_content
 from tests.support.inventories import fake_blob, fake_manifest, inventories, sample_store
 
 
@@ -39,10 +39,10 @@ def test_a_difference_seen_from_the_other_side_is_its_mirror_image(
 def test_what_is_lacking_together_with_what_is_held_is_all_that_is_wanted(
     wanted: Inventory, held: Inventory
 ) -> None:
-    rest = lacking(wanted, held)
+    rest = missing_content(wanted, held)
     assert not make_plan(wanted, union([held, rest]))
-    assert lacking(wanted, wanted) == Inventory()
-    assert not lacking(rest, rest).repositories
+    assert missing_content(wanted, wanted) == Inventory()
+    assert not missing_content(rest, rest).repositories
 
 
 def test_sizes_are_those_of_all_that_a_tag_reaches() -> None:

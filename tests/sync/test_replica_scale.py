@@ -12,7 +12,7 @@ from mirror.oci import Descriptor, Digest
 from mirror.oci import manifest as types
 from mirror.sync import Inventory, ManifestNode, make_plan
 from mirror.sync.inventory import RepositoryContent
-from mirror.sync.plan import differ, lacking
+from mirror.sync.plan import differ, missing_content
 from mirror.sync.removal import plan_removal
 from tests.support.measured import peak
 from tests.support.program import ROOT
@@ -47,7 +47,7 @@ def main(tags: int) -> None:
     began = time.process_time()  # others may use the machine, too
     wanted, held = tree(tags, changed=10), tree(tags, changed=0)
     made_s = time.process_time() - began
-    rest = lacking(wanted, held)
+    rest = missing_content(wanted, held)
     plan = make_plan(wanted, held)
     difference = differ(wanted, held)
     everything = make_plan(wanted, Inventory())

@@ -447,10 +447,10 @@ def test_a_look_that_was_stopped_does_not_count_against_the_upstream(error: Mirr
             return staging.source(news, statement_digest, Run()) is not None
 
         for errors in ([own], [own], [error], []):
-            staging.looked(upstream.tree, news, errors)
+            staging.note_outcome(upstream.tree, news, errors)
         for _ in range(MOST_FAILED):
             assert is_followed(), "the look that succeeded cleared what was counted"
-            staging.looked(upstream.tree, news, [own])
+            staging.note_outcome(upstream.tree, news, [own])
         assert not is_followed()
 
 

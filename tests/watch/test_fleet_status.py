@@ -19,7 +19,7 @@ from mirror.reports.page import fleet_html
 from mirror.reports.registries import fleet_summary
 from mirror.run import Run
 from mirror.serve.server import ServerThread, listen
-from mirror.sync.plan import lacking
+from mirror.sync.plan import missing_content
 from mirror.sync.publication_state import read_statement, write_reached
 from mirror.sync.statement import REPOSITORY
 from mirror.testing import Answer, Delay, Fault
@@ -81,7 +81,7 @@ def test_each_registry_is_asked_once_and_the_bytes_that_lack_are_counted(
     status = fleet_status(Fleet.model_validate(described(four)))
     assert (status.generation, status.complete, status.exit_code) == (2, 1, 3)
     assert [one.name for one in status.members] == ["done", "empty", "late"], "by rings"
-    new = lacking(newer().inventory(), STORE.inventory())
+    new = missing_content(newer().inventory(), STORE.inventory())
     late = standing(status, "late")
     assert (late.generation, late.lag, late.behind) == (1, 1, sum(new.blob_sizes().values()))
     empty = standing(status, "empty")
