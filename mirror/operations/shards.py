@@ -27,7 +27,7 @@ from mirror.sync import Inventory, Plan, Source, make_plan
 from mirror.sync.failover import FailoverSource, Holder
 from mirror.sync.observation import Depth
 from mirror.sync.observe import Verification, check_content
-from mirror.sync.plan import by_archive, lacking
+from mirror.sync.plan import by_archive, missing_content
 from mirror.sync.publication import Publication
 from mirror.sync.publication_state import PublicationState, read_state
 from mirror.sync.statement import REPOSITORY
@@ -169,7 +169,7 @@ def push_shard(
     for looks_left in reversed(range(_MOST_LOOKS)):
         state = work.look(tree)
         goal = work.goal(tree, state)
-        rest = lacking(work.wanted, goal.held).repositories.values()
+        rest = missing_content(work.wanted, goal.held).repositories.values()
         awaited = sorted({whose[digest] for content in rest for digest in content.blobs})
         if shard.number in awaited:
             raise IncompleteError(
