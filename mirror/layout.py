@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 
 from semver import Version
@@ -305,6 +306,7 @@ def comparable(version: Version) -> Version:
     return version.replace(prerelease=keep, build=None)
 
 
+@cache
 def tool_name() -> str:
     """What this program calls itself in what it writes: `mirror <version>`."""
     return f"mirror {metadata.version('deckhouse-mirror')}"

@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from mirror.registry.retries import RetryPolicy
 _log = logging.getLogger(__name__)
 
 
+@cache
 def _user_agent() -> str:
     try:
         return f"mirror/{version('deckhouse-mirror')}"

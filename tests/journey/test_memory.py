@@ -76,7 +76,7 @@ def journey(stack: ExitStack, work: Path, size: int, *options: str) -> None:
 
 
 def test_a_large_layer_takes_little_memory(stack: ExitStack, tmp_path: Path) -> None:
-    journey(stack, tmp_path, 256 << 20)
+    journey(stack, tmp_path, 144 << 20)
 
 
 def test_a_large_layer_takes_little_memory_when_it_is_compressed(

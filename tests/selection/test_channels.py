@@ -107,7 +107,7 @@ def listed(noun: str, texts: st.SearchStrategy[str]) -> st.SearchStrategy[dict[s
     )
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(platform=PLATFORMS, modules=listed("module", MODULES), packages=listed("package", PACKAGES))
 def test_every_channel_of_a_bundle_leads_into_the_bundle(
     small: Offer,

@@ -62,6 +62,37 @@ class Source(Published):
     registry: EmbeddedRegistry
 
 
+class Recorded:
+    """What building a tree adds, to add it again elsewhere: most trees are built many times."""
+
+    def __init__(self, spec: TreeSpec) -> None:
+        self._blobs: list[tuple[str, bytes]] = []
+        self._manifests: list[tuple[str, Manifest, tuple[str, ...]]] = []
+        self.tree = build(spec, self)
+
+    def add_blob(self, repository: str, data: bytes) -> Digest:
+        self._blobs.append((repository, data))
+        return Digest.of(data)
+
+    def add_manifest(
+        self, repository: str, raw: bytes, media_type: str, *, tags: Iterable[str] = ()
+    ) -> Manifest:
+        manifest = Manifest.parse(raw, media_type)
+        self._manifests.append((repository, manifest, tuple(tags)))
+        return manifest
+
+    def add_to(self, storage: Store) -> None:
+        """Add all of it once more."""
+        for repository, data in self._blobs:
+            put_blob(storage, repository, data)
+        for repository, manifest, tags in self._manifests:
+            for tag in tags or (None,):
+                storage.put_manifest(repository, manifest, tag)
+
+
+_RECORDED: dict[str, Recorded] = {}
+
+
 class Shelf:
     """A registry of this process, as a place to build into without its server."""
 
@@ -84,7 +115,10 @@ class Shelf:
 
 def serve(spec: TreeSpec, registry: EmbeddedRegistry) -> Source:
     """Build the tree of `spec` into a registry of this process."""
-    return Source(build(spec, Shelf(registry)), registry.address, registry)
+    assert isinstance(registry.storage, Store)
+    found = _RECORDED.get(repr(spec)) or _RECORDED.setdefault(repr(spec), Recorded(spec))
+    found.add_to(registry.storage)
+    return Source(found.tree, registry.address, registry)
 
 
 def replace_images(
