@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from html import escape
@@ -40,10 +41,9 @@ from mirror.run import Run
 
 PLAN = "x-amz-meta-mirror-plan"
 """The header of an archive's object that names its plan."""
-_MOST_ANSWER, _ANY = 4 << 20, range(100, 600)
+_MOST_ANSWER, _ANY, _LOOK_S = 4 << 20, range(100, 600), 0.2
 _MOST_LISTED, _MOST_LISTS, _MOST_PAGES = 200_000, 24 << 20, 200
 """Entries, bytes and pages of one list. Pages have 1,000 entries; a bundle has fewer files."""
-_LOOK_S = 0.2
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
@@ -209,8 +209,10 @@ class Bucket:
 
     def states(self, run: Run) -> dict[str, FileState]:
         """Every object directly below the prefix, by name (ListObjectsV2)."""
-        query = {"list-type": "2", "delimiter": "/"}
-        markers = {"continuation-token": "NextContinuationToken"}
+        query, markers = (
+            {"list-type": "2", "delimiter": "/"},
+            {"continuation-token": "NextContinuationToken"},
+        )
         return {
             name: FileState(number(one, "Size"), text(one, "ETag"))
             for name, one in self._listed(query, markers, "Contents", run)
@@ -240,19 +242,29 @@ class Bucket:
     def plan_of(self, name: str, run: Run) -> tuple[int, str] | None:
         """The size of an object and the plan that it names; None if it is not there."""
         answer = self._call("HEAD", name, run, accept=(200, 404))
-        there = answer.status == 200
-        return (answer.headers.length or 0, answer.headers.get(PLAN, "")) if there else None
+        there = answer.headers.length or 0, answer.headers.get(PLAN, "")
+        return there if answer.status == 200 else None
 
     # -- writing -------------------------------------------------------------------------------
 
     def put(self, name: str, data: bytes, run: Run, *, only_new: bool = False) -> bool:
-        """Write a small object at once; with `only_new`, return False if it is there already."""
-        headers = {"If-None-Match": "*"} if only_new else {}
-        accept = (200, 409, 412, 501) if only_new else (200,)
-        answer = self._call("PUT", name, run, accept=accept, headers=headers, data=data)
-        if answer.status == 501:  # a server that knows no conditions
-            return self.plan_of(name, run) is None and self.put(name, data, run)
-        return answer.status == 200
+        """Write a small object at once; with `only_new`, return False if it is there already.
+
+        A server that knows no conditions may replace what came there just now.
+        """
+        if not only_new:
+            return self._call("PUT", name, run, data=data).status == 200
+        if (status := self._put_new(name, data, run)) != 501:
+            return status == 200
+        return self.plan_of(name, run) is None and self.put(name, data, run)
+
+    def _put_new(self, name: str, data: bytes, run: Run) -> int:
+        condition, accept = {"If-None-Match": "*"}, (200, 409, 412, 501)
+        return self._call("PUT", name, run, accept=accept, headers=condition, data=data).status
+
+    def knows_conditions(self, name: str, data: bytes, run: Run) -> bool:
+        """Whether the server refuses to put an object that is there, and has this content."""
+        return self._put_new(name, data, run) not in (200, 501)
 
     def remove(self, name: str, run: Run) -> None:
         """Remove an object, if it is there."""
@@ -424,18 +436,12 @@ class Bucket:
 
 
 def _origin(endpoint: str) -> Origin:
-    """Where an endpoint is, `https://host[:port]`.
-
-    Raises:
-        InputError: it is something else.
-    """
-    try:
+    """Where an endpoint is, `https://host[:port]`. InputError: it is something else."""
+    with suppress(ValueError):
         parts = urlsplit(endpoint)
         more = parts.username or parts.query or parts.path.strip("/")
         if parts.scheme in PORTS and parts.hostname and not more:
             return Origin.of(f"{parts.scheme}://{parts.netloc.lower()}")
-    except ValueError:
-        pass
     raise InputError(
         "AWS_ENDPOINT_URL_S3 is not the address of a server; write https://host[:port], without a "
         "path or a login"

@@ -311,8 +311,7 @@ class BucketPlace:
         states = self._bucket.states(self._run)
         if self._sealed not in (self._read(PARTIAL_SEAL, states), self._read(SEAL, states)):
             raise self._overtaken()
-        if self._bucket.put(SEAL, self._sealed, self._run, only_new=True):
-            return
+        self._bucket.put(SEAL, self._sealed, self._run, only_new=True)
         if self._read(SEAL, self._bucket.states(self._run)) != self._sealed:
             raise self._overtaken()
 

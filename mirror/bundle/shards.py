@@ -132,6 +132,7 @@ class ShardPlace(BucketPlace):
 
         Raises:
             InputError: something else is there, or is being made there.
+            ConflictError: something else has come there meanwhile; what was uploaded is given up.
         """
         states, _ = self._found()
         if SEAL not in states:
@@ -141,8 +142,20 @@ class ShardPlace(BucketPlace):
         first = next(iter(self._names(seal)), "")
         there = self._bucket.plan_of(first, self._run)
         if there is None or there[1] != self._plan_for(sealed):
+            other = f"another bundle (inventory {seal.inventory.digest()})"
+            if self._agreed is not None:
+                super().clear()
+                raise ConflictError(
+                    f"{other} was sealed here meanwhile, so that what shards had uploaded is given "
+                    "up",
+                    where=self.where,
+                    advice="see with `mirror clean` that nothing is left, name a new place and run "
+                    "all shards again",
+                )
             raise InputError(
-                f"{self.where} has another bundle, which shards never replace; name a new place"
+                f"{self.where} has {other}, made without --shard or with other options; shards "
+                "never replace one: name a new place, and give up with `mirror clean` what shards "
+                "may have left here"
             )
         if any(map(is_leftover, states)):
             super().clear()
@@ -207,7 +220,15 @@ class ShardPlace(BucketPlace):
         begun = gather(names, lambda name: self._bucket.begin(name, plan, self._run), run=self._run)
         uploads = dict(zip(names, begun, strict=True))
         data = Agreed(self._asked, sealed, files, uploads).signed(self.packing.sign).to_json()
-        self._agreed = self._read_agreed(self._put_first(SHARDS, data))
+        states = self._put_first(SHARDS, data)
+        if not self._bucket.knows_conditions(SHARDS, data, self._run):
+            super().clear()
+            raise InputError(
+                f"{self.where}: this S3 server does not know conditional writes (If-None-Match: *),"
+                " without which several machines cannot agree; leave out --shard, or use a server "
+                "that knows them"
+            )
+        self._agreed = self._read_agreed(states)
         assert self._agreed is not None, "it is listed"
         # Even who was refused may have been first: an answer was lost, and it asked again.
         needless = uploads.items() - self._agreed.uploads.items()

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.folder import AS_USUAL, Packing
-from mirror.errors import ConflictError, DamagedBundleError, SignatureError
+from mirror.bundle.shards import ShardPlace
+from mirror.errors import ConflictError, DamagedBundleError, InputError, SignatureError
+from mirror.operations.clean import clean
 from mirror.operations.pull import pack
 from mirror.run import Run
 from mirror.signing import sign
@@ -144,3 +147,59 @@ def test_a_list_that_never_has_what_was_put_is_told(
     told = r"shards\.partial: the S3 server has it and does not list it; use a server whose lists"
     with pytest.raises(ConflictError, match=told):
         carry(storage, "unlisted", "1/2", run=Run(jobs=2).with_deadline(PATIENCE_S))
+
+
+@pytest.mark.parametrize("status", [200, 501])
+def test_a_server_without_conditional_writes_is_told_and_keeps_nothing(
+    status: int, storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ignores the condition, or refuses the request. One machine needs none."""
+    call = Bucket._call
+
+    def without(bucket: Bucket, *given: Any, **named: Any) -> Any:
+        if "If-None-Match" not in (named.get("headers") or {}):
+            return call(bucket, *given, **named)
+        if status == 200:
+            return call(bucket, *given, **{**named, "headers": {}})
+        return SimpleNamespace(status=status)
+
+    monkeypatch.setattr(Bucket, "_call", without)
+    prefix, source = f"unconditional/{status}", Counted(STORE)
+    told = r"this S3 server does not know conditional writes \(If-None-Match: \*\)"
+    for number in ("1/2", "2/2"):
+        with pytest.raises(InputError, match=told):
+            carry(storage, prefix, number, source)
+    assert (storage.names(prefix), storage.pending(prefix), source.given) == ([], [], 0)
+    with closing(storage.bucket(prefix)) as bucket:
+        pack(SEAL, FILES, STORE, bucket, AS_USUAL)
+    pack(SEAL, FILES, STORE, tmp_path, AS_USUAL)
+    assert storage.content(prefix) == content(tmp_path)
+
+
+def test_another_bundle_that_was_sealed_meanwhile_makes_a_shard_give_up_what_it_sent(
+    storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close_files = ShardPlace.close_files
+
+    def late(place: ShardPlace) -> list[str]:
+        with closing(storage.bucket("late/there")) as there, closing(storage.bucket("late")) as one:
+            store, seal = other()
+            pack(seal, FILES, store, there, AS_USUAL)
+            for name, data in storage.content("late/there").items():
+                one.put(name, data, Run())
+        return close_files(place)
+
+    monkeypatch.setattr(ShardPlace, "close_files", late)
+    told = "sealed here meanwhile, so that what shards had uploaded is given up; see with `mirror c"
+    with pytest.raises(ConflictError, match=told) as caught:
+        carry(storage, "late", "1/2")
+    assert caught.value.exit_code == 1
+    with closing(storage.bucket("late")) as bucket:
+        assert not clean(bucket).removed
+        assert bucket.uploads(Run()) == []
+    told = (
+        r"another bundle \(inventory sha256:[0-9a-f]{64}\), made without --shard or with other opt"
+    )
+    with pytest.raises(InputError, match=told):
+        carry(storage, "late", "1/2")
+    assert "inventory.json" in storage.names("late")
