@@ -40,8 +40,8 @@ def cut(ends: Iterable[int], start: int, stop: int) -> list[int]:
     """Return where the parts of an object end that has bytes `start` to `stop` of an archive.
 
     `ends` are where the archive's entries end, in order. A part ends there, or inside of an entry
-    that is cut into equal ones. Each has at least half as many bytes as may be in one, except
-    for the last.
+    that is cut into equal ones, as small as they may be: an interruption costs those under way.
+    Each has at least half as many bytes as may be in one, except for the last.
     """
     most = max(PART, (stop - start) // _MOST_FULL_PARTS + 1)
     found: list[int] = []
@@ -51,7 +51,7 @@ def cut(ends: Iterable[int], start: int, stop: int) -> list[int]:
             found.append(last)
             begun = last
         if (size := end - begun) > most:
-            count = -(-size // most)
+            count = size // (most // 2)
             found += (begun + size * number // count for number in range(1, count + 1))
             begun = end
         last = end

@@ -15,6 +15,7 @@ from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
 from tests.journey.test_disk import assert_untouched, traced
 from tests.journey.test_pull_killed import tree
+from tests.support.counted_program import Meter
 from tests.support.object_storage import ObjectStorage
 from tests.support.program import RunningMirror
 from tests.support.release_source import TINY, Source, serve
@@ -68,11 +69,6 @@ def small(_this_machine_only: None) -> Iterator[Source]:
     yield from tree(TINY, 12 << 20)
 
 
-@pytest.fixture(scope="module")
-def large(_this_machine_only: None) -> Iterator[Source]:
-    yield from tree(TINY, 160 << 20)
-
-
 def test_a_pull_into_a_bucket_killed_twice_makes_the_same_objects(
     small: Source, storage: ObjectStorage
 ) -> None:
@@ -80,10 +76,35 @@ def test_a_pull_into_a_bucket_killed_twice_makes_the_same_objects(
 
 
 @pytest.mark.soak
-def test_a_pull_into_a_bucket_killed_fifty_times_makes_the_same_objects(
-    large: Source, storage: ObjectStorage
+@pytest.mark.timeout(3600)
+def test_a_pull_killed_fifty_times_on_its_way_into_a_bucket_fetches_little_twice(
+    storage: ObjectStorage, tmp_path: Path
 ) -> None:
-    kill_and_resume(large, storage, 50, 2)
+    """One of 4 GiB, which is small for fifty interruptions; each time a fiftieth has come."""
+    for source in tree(TINY, 1 << 30):
+        flags, place = pull_of(source, 2), "s3://bundles/fifty"
+        with RunningMirror("pull", tmp_path / "whole", *flags) as pull:
+            pull.finished().succeeded()
+        whole = {path.name: path.stat().st_size for path in (tmp_path / "whole").iterdir()}
+        size, killed, fetched = sum(whole.values()), 0, 0
+        meter = Meter(tmp_path / "read", source.registry.port)
+        requests = source.registry.requests
+        while not storage.has("fifty/inventory.json"):
+            requests.clear()
+            program, env = meter.program, storage.environment()
+            with RunningMirror("pull", place, *flags, env=env, program=program) as pull:
+                while pull.running and (killed == 50 or requests.sent() < size / 50):
+                    time.sleep(0.002)
+                killed += pull.running and pull.stop(signal.SIGKILL).code == -signal.SIGKILL
+            fetched += meter.read()
+        told = f"{killed} kills, {fetched / size:.3f} of {size} bytes fetched"
+        print(told)
+        folder = storage.root / storage.BUCKET / "fifty"
+        assert {path.name: path.stat().st_size for path in folder.iterdir()} == whole
+        for name in ("SHA256SUMS", "inventory.json"):
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert killed == 50
+        assert fetched <= 1.1 * size, told
 
 
 def test_a_pull_into_a_bucket_opens_no_file_for_writing(

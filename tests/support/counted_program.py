@@ -1,8 +1,8 @@
-"""`mirror` with a meter at its sockets: `python -m tests.support.counted_program FILE ARGUMENTS`.
+"""`mirror` with a meter at its sockets: `-m tests.support.counted_program FILE PORT ARGUMENTS`.
 
 A registry can count only what it sent. When its reader is killed, megabytes of that lie unread in
 buffers of the kernel, the more of them the busier the machine is. This counts what the program has
-read, in FILE, where the count outlives the program.
+read, in FILE, where the count outlives the program; from servers at PORT alone, or with 0 from all.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _COUNT = struct.Struct("<Q")
 
 
 class Meter:
-    """Bytes that programs have read from their sockets, kept in a file."""
+    """Bytes that programs have read from their sockets, or from a server's, kept in a file."""
 
-    def __init__(self, path: Path) -> None:
-        self.program = (sys.executable, "-m", __name__, str(path))
+    def __init__(self, path: Path, port: int = 0) -> None:
+        self.program = (sys.executable, "-m", __name__, str(path), str(port))
         self._path = path
         path.write_bytes(bytes(_COUNT.size))
 
@@ -36,7 +36,7 @@ class Meter:
         return int(count)
 
 
-def _install(path: Path) -> None:
+def _install(path: Path, port: int) -> None:
     with path.open("r+b") as file:
         memory = mmap.mmap(file.fileno(), _COUNT.size)
     lock = threading.Lock()  # guards `memory`
@@ -44,6 +44,8 @@ def _install(path: Path) -> None:
     def counted(method: Callable[..., Any], size: Callable[[Any], int]) -> Callable[..., Any]:
         def read(*args: Any, **options: Any) -> Any:
             answer = method(*args, **options)
+            if port and args[0].getpeername()[1] != port:
+                return answer
             with lock:
                 _COUNT.pack_into(memory, 0, _COUNT.unpack_from(memory)[0] + size(answer))
             return answer
@@ -57,7 +59,7 @@ def _install(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    file, *arguments = sys.argv[1:]
-    _install(Path(file))
+    file, of_server, *arguments = sys.argv[1:]
+    _install(Path(file), int(of_server))
     sys.argv[1:] = arguments
     main()
