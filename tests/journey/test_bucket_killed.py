@@ -81,7 +81,7 @@ def test_a_pull_killed_fifty_times_on_its_way_into_a_bucket_fetches_little_twice
     storage: ObjectStorage, tmp_path: Path
 ) -> None:
     """One of 4 GiB, which is small for fifty interruptions; each time a fiftieth has come."""
-    for source in tree(TINY, 1 << 30):
+    for source in tree(TINY, 240 << 20, 17):
         flags, place = pull_of(source, 2), "s3://bundles/fifty"
         with RunningMirror("pull", tmp_path / "whole", *flags) as pull:
             pull.finished().succeeded()

@@ -92,12 +92,12 @@ def kill_and_resume(source: Source, work: Path, kills: int, options: tuple[str, 
     return told
 
 
-def tree(spec: TreeSpec, layer_bytes: int) -> Iterator[Source]:
-    """A tree with images of every size: `spec`, and a database of four layers of `layer_bytes`."""
+def tree(spec: TreeSpec, layer_bytes: int, count: int = 4) -> Iterator[Source]:
+    """A tree with images of every size: `spec`, and a database of layers of `layer_bytes`."""
     dice = random.Random(layer_bytes)
     with EmbeddedRegistry(MemoryStorage()) as registry:
         source = serve(spec, registry)
-        layers = tuple(dice.randbytes(layer_bytes) for _ in range(4))
+        layers = tuple(dice.randbytes(layer_bytes) for _ in range(count))
         database = f"{source.tree.root}/security/trivy-db"
         put_image(Shelf(registry), database, "2", layers=layers)
         yield source
