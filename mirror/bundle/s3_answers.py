@@ -115,4 +115,6 @@ def refused(status: int, code: str, reason: str, where: str) -> RegistryError:
     elif status == 404:
         kind = RegistryNotFoundError
     told = f"{where}: the S3 server {verb} ({said})" + (f"; {advice}" if advice else "")
+    if code == "NoSuchUpload":  # what the server says of it is long, and about something else
+        told = f"{where}: {advice} (the S3 server {verb}: {said})"
     return kind(told, where=where, status=status, codes=(code,), reason=reason)

@@ -161,7 +161,7 @@ def _from_connect(
             return TransientFailure(failure, happened, unreachable=True) if again else failure
         if isinstance(cause, ConnectionRefusedError):
             happened = f"{host} refuses connections"
-            advice = "check that the registry runs and that the port is right"
+            advice = "check that the server runs and that the port is right"
             return TransientFailure(
                 unreachable(f"{happened}; {advice}"), happened, unreachable=True
             )

@@ -684,6 +684,11 @@ def test_a_login_that_is_refused_says_what_to_check(
         (403, "AccessDenied", "check the credentials"),
         (404, "NoSuchBucket", "create the bucket first"),
         (301, "PermanentRedirect", "set AWS_REGION"),
+        (
+            404,
+            "NoSuchUpload",
+            r"somebody else has .* run it again \(the S3 server refuses: HTTP 404",
+        ),
     ],
 )
 def test_what_a_server_refuses_is_told_with_what_to_do(
@@ -698,7 +703,8 @@ def test_what_a_server_refuses_is_told_with_what_to_do(
     ):
         bucket.states(Run())
     assert caught.value.codes == (code,)
-    assert str(caught.value).startswith("GET s3://bundles/told: the S3 server refuses (HTTP ")
+    first = "somebody else" if code == "NoSuchUpload" else "the S3 server refuses (HTTP "
+    assert str(caught.value).startswith(f"GET s3://bundles/told: {first}")
 
 
 @pytest.mark.parametrize("endpoint", ["http://minio", "https://minio:9000", "http://[::1]:9000"])

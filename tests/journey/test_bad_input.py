@@ -56,7 +56,7 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def test_a_host_without_a_registry_is_unreachable(tmp_path: Path, tiny_bundle: Path) -> None:
     nowhere = f"127.0.0.1:{free_port()}/deckhouse/ee"
-    words = ("refuses connections", nowhere.partition("/")[0], "check that the registry runs")
+    words = ("refuses connections", nowhere.partition("/")[0], "check that the server runs")
     pull(tmp_path / "bundle", nowhere).failed(5, *words)
     assert not (tmp_path / "bundle").exists()
     before = snapshot(tiny_bundle)

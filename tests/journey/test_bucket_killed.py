@@ -88,12 +88,10 @@ def test_a_pull_killed_fifty_times_on_its_way_into_a_bucket_fetches_little_twice
         whole = {path.name: path.stat().st_size for path in (tmp_path / "whole").iterdir()}
         size, killed, fetched = sum(whole.values()), 0, 0
         meter = Meter(tmp_path / "read", source.registry.port)
-        requests = source.registry.requests
         while not storage.has("fifty/inventory.json"):
-            requests.clear()
             program, env = meter.program, storage.environment()
             with RunningMirror("pull", place, *flags, env=env, program=program) as pull:
-                while pull.running and (killed == 50 or requests.sent() < size / 50):
+                while pull.running and (killed == 50 or meter.so_far() < size / 50):
                     time.sleep(0.002)
                 killed += pull.running and pull.stop(signal.SIGKILL).code == -signal.SIGKILL
             fetched += meter.read()

@@ -29,11 +29,16 @@ class Meter:
         self._path = path
         path.write_bytes(bytes(_COUNT.size))
 
-    def read(self) -> int:
-        """Bytes that were read since this was asked last. No program may be running."""
+    def so_far(self) -> int:
+        """Bytes that were read since `read` was asked last."""
         (count,) = _COUNT.unpack(self._path.read_bytes())
-        self._path.write_bytes(bytes(_COUNT.size))
         return int(count)
+
+    def read(self) -> int:
+        """The same, and count anew. No program may be running."""
+        count = self.so_far()
+        self._path.write_bytes(bytes(_COUNT.size))
+        return count
 
 
 def _install(path: Path, port: int) -> None:

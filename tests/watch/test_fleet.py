@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -20,10 +20,14 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.oci import Digest
+from mirror.operations.trees import registry_inventory
+from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
-from mirror.sync import MemoryStore
+from mirror.sync import Inventory, MemoryStore, make_plan
 from mirror.sync.publication_state import statement_digest
-from mirror.testing import Answer, CorruptBody, Delay, EmbeddedRegistry, Fault
+from mirror.sync.statement import REPOSITORY
+from mirror.sync.tree import RegistryTree
+from mirror.testing import Answer, CorruptBody, Delay, EmbeddedRegistry, Fault, FaultyProxy
 from mirror.watch.cycle import CycleResult, Replicator
 from mirror.watch.daemon import running
 from mirror.watch.fleet import (
@@ -37,8 +41,10 @@ from mirror.watch.fleet import (
     reason_to_wait,
 )
 from mirror.watch.settings import CheckLevel, WatchSettings, Window
+from tests.conftest import MakeRealRegistry
 from tests.support.inventories import put_image, sample_store
 from tests.support.patience import wait_until
+from tests.support.places import tree_of
 from tests.support.replicas import ROOT, Replica, replicas
 
 STORE = sample_store()
@@ -248,6 +254,19 @@ class Edges:
             one.registry.requests.clear()
 
 
+class RealReplica(Replica):
+    """A registry in another process, behind a proxy that keeps its requests; not those of `past`,
+    the tree behind it."""
+
+    def __init__(self, proxy: FaultyProxy, tree: RegistryTree, past: RegistryTree) -> None:
+        super().__init__(cast(EmbeddedRegistry, proxy), tree)  # of both only requests are asked
+        self._past = past
+
+    def held(self) -> Inventory:
+        found = registry_inventory(self._past).inventory
+        return found.filtered(lambda path: path != REPOSITORY)
+
+
 @contextmanager
 def edges(count: int) -> Iterator[Edges]:
     """A hub that states the sample as generation 1, and empty edges."""
@@ -338,6 +357,42 @@ def test_an_edge_takes_everything_from_an_upstream_that_states_what_the_hub_stat
         found.clear()
         assert found.look(1, CheckLevel.AUDIT).complete
         assert asked(found.hub.registry) == [("HEAD", 304)]
+
+
+def test_edges_of_docker_registries_follow_each_other_in_tiers(
+    make_real_registry: MakeRealRegistry,
+) -> None:
+    """The hub sends each byte once, of a bundle and of the next one, and each edge holds it all."""
+    with ExitStack() as opened:
+        members: list[Replica] = []
+        for _ in range(3):
+            real = make_real_registry()
+            proxy = opened.enter_context(FaultyProxy(real.url))
+            plain = ConnectionOptions(plain_http=True)
+            before_it, behind = (
+                tree_of(opened.enter_context(RegistryClient(one, options=plain)), ROOT)
+                for one in (proxy.address, real.address)
+            )
+            members.append(RealReplica(proxy, before_it, behind))
+        found, before = Edges(members), Inventory()
+        found.join(0)
+        found.join(1, upstreams=(0,), upstream_wait_s=600.0)
+        for generation, store in enumerate((STORE, newer()), 1):
+            found.hub.fill(store, generation)
+            assert "no upstream states it yet" in found.look(1).waiting
+            found.clear()
+            assert found.look(0).complete
+            carried = make_plan(store.inventory(), before).blobs
+            blobs = found.hub.registry.requests.matching(
+                "GET", rf"{ROOT}/(?!{REPOSITORY}/).*blobs/"
+            )
+            assert sum(one.sent for one in blobs) == sum(step.size for step in carried)
+            found.clear()
+            look = found.look(1)
+            assert (look.complete, look.leader) == (True, found.edges[0].name)
+            assert asked(found.hub.registry) == [("HEAD", 304)], "one question, and no byte"
+            assert found.edges[1].held() == store.inventory()
+            before = store.inventory()
 
 
 def test_what_an_upstream_lost_comes_from_the_hub() -> None:
