@@ -17,6 +17,7 @@ from mirror.controller import Reconciled as Reconciled
 from mirror.controller import Site as Site
 from mirror.controller import Switch as Switch
 from mirror.controller import reconcile as reconcile
+from mirror.durable import FileExtent as FileExtent
 from mirror.errors import IncompleteError as IncompleteError
 from mirror.errors import MirrorError as MirrorError
 from mirror.errors import SourceContentError as SourceContentError
@@ -220,11 +221,12 @@ from mirror.release.source import ReleaseInfo as ReleaseInfo
 from mirror.release.source import ReleaseSource as ReleaseSource
 from mirror.release.source import SourceTree as SourceTree
 from mirror.run import Cancellation as Cancellation
-from mirror.run import PerItemErrors as PerItemErrors
 from mirror.run import Run as Run
+from mirror.run import Width as Width
 from mirror.sync.content import ContentRules as ContentRules
 from mirror.sync.content import ForeignLayers as ForeignLayers
 from mirror.sync.content import MemoryStore as MemoryStore
+from mirror.sync.content import PerItemErrors as PerItemErrors
 from mirror.sync.content import Source as Source
 from mirror.sync.content import SparseIndexes as SparseIndexes
 from mirror.sync.content import Target as Target

@@ -18,11 +18,12 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePath
-from typing import Self
+from typing import Self, TypeAlias
 
 from mirror.errors import FileSystemError, MirrorError, NoSpaceError
 
@@ -349,6 +350,46 @@ def write_at(fd: int, offset: int, *pieces: bytes | memoryview) -> None:
 
 
 _MOST_PIECES = 1024  # IOV_MAX of Linux
+
+
+@dataclass(frozen=True, slots=True)
+class FileExtent:
+    """`size` bytes of an open file from `offset` on, to be read, or sent by the system itself.
+
+    `path` is the file's, for messages; `ended(offset, missing)` the error if it is too short.
+    """
+
+    fd: int
+    path: object
+    offset: int
+    size: int
+    ended: Callable[[int, int], MirrorError]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, cut: slice) -> FileExtent:
+        start, stop, _ = cut.indices(self.size)
+        return FileExtent(self.fd, self.path, self.offset + start, stop - start, self.ended)
+
+    def pieces(self, most: int) -> Generator[bytes, None, None]:
+        """Read it, at most `most` bytes at a time.
+
+        Raises:
+            FileSystemError: the system refused.
+            MirrorError: what `ended` gives.
+        """
+        offset, end = self.offset, self.offset + self.size
+        while offset < end:
+            with os_errors(self.path, "read"):
+                piece = os.pread(self.fd, min(most, end - offset), offset)
+            if not piece:
+                raise self.ended(offset, end - offset)
+            yield piece
+            offset += len(piece)
+
+
+Extents: TypeAlias = Generator[FileExtent, None, None]
 
 
 def begin_sync(fd: int, offset: int, size: int) -> None:

@@ -11,12 +11,12 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from operator import length_hint
 from queue import SimpleQueue
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from mirror.errors import (
     CancelledError,
@@ -27,10 +27,39 @@ from mirror.errors import (
     NoSpaceError,
     UnreachableError,
 )
-from mirror.events import ArchiveDone, OnEvent, PhaseAdvanced, PhaseStarted, ignore
+from mirror.events import ArchiveDone, OnEvent, ignore
 
 DEFAULT_JOBS = 8
 """Threads for work that waits for networks and disks; hashing and sockets release the GIL."""
+WIDEST = 64
+"""Threads for small requests to hosts far away."""
+_NEAR_S, _SOON, _LATE = 0.005, 1.5, 2.0
+"""An answer within this says nothing of a way; and how much later than the soonest others may be.
+"""
+
+
+class Width:
+    """How many requests at once have been answered as soon as one alone: `bears`.
+
+    Where the way takes the time and not the host, more at once cost nobody anything: each answer
+    that comes nearly as soon as the soonest did lets `bears` grow, up to `WIDEST`. It shrinks while
+    answers are late. Updates that threads take from each other matter to nobody.
+    """
+
+    def __init__(self) -> None:
+        self.bears = DEFAULT_JOBS
+        self._heard: dict[str, tuple[float, float]] = {}  # by host: the soonest, and the usual
+
+    def hear(self, host: str, after_s: float, at_once: int) -> None:
+        """A small request was answered after so long, one of so many under way."""
+        soonest_s, usual_s = self._heard.get(host, (after_s, after_s))
+        soonest_s = min(after_s, soonest_s * 1.001)  # a way may become longer
+        usual_s += (after_s - usual_s) * 0.2
+        self._heard[host] = soonest_s, usual_s
+        if usual_s > max(_LATE * soonest_s, _LATE * _NEAR_S):
+            self.bears = max(DEFAULT_JOBS, self.bears - 1)
+        elif soonest_s > _NEAR_S and usual_s < _SOON * soonest_s and 2 * at_once >= self.bears:
+            self.bears = min(WIDEST, self.bears + 1)
 
 
 class Cancellation:
@@ -120,7 +149,8 @@ class Run:
     """How one operation works.
 
     Attributes:
-        jobs: the most threads that work at once (1 or more).
+        jobs: how many threads work at once (1 or more); large blobs move in no more.
+        widest: up to how many do, where `width` says that hosts far away bear them.
         on_event: hears what happens, from whichever thread did it.
         cancellation: the caller's means to stop the operation.
         deadline: the moment of `time.monotonic()` at which the operation gives up; None for never.
@@ -133,6 +163,8 @@ class Run:
     on_event: OnEvent = ignore
     cancellation: Cancellation = field(default_factory=Cancellation)
     deadline: float | None = None
+    widest: int = 0
+    width: Width = field(default_factory=Width, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
@@ -149,7 +181,12 @@ class Run:
 
     def with_jobs(self, jobs: int) -> Run:
         """The same run in at most `jobs` threads."""
-        return replace(self, jobs=jobs)
+        return replace(self, jobs=jobs, widest=0)
+
+    @property
+    def threads(self) -> int:
+        """How many threads work at once now."""
+        return max(self.jobs, min(self.widest, self.width.bears))
 
     def heard_by(self, on_event: OnEvent) -> Run:
         """The same run, of which `on_event` hears."""
@@ -207,7 +244,7 @@ class Run:
         It is cancelled with this one, and when an exception leaves the block, so no thread of that
         part outlives its caller. This run's own cancellation is never touched.
         """
-        part = replace(Run.of(self), jobs=jobs or self.jobs)
+        part = Run.of(self) if jobs is None else Run.of(self).with_jobs(jobs)
         try:
             yield part
         except BaseException:
@@ -222,6 +259,8 @@ class Run:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_here = threading.local()
+
 _HOPELESS = (DeniedError, UnreachableError, NoSpaceError, FileSystemError)
 """Failures that the items behind would only repeat, each after its own retries."""
 
@@ -229,7 +268,7 @@ _HOPELESS = (DeniedError, UnreachableError, NoSpaceError, FileSystemError)
 def for_each(
     items: Iterable[Item], work: Callable[[Item], Result], *, run: Run
 ) -> Generator[tuple[Item, Result | MirrorError], None, None]:
-    """Do `work` on every item in `run.jobs` threads; yield each with its result or its failure.
+    """Do `work` on every item in `run.threads`; yield each with its result or its failure.
 
     Where the system starts fewer threads those do it, and where it starts none the caller's does.
     The order is that of completion. A `MirrorError` belongs to its item and the others carry on,
@@ -251,6 +290,12 @@ def for_each(
     # Of each thread: (item, outcome) pairs, then the exception that ended it, or None.
     outcomes: SimpleQueue[tuple[Item, Result | MirrorError] | BaseException | None] = SimpleQueue()
 
+    # Threads that wide work has begun begin no wide work: there would be thousands.
+    wide = not getattr(_here, "is_wide", False)
+
+    def most() -> int:
+        return run.threads if wide else run.jobs
+
     def outcome_of(item: Item) -> Result | MirrorError:
         try:
             return work(item)
@@ -262,11 +307,12 @@ def for_each(
             return err
 
     def labour() -> None:
+        _here.is_wide = run.widest > 0 or not wide
         try:
             while not (over.is_set() or run.stopped):
-                if outcomes.qsize() >= 2 * run.jobs:  # the caller is slower, so wait for it
+                if outcomes.qsize() >= 2 * most():  # the caller is slower, so wait for it
                     room.clear()
-                    if outcomes.qsize() < 2 * run.jobs or over.is_set():
+                    if outcomes.qsize() < 2 * most() or over.is_set():
                         room.set()
                     room.wait()
                     continue
@@ -283,17 +329,25 @@ def for_each(
         else:
             outcomes.put(None)
 
-    count = min(run.jobs, length_hint(items, run.jobs))
+    count = length_hint(items, max(run.jobs, WIDEST))
     threads: list[threading.Thread] = []
     stop: CancelledError | None = None
-    try:
-        for n in range(count):
-            threads.append(threading.Thread(target=labour, name=f"mirror_{n}"))
+
+    def begin() -> int:
+        """Start the threads that are due; return how many were."""
+        nonlocal count
+        before = len(threads)
+        while len(threads) < min(most(), count):
+            threads.append(threading.Thread(target=labour, name=f"mirror_{len(threads)}"))
             try:
                 threads[-1].start()
             except RuntimeError:
                 threads.pop()  # the system allows no more
-                break
+                count = len(threads)
+        return len(threads) - before
+
+    try:
+        begin()
         for item in () if threads else queue:
             if over.is_set() or run.stopped:
                 break
@@ -305,6 +359,7 @@ def for_each(
                 room.set()
             match ended:
                 case (item, outcome):
+                    left += begin()
                     yield item, outcome
                     continue
                 case CancelledError() as err:
@@ -340,83 +395,6 @@ def gather(items: Iterable[Item], work: Callable[[Item], Result], *, run: Run) -
     if failures:
         raise failures[min(failures)]
     return [results[number] for number, _ in numbered]
-
-
-_REFUSALS = 32
-"""After this many refusals without a good answer, the registry is at fault and not the items."""
-
-
-class PerItemErrors:
-    """Asks one registry about many items. Thread-safe.
-
-    An error that belongs to its item is returned as a value. One that the next item would only
-    repeat is raised: the registry does not answer `ping` either, or refuses everything.
-    `asked` counts the questions.
-    """
-
-    def __init__(self, ping: Callable[[], None], run: Run) -> None:
-        self._ping, self._run = ping, run
-        self._lock = threading.Lock()  # guards the next two
-        self._refused = 0
-        self.asked = 0
-        self._answered = False  # only ever set, so it needs no lock
-
-    def ask(self, question: Callable[[], Result]) -> Result | MirrorError:
-        """The answer, or the error that belongs to this question alone.
-
-        Raises:
-            UnreachableError, DeniedError: of the registry as a whole.
-            CancelledError: the run was stopped.
-        """
-        with self._lock:
-            self.asked += 1
-        return self._ask(lambda _: question(), None)
-
-    def ask_all(
-        self, items: Sequence[Item], question: Callable[[Item], Result], *, title: str | None = None
-    ) -> list[Result | MirrorError]:
-        """`ask` about every item, in `run.jobs` threads; the answers are in the items' order.
-
-        With a `title` the questions are reported as a phase of this name.
-        """
-        if not items:
-            return []
-        with self._lock:
-            self.asked += len(items)
-        on_event = self._run.on_event
-        if title is not None:
-            on_event(PhaseStarted(title, len(items)))
-        answers: list[Result | MirrorError | None] = [None] * len(items)
-
-        def ask(number: int) -> None:
-            answers[number] = self._ask(question, items[number])
-            if title is not None:
-                on_event(PhaseAdvanced())
-
-        gather(range(len(items)), ask, run=self._run)
-        return cast("list[Result | MirrorError]", answers)
-
-    def _ask(self, question: Callable[[Item], Result], item: Item) -> Result | MirrorError:
-        try:
-            answer = question(item)
-        except CancelledError:
-            raise
-        except UnreachableError as err:
-            self._ping()
-            return self._counted(err)
-        except DeniedError as err:
-            return self._counted(err)
-        except MirrorError as err:
-            return err
-        self._answered = True
-        return answer
-
-    def _counted(self, err: MirrorError) -> MirrorError:
-        with self._lock:
-            self._refused += 1
-            if self._refused >= _REFUSALS and not self._answered:
-                raise err
-        return err
 
 
 class ArchiveTally:

@@ -14,7 +14,7 @@ from mirror.errors import (
     NotFoundError,
     UnreachableError,
 )
-from mirror.run import Run, for_each, gather
+from mirror.run import DEFAULT_JOBS, WIDEST, Run, Width, for_each, gather
 
 _PATIENCE_S = 20.0
 """Longer than any machine takes; only a test that fails waits for it."""
@@ -266,3 +266,64 @@ def test_where_no_thread_can_be_started_the_caller_works_by_the_same_rules(
     test_cancellation_lets_nothing_new_begin_and_is_told()
     test_what_was_cancelled_before_does_not_begin()
     test_work_that_says_it_was_cancelled_ends_all_of_it()
+
+
+# -- more threads where the way is long ------------------------------------------------------------
+
+
+def heard(width: Width, *latencies_s: float, at_once: int = WIDEST, host: str = "far") -> int:
+    """What a width bears after answers of one host."""
+    for after_s in latencies_s:
+        width.hear(host, after_s, at_once)
+    return width.bears
+
+
+def test_a_host_far_away_bears_more_with_each_answer_that_is_as_soon_as_the_first() -> None:
+    assert heard(Width(), *[0.040, 0.042, 0.050] * 5) == DEFAULT_JOBS + 15
+    assert heard(Width(), *[0.040] * 500) == WIDEST
+
+
+def test_a_host_nearby_gets_no_more_and_one_that_answers_later_gets_less() -> None:
+    assert heard(Width(), *[0.001] * 100) == DEFAULT_JOBS
+    width = Width()
+    heard(width, *[0.040] * 100)
+    assert heard(width, *[0.070] * 20) == WIDEST, "that is late enough for no more"
+    assert heard(width, *[0.2] * 20) < WIDEST
+    assert heard(width, *[0.2] * 100) == DEFAULT_JOBS
+    busy = Width()
+    busy.bears = 20
+    assert heard(busy, 0.001, *[0.030] * 50, host="near") == DEFAULT_JOBS
+
+
+def test_nothing_is_learnt_from_one_request_at_a_time() -> None:
+    assert heard(Width(), *[0.040] * 100, at_once=3) == DEFAULT_JOBS
+
+
+def test_threads_join_the_work_as_soon_as_hosts_bear_more() -> None:
+    run, together = Run(2, widest=5), threading.Barrier(5)
+
+    def work(number: int) -> int:
+        if number < 2:
+            run.width.bears = 64  # what the views of a run share
+        else:
+            together.wait(_PATIENCE_S)
+        return number
+
+    with_it = run.quietly()
+    assert gather(range(12), work, run=with_it) == list(range(12))
+    assert (with_it.threads, with_it.with_jobs(3).threads, Run(2).threads) == (5, 3, 2)
+
+
+def test_threads_of_wide_work_begin_no_wide_work() -> None:
+    run = Run(2, widest=5)
+    run.width.bears = 5
+    counts: list[int] = []
+
+    def inner(_number: int) -> None:
+        counts.append(len(ours()))
+
+    def outer(_number: int) -> None:
+        gather(range(5), inner, run=run)
+
+    gather([0], outer, run=run)
+    assert max(counts) <= 3, "one outer and two inner ones"

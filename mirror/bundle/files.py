@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from mirror.bundle.location import (
     ended_early,
     size_of,
 )
-from mirror.durable import Folder, begin_sync, os_errors, sync_file, write_at
+from mirror.durable import Extents, FileExtent, Folder, begin_sync, os_errors, sync_file, write_at
 from mirror.errors import DamagedBundleError, InputError
 
 CHUNK = 1 << 20
@@ -54,7 +55,10 @@ class ReadAt(Readable):
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """Read `size` bytes from `offset`, in pieces of at most `CHUNK` bytes."""
-        yield from _read(self._fd, self.path, offset, size)
+        return _extent(self._fd, self.path, offset, size).pieces(CHUNK)
+
+    def extents(self, offset: int, size: int) -> Extents:
+        yield _extent(self._fd, self.path, offset, size)
 
 
 def _open_to_read(path: Path) -> int:
@@ -76,15 +80,8 @@ def beginning(path: Location, most: int) -> bytes:
         return file.read(0, min(most, file.size))
 
 
-def _read(fd: int, path: Location, offset: int, size: int) -> Generator[bytes, None, None]:
-    end = offset + size
-    while offset < end:
-        with os_errors(path, "read"):
-            chunk = os.pread(fd, min(CHUNK, end - offset), offset)
-        if not chunk:
-            raise ended_early(path, offset, end - offset)
-        yield chunk
-        offset += len(chunk)
+def _extent(fd: int, path: Location, offset: int, size: int) -> FileExtent:
+    return FileExtent(fd, path, offset, size, partial(ended_early, path))
 
 
 class WriteAt:
@@ -107,7 +104,7 @@ class WriteAt:
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """Read back what was written, `CHUNK` bytes at a time, or raise DamagedBundleError."""
         assert self._fd is not None
-        yield from _read(self._fd, self.path, offset, size)
+        return _extent(self._fd, self.path, offset, size).pieces(CHUNK)
 
     def settling(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """As `chunks`, one behind the other; it begins what `sync` else had to wait for."""
@@ -182,19 +179,19 @@ class _Parts:
             offset += step
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        for extent in self.extents(offset, size):
+            yield from extent.pieces(CHUNK)
+
+    def extents(self, offset: int, size: int) -> Extents:
         for number, start, length in self.windows(offset, size):
-            end = start + length
-            while start < end:
-                with self.use(number, "read") as fd:
-                    chunk = os.pread(fd, min(CHUNK, end - start), start)
-                if not chunk:
-                    raise DamagedBundleError(
-                        f"ends {end - start} bytes too early",
-                        where=self.parts[number].name,
-                        advice=COPY_AGAIN,
-                    )
-                yield chunk
-                start += len(chunk)
+            with self.use(number, "read") as fd:
+                yield FileExtent(fd, self.parts[number], start, length, self._ended(number))
+
+    def _ended(self, number: int) -> Callable[[int, int], DamagedBundleError]:
+        where = self.parts[number].name
+        return lambda _offset, missing: DamagedBundleError(
+            f"ends {missing} bytes too early", where=where, advice=COPY_AGAIN
+        )
 
     @contextmanager
     def use(self, number: int, doing: str) -> Iterator[int]:
@@ -293,6 +290,9 @@ class PartedReader(Readable):
                 advice="one is cut short, or the last is missing: copy them again from their "
                 "origin",
             )
+
+    def extents(self, offset: int, size: int) -> Extents:
+        return self._files.extents(offset, min(size, self.size - offset))
 
     def read(self, offset: int, size: int) -> bytes:
         if isinstance(self._files, RemoteFile) and offset + size <= self.size:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeAlias, Union
 
 from mirror.bundle.format import ZSTD_SUFFIX, parse_part_name
-from mirror.durable import os_errors
+from mirror.durable import Extents, os_errors
 from mirror.errors import DamagedBundleError, FileSystemError
 from mirror.registry.downloads import FileState
 from mirror.run import Run, gather
@@ -50,6 +50,10 @@ class Readable(Protocol):
         Raises:
             DamagedBundleError: the archive ends before them, or is damaged there.
         """
+
+    def extents(self, _offset: int, _size: int) -> Extents:
+        """The same as it lies in files of this machine; nothing where it does not."""
+        yield from ()
 
     def close(self) -> None: ...
 

@@ -37,7 +37,7 @@ from mirror.bundle.members import TarMember, TreeFile, is_tree
 from mirror.bundle.seal import Seal, missing_archives, parse_seal, seal_bytes, try_seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.documents import parse_json
-from mirror.durable import os_errors
+from mirror.durable import Extents, os_errors
 from mirror.errors import (
     DamagedBundleError,
     FileSystemError,
@@ -57,11 +57,10 @@ _MAX_INVENTORY_BYTES = 512 << 20
 class BundleReader:
     """A bundle as the source of a transfer. Thread-safe.
 
-    `paths` are folders of archives, or archives, here or on another machine
-    (`location.RemotePath`). The seal counts when one folder is given; it is the file `seal_name`
-    there. A bundle in which another tool reduced multi-arch images to one
-    platform has no `inventory` unless that is accepted with `flattened`. Attributes with an
-    underscore are for this package alone.
+    `paths` are folders of archives, or archives, here or elsewhere (`location.RemotePath`).
+    The seal counts when one folder is given; it is the file `seal_name` there. A bundle in which
+    another tool reduced multi-arch images to one platform has no `inventory` unless that is
+    accepted with `flattened`. Attributes with an underscore are for this package alone.
 
     Raises:
         InputError: there is no bundle at a path, or an archive that needs its folder.
@@ -203,16 +202,14 @@ class BundleReader:
 
     def hints(self) -> Iterator[str]:
         """Yield what, other than damage, may explain the findings in `contents`."""
-        if not self._seals and any(
-            one.problem.endswith(" is missing") for one in self.contents.findings
-        ):
+        missing = (one.problem.endswith(" is missing") for one in self.contents.findings)
+        if not self._seals and any(missing):
             kinds = "a delta or a deduplicated bundle"
             yield f"archives of {kinds} are complete only beside their {SEAL}"
 
     def carried(self) -> Inventory:
         """Return the part of `inventory` that lies in the archives, each piece where it lies."""
-        spoken_of = self.contents.archives
-        return union(minus(spoken_of[one.name], one.left_out) for one in self._archives)
+        return union(minus(self.contents.archives[a.name], a.left_out) for a in self._archives)
 
     # -- Source --------------------------------------------------------------------------------
 
@@ -227,6 +224,10 @@ class BundleReader:
     ) -> Generator[bytes, None, None]:
         archive, member = self._place(repository, digest, size)
         yield from archive.file.chunks(member.offset + offset, size - offset)
+
+    def extents(self, repository: str, digest: Digest, size: int, offset: int) -> Extents:
+        archive, member = self._place(repository, digest, size)
+        return archive.file.extents(member.offset + offset, size - offset)
 
     def _place(self, repository: str, digest: Digest, size: int) -> tuple[OpenArchive, TarMember]:
         holders = ((one, one.blob(repository, digest)) for one in self._archives)

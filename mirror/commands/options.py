@@ -33,7 +33,7 @@ from mirror.events import OnEvent, Warned
 from mirror.reports.messages import Messages, fitted
 from mirror.reports.progress import FORMS, progress
 from mirror.reports.progress import logging_to_stderr as logging_to_stderr
-from mirror.run import DEFAULT_JOBS, Run
+from mirror.run import DEFAULT_JOBS, WIDEST, Run
 
 if TYPE_CHECKING:
     from mirror.bundle.bucket import Bucket
@@ -206,7 +206,7 @@ class Work(ExitStack):
     def __init__(
         self,
         as_json: bool,
-        jobs: int = DEFAULT_JOBS,
+        jobs: int | None = None,
         *,
         form: str | None = None,
         quiet: bool = False,
@@ -223,7 +223,7 @@ class Work(ExitStack):
         if verbose:
             self.enter_context(logging_to_stderr(logging.DEBUG if verbose > 1 else logging.INFO))
         self.on_event = self.enter_context(progress(form=form, items=verbose > 0))
-        self.run = Run(jobs, self.on_event)
+        self.run = Run(jobs or DEFAULT_JOBS, self.on_event, widest=0 if jobs else WIDEST)
         keep_memory()
 
     def asks(self, yes: bool) -> bool:
@@ -394,10 +394,9 @@ running = grouped(
     _work,
     click.option(
         "--jobs",
-        type=click.IntRange(1, 64),
-        default=DEFAULT_JOBS,
-        show_default=True,
-        help="How many items to work on at a time.",
+        type=click.IntRange(1, WIDEST),
+        help="How many items to work on at a time at most.  [default: 8, and up to 64 small ones "
+        "where a registry is far away and bears them]",
     ),
     *_feedback,
 )

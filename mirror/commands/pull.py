@@ -230,7 +230,7 @@ def pull_command(
         if base_place is None:
             base_tree = _base(base, source, access, given=bool(login or license_key))
     held = read_inventory(base_place) if base_place is not None else None
-    run = replace(work.run, jobs=config.jobs)
+    run = work.run.with_jobs(config.jobs) if "jobs" in config.model_fields_set else work.run
     client = work.enter_context(source.open(work.on_event)).client
     for warning in warnings:
         work.on_event(Warned(warning))

@@ -153,7 +153,7 @@ def sync_command(
             work.on_event,
             storage=_storage(storage, names, masters),
             keys=keys,
-            connections=work.run.jobs * (len(names) + 1) + 8,
+            connections=max(work.run.jobs, work.run.widest) * (len(names) + 1) + 8,
             masters=masters,
         )
     )

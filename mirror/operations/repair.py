@@ -213,7 +213,8 @@ class _Repair(Restorer):
         for name, file in self._open.items():
             trailer = self.seal.archives[name].trailer_offset
             self.written += _put_bytes(file, trailer, bytes(TRAILER_SIZE))
-        with closing(for_each(plan.fetched.items(), self._fetch, run=self._run)) as outcomes:
+        run = self._run.with_jobs(self._run.jobs)  # each holds a piece of a blob
+        with closing(for_each(plan.fetched.items(), self._fetch, run=run)) as outcomes:
             for (_, damages), outcome in outcomes:
                 if isinstance(outcome, MirrorError):
                     raise outcome

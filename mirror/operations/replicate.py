@@ -24,8 +24,9 @@ from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.prune import find_extras, refuse_to_prune, remove_extras
 from mirror.operations.trust import refuse_older
-from mirror.run import PerItemErrors, Run
+from mirror.run import Run
 from mirror.sync import Finding, Inventory, InventoryBuilder, make_plan, union
+from mirror.sync.content import PerItemErrors
 from mirror.sync.failover import FailoverSource
 from mirror.sync.observation import Depth, Failure, Observation, speaks_of_damage
 from mirror.sync.observe import observe

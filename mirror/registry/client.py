@@ -15,7 +15,7 @@ from mirror.registry.auth import PUSH, Credentials
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.transport import Transport, Wire
 from mirror.registry.upload_journal import UploadJournal
-from mirror.registry.upload_sessions import OpenUpload
+from mirror.registry.upload_sessions import Content, OpenUpload
 from mirror.run import Run
 
 # What is asked of a registry, whoever answers: one host, or the replicas of a cluster's registry.
@@ -68,10 +68,11 @@ class RegistryWriter(RegistryReader, Protocol):
         repository: str,
         digest: Digest,
         size: int,
-        content: Callable[[int], Generator[bytes, None, None]],
+        content: Content,
         *,
         opened: OpenUpload | None = None,
         journal: UploadJournal | None = None,
+        hashed: bool = True,
     ) -> int:
         """Send a blob (POST and PUT, end-4 and end-6; large ones by PATCH, end-5, in chunks).
 
@@ -79,8 +80,9 @@ class RegistryWriter(RegistryReader, Protocol):
         what it raises ends the upload. A cut upload is continued where the registry says it got
         to, else it starts anew. `opened` is a session to
         begin with. A session that fails is cancelled at the registry, best effort; with a
-        `journal` one that only was interrupted stays, and a later call goes on with it. Returns the
-        bytes sent, repeated ones included.
+        `journal` one that only was interrupted stays, and a later call goes on with it. Unless the
+        bytes were `hashed`, a registry that finds them wrong is believed at once, and not asked
+        again in another form. Returns the bytes sent, repeated ones included.
 
         Raises:
             SizeMismatchError: `content` is longer or shorter than `size`.
@@ -88,8 +90,16 @@ class RegistryWriter(RegistryReader, Protocol):
         """
         transport, path = self._writing(repository)
         return uploads.Upload(
-            transport, path, digest, size, content, opened=opened, journal=journal
+            transport, path, digest, size, content, opened=opened, journal=journal, hashed=hashed
         ).run()
+
+    def proves_digests(self, repository: str) -> bool:
+        """Whether the registry refuses an upload whose bytes do not hash to its digest.
+
+        A few bytes are sent under another digest (POST, PUT, and DELETE for what is left). Only
+        a refusal as DIGEST_INVALID is proof.
+        """
+        return upload_sessions.proves_digests(*self._writing(repository))
 
     def open_upload(self, repository: str) -> OpenUpload:
         """Open an upload session (POST, end-4a), which proves that pushing is allowed.

@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from math import inf
 from weakref import WeakValueDictionary
 
+from mirror.durable import FileExtent
 from mirror.errors import RegistryError, same
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retries import Tally, TransientFailure, retry_after_s
+from mirror.registry.streams import Piece
 
 _CUT = 0.7  # what a refusal leaves of the width
 _FIRST_PROBE, _LAST_PROBE = 8, 512  # rounds to be answered before the refused width is tried again
@@ -262,6 +264,7 @@ class Admission:
     def __init__(self, gate: HostGate, permit: Permit) -> None:
         self._gate, self._permit = gate, permit
         self.is_answered = False
+        self.heard = 0.0, 0  # after how many seconds, and how many requests were under way
 
     def head(self, status: int, retry_after: str | None = None, *, quick: bool = True) -> None:
         """The head of the answer came. `retry_after` is that field of it."""
@@ -273,6 +276,7 @@ class Admission:
             elif status < 500:
                 state.answered(self._permit, now, quick=quick)
                 self._gate.tally.add()
+            self.heard = now - self._permit.began, state.in_flight
             self._gate._changed.notify_all()
 
     def failed(self, failure: TransientFailure) -> None:
@@ -423,7 +427,7 @@ class StallWatch:
                 self._spend(len(chunk))
             yield chunk
 
-    def sent(self, chunks: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    def sent(self, chunks: Iterable[Piece]) -> Iterator[memoryview | FileExtent]:
         """Hand out `chunks` in pieces; raise the error once their receiver has stalled.
 
         A piece counts when the next is asked for. Pieces shrink when the line is slow, so that
@@ -431,7 +435,7 @@ class StallWatch:
         """
         size = _MIN_PIECE
         for chunk in chunks:
-            view = memoryview(chunk)
+            view = chunk if isinstance(chunk, FileExtent) else memoryview(chunk)
             while view:
                 piece, view = view[:size], view[size:]
                 began = self._clock()

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from mirror.durable import FileExtent
 from mirror.errors import printable
-from mirror.registry.streams import AnsweredError, Fault, Stream, Wait, WireError
+from mirror.registry.streams import AnsweredError, Fault, Piece, Stream, Wait, WireError
 
 _MAX_HEAD = 100 << 10
 _READ = 64 << 10
@@ -28,7 +29,7 @@ class Body:
     """What a request sends: `size` bytes that `opened` yields, anew for each attempt."""
 
     size: int
-    opened: Callable[[], Iterable[bytes | memoryview]] = field(repr=False)
+    opened: Callable[[], Iterable[Piece]] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +148,9 @@ class Connection:
         self._wait.late, self._wait.broken = Fault.WRITE_LATE, Fault.BROKEN
         pieces = iter(body.opened()) if body is not None else iter(())
         try:
-            first = next(pieces, b"")
+            first: Piece = next(pieces, b"")
             # One system call, and one packet, for a small request.
-            if len(first) <= _READ:
+            if len(first) <= _READ and not isinstance(first, FileExtent):
                 head, first = head + first, b""
             self.stream.send(head, self._wait, patience.stall_s)
             self._wait.heard = self._is_refused

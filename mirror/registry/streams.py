@@ -7,6 +7,7 @@ point, the client stays open, and nothing is closed under another thread's hands
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
@@ -15,9 +16,15 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
+
+from mirror.durable import FileExtent
 
 SLICE_S = 0.2
+_FILE_PIECE = 1 << 20
+
+Piece: TypeAlias = bytes | memoryview | FileExtent
+"""What a body is sent in."""
 
 Result = TypeVar("Result")
 
@@ -117,12 +124,29 @@ class Stream:
             self._expect(least)
         return self.attempt(partial(self._received, most), select.POLLIN, wait)
 
-    def send(self, data: bytes | memoryview, wait: Wait, seconds: float) -> None:
+    def send(self, data: Piece, wait: Wait, seconds: float) -> None:
         """Send all of `data`; each piece may take so many seconds to get away."""
-        rest = memoryview(data)
+        rest = data if isinstance(data, FileExtent) else memoryview(data)
         while rest:
             wait.until = time.monotonic() + seconds
-            rest = rest[self.attempt(partial(self.sock.send, rest), select.POLLOUT, wait) :]
+            if not isinstance(rest, FileExtent):
+                sent = self.attempt(partial(self.sock.send, rest), select.POLLOUT, wait)
+            elif not (sent := self.attempt(partial(self._sent_file, rest), select.POLLOUT, wait)):
+                piece = next(rest.pieces(_FILE_PIECE))
+                self.send(piece, wait, seconds)
+                sent = len(piece)
+            rest = rest[sent:]
+
+    def _sent_file(self, extent: FileExtent) -> int:
+        """The bytes that the system has sent out of a file; 0 where they have to be read first."""
+        if not self.is_plain:
+            return 0
+        try:
+            return os.sendfile(self.sock.fileno(), extent.fd, extent.offset, extent.size)
+        except (BlockingIOError, ConnectionError, TimeoutError):
+            raise
+        except OSError:  # the file's fault, which reading puts into words; or the socket's
+            return 0
 
     def arrived(self, most: int) -> bytes | None:
         """What has arrived by now, `most` bytes at most; nothing at the end. None: not a byte."""

@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 _BODIED = ("POST", "PUT", "PATCH")
 _MAX_REDIRECTS = 5
-_MAX_ERROR_BYTES = 64 << 10
+_MAX_ERROR_BYTES = _SMALL = 64 << 10
 _ALIASES = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 
@@ -106,10 +106,9 @@ class Transport:
     """Sends requests over a `Wire`, for one run: every wait ends when that is stopped."""
 
     def __init__(self, wire: Wire, run: Run) -> None:
-        self._wire, self.run = wire, run
-        self.host, self.options = wire.host, wire.options
+        self._wire, self.run, self.host = wire, run, wire.host
+        self.options = options = wire.options
         self._base, self._home, self._auth = f"{wire.base}/", wire.home, wire.auth
-        options = wire.options
         self._patience = Patience(
             options.connect_timeout_s, options.stall_timeout_s, options.stall_timeout_s, self.check
         )
@@ -277,6 +276,8 @@ class Transport:
             try:
                 asked = response.headers.get("retry-after")
                 admission.head(response.status, asked, quick=body is None)
+                if body is None or body.size < _SMALL:
+                    self.run.width.hear(self.host, *admission.heard)
                 yield response
             finally:
                 response.close()
@@ -320,12 +321,11 @@ class Transport:
 
     def watch(self, where: str) -> StallWatch:
         """What notices that a transfer has stalled; one for each direction of each transfer."""
-        options = self.options
         return StallWatch(
-            options.stall_timeout_s,
-            options.stall_min_bytes,
-            lambda: failures.stalled(where, self.host, options),
-            spend=None if options.limit_rate is None else self._spend,
+            self.options.stall_timeout_s,
+            self.options.stall_min_bytes,
+            lambda: failures.stalled(where, self.host, self.options),
+            spend=None if self.options.limit_rate is None else self._spend,
         )
 
     def _spend(self, count: int) -> None:

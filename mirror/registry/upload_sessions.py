@@ -6,12 +6,14 @@ Distribution-spec, "Pushing blobs": POST opens a session, GET asks how far it go
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import quote
 
+from mirror.durable import FileExtent
 from mirror.errors import MirrorError, RegistryError, SizeMismatchError
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository
@@ -25,16 +27,23 @@ from mirror.run import Run
 _log = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES = 64 << 10
+DIGEST_INVALID = "DIGEST_INVALID"
 _CANCEL_S, _STOPPED_CANCEL_S = 10.0, 1.0
 _RANGE = re.compile(r"(?:bytes[= ])?0-([0-9]{1,18})")
 
 
 def attempt(
-    transport: Transport, method: str, url: str, *, accept: tuple[int, ...], wanted: Scopes
+    transport: Transport,
+    method: str,
+    url: str,
+    *,
+    accept: tuple[int, ...],
+    wanted: Scopes,
+    content: bytes = b"",
 ) -> WholeAnswer:
     """One small request of an upload's life, without retries of its own (TransientFailure)."""
     where = transport.where(method, url)
-    body = Body(0, lambda: ()) if method != "GET" else None
+    body = Body(len(content), lambda: (content,)) if method != "GET" else None
     with transport.open(method, url, scopes=wanted, body=body) as response:
         return transport.whole(response, accept=accept, limit=MAX_ANSWER_BYTES, where=where)
 
@@ -97,6 +106,19 @@ def cancel(transport: Transport, location: str, wanted: Scopes) -> bool:
     return True
 
 
+def proves_digests(transport: Transport, repository: str) -> bool:
+    """See `RegistryWriter.proves_digests`."""
+    opened, digest = open_upload(transport, repository), Digest.of(os.urandom(64))
+    url, wanted = with_digest(opened.location, digest), (PUSH.format(repository),)
+    try:
+        attempt(transport, "PUT", url, accept=answers.PUT_BLOB, wanted=wanted, content=b"not that")
+    except (RegistryError, TransientFailure) as err:
+        cancel(transport, opened.location, wanted)
+        return DIGEST_INVALID in getattr(err, "codes", ())
+    cancel(transport, transport.at(repository, f"blobs/{digest}"), wanted)  # of no use
+    return False
+
+
 def location_of(transport: Transport, answer: WholeAnswer, default: str | None = None) -> str:
     """Where an upload continues.
 
@@ -132,7 +154,7 @@ def offset_told(answer: WholeAnswer) -> int | None:
     return last + 1 if last else 0
 
 
-Content: TypeAlias = Callable[[int], Generator[bytes, None, None]]
+Content: TypeAlias = Callable[[int], Generator[bytes | FileExtent, None, None]]
 """Opens the blob's bytes, from a given offset (bytes) to the end."""
 
 
@@ -155,9 +177,9 @@ class Outgoing:
 
     def __init__(self, content: Content, size: int, check: Callable[[], None], what: str) -> None:
         self._content, self._size, self._check, self._what = content, size, check, what
-        self._stream: Generator[bytes, None, None] | None = None
+        self._stream: Generator[bytes | FileExtent, None, None] | None = None
         self._at = 0  # where the stream goes on, the rest included
-        self._rest = b""
+        self._rest: bytes | FileExtent = b""
 
     def close(self) -> None:
         """Let go of the source."""
@@ -165,7 +187,7 @@ class Outgoing:
             self._stream.close()
             self._stream = None
 
-    def pieces(self, start: int, count: int) -> Iterator[bytes]:
+    def pieces(self, start: int, count: int) -> Iterator[bytes | FileExtent]:
         """Exactly `count` bytes from `start` on; the source runs to its end where that is theirs.
 
         A source that verifies tells its verdict with its last bytes, so the last are never handed
@@ -194,11 +216,11 @@ class Outgoing:
             raise self._wrong_size(self._at)
 
     def _chunks(
-        self, stream: Generator[bytes, None, None], *, until_the_end: bool, end: int
-    ) -> Iterator[bytes]:
+        self, stream: Generator[bytes | FileExtent, None, None], *, until_the_end: bool, end: int
+    ) -> Iterator[bytes | FileExtent]:
         while until_the_end or self._at < end:
             self._check()
-            chunk: bytes | None = self._rest
+            chunk: bytes | FileExtent | None = self._rest
             self._rest = b""
             if not chunk:
                 try:

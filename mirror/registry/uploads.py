@@ -10,8 +10,7 @@ the blob anew. Chunks help there nonetheless: where a proxy in front takes a req
 it passes it on (nginx does unless told otherwise), where the break falls between two of them, and
 where the registry is restarted.
 
-With a journal a session outlives this process: the next one finds it there and asks the registry
-how far it got.
+With a journal a session outlives this process: the next one asks the registry how far it got.
 """
 
 from __future__ import annotations
@@ -26,9 +25,11 @@ from mirror.registry import answers, downloads, upload_sessions
 from mirror.registry.auth import PUSH
 from mirror.registry.http1 import Body
 from mirror.registry.retries import TransientFailure
+from mirror.registry.streams import Piece
 from mirror.registry.transport import Transport, WholeAnswer
 from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import (
+    DIGEST_INVALID,
     WANTS_ANOTHER,
     WANTS_CHUNKS,
     Content,
@@ -90,11 +91,12 @@ class Upload:
         *,
         opened: OpenUpload | None = None,
         journal: UploadJournal | None = None,
+        hashed: bool = True,
     ) -> None:
         if size < 0:
             raise ValueError("a blob's size is not negative")
         self._transport, self._repository, self._digest = transport, repository, digest
-        self._size, self._opened = size, opened
+        self._size, self._opened, self._hashed = size, opened, hashed
         self._journal = journal if size >= _WORTH_KEEPING else None
         self._scopes = (PUSH.format(repository),)
         self._what = f"{transport.host}/{repository}@{digest}"
@@ -214,6 +216,8 @@ class Upload:
                     self._ask(session, err)
                     return False
                 raise _RestartError(err, at_once=True) from err
+            if not self._hashed and DIGEST_INVALID in err.codes:
+                raise  # the bytes may be wrong
             if _session_lost(err, session):
                 raise _RestartError(err) from err
             # What was put together of chunks may be refused for that.
@@ -414,7 +418,7 @@ class Upload:
                 response, accept=accept, limit=upload_sessions.MAX_ANSWER_BYTES, where=where
             )
 
-    def _bytes(self, start: int, count: int) -> Generator[memoryview, None, None]:
+    def _bytes(self, start: int, count: int) -> Generator[Piece, None, None]:
         """`count` bytes of the content from `start` on, as pieces for the socket."""
         if not count:
             return

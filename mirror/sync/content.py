@@ -7,18 +7,37 @@ targets. Repository paths are relative to the root that the inventory shares.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Set
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Set,
+)
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 from mirror.documents import parse_json
-from mirror.errors import InvalidManifestError, MirrorError, NotFoundError, RegistryNotFoundError
+from mirror.durable import Extents
+from mirror.errors import (
+    CancelledError,
+    DeniedError,
+    InvalidManifestError,
+    MirrorError,
+    NotFoundError,
+    RegistryNotFoundError,
+    UnreachableError,
+)
+from mirror.events import PhaseAdvanced, PhaseStarted
 from mirror.oci import Digest, Manifest, ManifestNode
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import referrers_tag
 from mirror.registry import RegistryReader
-from mirror.run import PerItemErrors
+from mirror.run import Run, gather
 from mirror.sync.inventory import Inventory, InventoryBuilder, RepositoryContent
 from mirror.sync.plan import CopyBlob
 
@@ -105,6 +124,14 @@ class Source(Protocol):
         self, repository: str, digest: Digest, size: int, offset: int = 0
     ) -> Generator[bytes, None, None]:
         """The bytes of a blob of `size` bytes, from `offset` to its end; not yet verified."""
+
+
+@runtime_checkable
+class FileSource(Protocol):
+    """A source that may have blobs in files of this machine. Thread-safe."""
+
+    def extents(self, repository: str, digest: Digest, size: int, offset: int) -> Extents:
+        """As `Source.blob`, but not read; nothing of what does not lie in such files."""
 
 
 class Target(Protocol):
@@ -261,6 +288,95 @@ class MemoryStore:
     def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
         with self._lock:
             self._tags.setdefault(repository, {})[tag] = manifest.digest
+
+
+# -- many questions to one registry ----------------------------------------------------------------
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_REFUSALS = 32
+"""After this many refusals without a good answer, the registry is at fault and not the items."""
+
+
+class PerItemErrors:
+    """Asks one registry about many items. Thread-safe.
+
+    An error that belongs to its item is returned as a value. One that the next item would only
+    repeat is raised: the registry does not answer `ping` either, or refuses everything.
+    `asked` counts the questions.
+    """
+
+    def __init__(self, ping: Callable[[], None], run: Run) -> None:
+        self._ping, self._run = ping, run
+        self._lock = threading.Lock()  # guards the next two
+        self._refused = 0
+        self.asked = 0
+        self._answered = False  # only ever set, so it needs no lock
+
+    def ask(self, question: Callable[[], Result]) -> Result | MirrorError:
+        """The answer, or the error that belongs to this question alone.
+
+        Raises:
+            UnreachableError, DeniedError: of the registry as a whole.
+            CancelledError: the run was stopped.
+        """
+        with self._lock:
+            self.asked += 1
+        return self._ask(lambda _: question(), None)
+
+    def ask_all(
+        self,
+        items: Sequence[Item],
+        question: Callable[[Item], Result],
+        *,
+        title: str | None = None,
+        wide: bool = True,
+    ) -> list[Result | MirrorError]:
+        """`ask` about every item, in `run.jobs` threads; the answers are in the items' order.
+
+        With a `title` the questions are reported as a phase of this name. Those that hold pieces of
+        blobs are not `wide`: no more than `run.jobs` are asked at once, however far the way.
+        """
+        if not items:
+            return []
+        with self._lock:
+            self.asked += len(items)
+        on_event = self._run.on_event
+        if title is not None:
+            on_event(PhaseStarted(title, len(items)))
+        answers: list[Result | MirrorError | None] = [None] * len(items)
+
+        def ask(number: int) -> None:
+            answers[number] = self._ask(question, items[number])
+            if title is not None:
+                on_event(PhaseAdvanced())
+
+        run = self._run if wide else self._run.with_jobs(self._run.jobs)
+        gather(range(len(items)), ask, run=run)
+        return cast("list[Result | MirrorError]", answers)
+
+    def _ask(self, question: Callable[[Item], Result], item: Item) -> Result | MirrorError:
+        try:
+            answer = question(item)
+        except CancelledError:
+            raise
+        except UnreachableError as err:
+            self._ping()
+            return self._counted(err)
+        except DeniedError as err:
+            return self._counted(err)
+        except MirrorError as err:
+            return err
+        self._answered = True
+        return answer
+
+    def _counted(self, err: MirrorError) -> MirrorError:
+        with self._lock:
+            self._refused += 1
+            if self._refused >= _REFUSALS and not self._answered:
+                raise err
+        return err
 
 
 # -- where a registry without the referrers API lists what refers to an image: under a tag ---------

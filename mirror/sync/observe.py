@@ -22,8 +22,8 @@ from mirror.events import BlobDone, BytesMoved, OnEvent, TransferStarted
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
-from mirror.run import PerItemErrors, Run
-from mirror.sync.content import ReadableTree, unlisted
+from mirror.run import Run
+from mirror.sync.content import PerItemErrors, ReadableTree, unlisted
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.observation import (
     Depth,
@@ -246,7 +246,7 @@ class _Look:
             (digest, partial(read_manifest, self._place, path, digest))
             for digest, path in manifests.items()
         ]
-        outcomes = self._questions.ask_all(readings, lambda one: one[1]())
+        outcomes = self._questions.ask_all(readings, lambda one: one[1](), wide=False)
         damaged: dict[Digest, MirrorError] = {}
         for (digest, _), outcome in zip(readings, outcomes, strict=True):
             if outcome is None:

@@ -26,7 +26,8 @@ from mirror.errors import (
 )
 from mirror.events import BytesMoved
 from mirror.oci import Digest, Manifest, Verifier
-from mirror.run import PerItemErrors, Run
+from mirror.run import Run
+from mirror.sync.content import PerItemErrors
 from mirror.sync.failover import BlobContent, FailoverSource
 from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Failure, Finding, Item, speaks_of_damage
@@ -75,7 +76,8 @@ class Repairer:
             read = partial(read_blob, self._place, path, digest, size)
             self._confirm(read, digest, damaged[digest])
 
-        outcomes = PerItemErrors(self._place.client.ping, self._run).ask_all(found, replace_blob)
+        questions = PerItemErrors(self._place.client.ping, self._run)
+        outcomes = questions.ask_all(found, replace_blob, wide=False)
         done, failures = [], []
         for (digest, path, _), outcome in zip(found, outcomes, strict=True):
             if outcome is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,14 +29,16 @@ from mirror.events import (
 )
 from mirror.oci import Digest, Manifest, ManifestNode
 from mirror.oci.reference import referrers_tag
-from mirror.run import ArchiveTally, PerItemErrors, Run, for_each
-from mirror.sync.content import Source, Target, graph
+from mirror.run import ArchiveTally, Run, for_each
+from mirror.sync.content import PerItemErrors, Source, Target, graph
 from mirror.sync.failover import BlobContent, FailoverSource
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, archives_of, make_plan
 
 _log = logging.getLogger(__name__)
 
+_SMALL = 256 << 10
+"""Bytes up to which a blob is a request like others."""
 _REPAIRS = 3
 """How often what a manifest needs is brought again before its refusal is believed."""
 _PAUSE_S = 0.2
@@ -113,7 +116,7 @@ def transfer(
     `before_tags` is called once, when all blobs and manifests are in place and no tag has turned;
     it may raise.
 
-    Within a step of that order items run in `run.jobs` threads. An item that fails does not stop
+    Within a step of that order items run in `run.threads`. An item that fails does not stop
     its siblings. What comes after them does not begin, so a tag never names what is not there;
     with `independence` only what depends on a failed item is left out, and the report lists the
     failures. What a registry lost between a check and the manifest that needs it is brought again.
@@ -171,6 +174,7 @@ class _Transfer:
         self._failures: list[tuple[str, MirrorError]] = []
         self._indexes: dict[PutTag, Manifest] = {}  # tags of one stage that wait for its others
         self._sent = 0
+        self._large = threading.Semaphore(run.jobs)  # however many threads work
         self._archives = ArchiveTally(run.on_event)
         self._turning = {(step.repository, step.tag) for stage in plan.tags for step in stage}
 
@@ -255,13 +259,14 @@ class _Transfer:
 
     def _copy(self, step: CopyBlob) -> int:
         on_event = self._run.on_event
-        sent = copy_blob(
-            step,
-            self._source,
-            self._target,
-            on_bytes=lambda count: on_event(BytesMoved(step.digest, count)),
-            run=self._run,
-        )
+        with self._large if step.size > _SMALL else nullcontext():
+            sent = copy_blob(
+                step,
+                self._source,
+                self._target,
+                on_bytes=lambda count: on_event(BytesMoved(step.digest, count)),
+                run=self._run,
+            )
         on_event(BlobDone(step.digest, step.size, sent))
         return sent
 

@@ -8,16 +8,18 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mirror.errors import DeniedError
+from mirror.errors import DeniedError, FileSystemError, IntegrityError, RegistryError
 from mirror.events import Warned
 from mirror.layout import MODULES, with_modules_suffix
 from mirror.oci import Digest, Manifest, Repository
 from mirror.oci.manifest import OCI_INDEX, referrer_json
 from mirror.oci.reference import referrers_tag
 from mirror.registry import OpenUpload, RegistryReader, RegistryWriter, UploadJournal
+from mirror.registry.upload_sessions import DIGEST_INVALID
 from mirror.run import Run, gather
 from mirror.sync.content import AS_USUAL, ContentRules, referrers_list
 from mirror.sync.failover import BlobContent
@@ -183,8 +185,16 @@ _MOUNT_REFUSALS = 3
 """After this many refusals without a success, no more mounts are asked for."""
 
 
+_WORTH_PROOF = 64 << 20
+"""Bytes of files to be sent, from which on it is worth to find out whether a registry proves them.
+"""
+
+
 class RegistryTarget:
     """Content written to a registry. Thread-safe.
+
+    Of files on this machine a registry that has been seen to refuse wrong bytes proves the digest;
+    everything else is hashed on its way.
 
     With a `journal` uploads that end with this process are continued by the next one.
     """
@@ -206,6 +216,9 @@ class RegistryTarget:
         self._lock = threading.Lock()  # guards the next three
         self._opened: dict[str, OpenUpload] = {}  # by repository
         self._mounted, self._refusals = False, 0
+        self._proof = threading.Lock()  # guards the next two, and is held while they are found out
+        self._unread = 0
+        self._proves: bool | None = None
         self._referrers = threading.Lock()  # held while an index of referrers is read and written
         self._has_referrers_api: bool | None = None
 
@@ -287,9 +300,40 @@ class RegistryTarget:
         if opened is None:
             with self._lock:
                 opened = self._opened.pop(repository, None)
-        return self.client.upload(
-            repository, step.digest, step.size, content.chunks, opened=opened, journal=self._journal
+        send = partial(
+            self.client.upload, repository, step.digest, step.size, journal=self._journal
         )
+        if not self._leaves_proof(repository, step, content):
+            return send(content.chunks, opened=opened)
+        try:
+            return send(content.unproved, opened=opened, hashed=False)
+        except (IntegrityError, FileSystemError, RegistryError) as err:
+            if isinstance(err, RegistryError) and DIGEST_INVALID not in err.codes:
+                raise
+            # Hashing tells a damaged file from a line that damages, and another place may help.
+            sent = send(content.chunks)
+            self._run.on_event(
+                Warned(
+                    f"{step.digest} was sent to {self._name} twice, as the first time it arrived "
+                    f"damaged or could not be read ({err}); look at the disk, the memory and the "
+                    "network of this machine"
+                )
+            )
+            return sent
+
+    def _leaves_proof(self, repository: str, step: CopyBlob, content: BlobContent) -> bool:
+        """Whether the blob goes out unread, for the registry to prove its digest.
+
+        That it does is found out where it is worth a few requests.
+        """
+        with closing(content.unproved()) as pieces:
+            if step.digest.algorithm != "sha256" or next(pieces, None) is None:
+                return False
+        with self._proof:
+            self._unread += step.size
+            if self._proves is None and self._unread > _WORTH_PROOF:
+                self._proves = self.client.proves_digests(repository)
+            return bool(self._proves)
 
     def _mount_all(
         self, paths: Sequence[str], digest: Digest, holder: str
@@ -305,7 +349,7 @@ class RegistryTarget:
         answers += gather(
             paths[len(answers) :],
             lambda path: self._mount(path, digest, holder),
-            run=Run.of(self._run),
+            run=Run.of(self._run).with_jobs(self._run.jobs),
         )
         return [
             (path, answer)

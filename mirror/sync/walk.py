@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 
 from mirror.errors import MirrorError, RegistryNotFoundError
 from mirror.oci import Digest, ManifestNode
-from mirror.run import PerItemErrors, Run
-from mirror.sync.content import AS_USUAL, ContentRules, ForeignLayers, SparseIndexes
+from mirror.run import Run
+from mirror.sync.content import AS_USUAL, ContentRules, ForeignLayers, PerItemErrors, SparseIndexes
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.observation import Item, Observation
 from mirror.sync.observe import listed_tags, named

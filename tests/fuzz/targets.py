@@ -129,7 +129,7 @@ class Line(streams.Stream):
         self._at += len(piece)
         return piece
 
-    def send(self, data: bytes | memoryview, wait: streams.Wait, seconds: float) -> None:
+    def send(self, data: streams.Piece, wait: streams.Wait, seconds: float) -> None:
         pass
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mirror.registry.connections import head_of as head
 from mirror.registry.http1 import Body, Connection, Patience, Response
-from mirror.registry.streams import Fault, Stream, Wait, WireError
+from mirror.registry.streams import Fault, Piece, Stream, Wait, WireError
 
 PATIENCE = Patience(5.0, 5.0, 5.0, lambda: None)
 
@@ -260,7 +260,7 @@ class _Endless(Stream):
         self.given += len(piece := b"X-Field: value\r\n" * 500)
         return piece
 
-    def send(self, data: bytes | memoryview, wait: Wait, seconds: float) -> None:
+    def send(self, data: Piece, wait: Wait, seconds: float) -> None:
         pass
 
 

@@ -16,7 +16,8 @@ from mirror.errors import CancelledError, DeadlineError
 from mirror.events import Event, Retrying
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.run import Cancellation, Run
+from mirror.run import Cancellation, Run, Width
+from mirror.testing import EmbeddedRegistry
 from tests.registry.conftest import Serve
 from tests.registry.test_trickle import raw_server
 from tests.support.patience import PATIENCE_S, wait_until
@@ -213,3 +214,23 @@ def test_one_view_is_stopped_and_the_other_goes_on(serve: Serve) -> None:
             stopped_soon(stopped, lambda: client.within(stopped).tags("b"))
             gate.set()
             assert listing.result(PATIENCE_S) == ["t"]
+
+
+def test_a_run_hears_how_soon_small_requests_are_answered(
+    monkeypatch: pytest.MonkeyPatch, embedded_registry: EmbeddedRegistry
+) -> None:
+    heard: list[tuple[str, int]] = []
+
+    def hear(_width: Width, host: str, after_s: float, at_once: int) -> None:
+        assert 0 < after_s < PATIENCE_S
+        heard.append((host, at_once))
+
+    monkeypatch.setattr(Width, "hear", hear)
+    data = bytes(1 << 20)
+    options = ConnectionOptions(plain_http=True)
+    with RegistryClient(embedded_registry.address, options=options) as client:
+        view = client.within(Run())
+        view.blob_size("a", Digest.of(data))
+        assert heard == [(client.host, 1)]
+        view.upload("a", Digest.of(data), len(data), lambda at: (one for one in [data[at:]]))
+    assert len(heard) == 2, "the opening of the upload, but not the upload itself"

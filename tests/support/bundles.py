@@ -49,10 +49,12 @@ def pack(
     jobs: int = 2,
     coverage: Coverage = COMPLETE,
     part_size: int = 0,
+    compress: bool = False,
 ) -> Seal:
     """Make a bundle of `inventory` in `folder`; whatever bundle is there is replaced."""
     seal = seal_of(archives_of(inventory)).carried_as(coverage)
-    with BundleWriter(folder, seal, packing=Packing(part_size=part_size)) as writer:
+    packing = Packing(part_size=part_size, compress=compress)
+    with BundleWriter(folder, seal, packing=packing) as writer:
         plan = make_plan(seal.carried, writer.held(seal.carried))
         transfer(plan, source, writer, run=Run(jobs=jobs))
         writer.finish()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from mirror.oci import Digest
-from tests.support.scripted_server import Reply, Request
+from tests.support.scripted_server import Hangup, Reply, Request
 
 Fault: TypeAlias = Callable[[Request], Reply | None]
 """Looked at before each request; a reply of its own replaces the registry's."""
@@ -24,6 +24,8 @@ class FakeRegistry:
         self.start_headers: dict[str, str] = {}
         self.location = "{path}?state=a%2Fb"
         self.opened = 0
+        self.proves = True
+        """Whether a digest is compared with the bytes."""
 
     def __call__(self, request: Request) -> Reply:
         reply = self.fault(request)
@@ -40,6 +42,8 @@ class FakeRegistry:
 
     def _blob(self, request: Request, digest: str) -> Reply:
         data = self.blobs.get(digest)
+        if request.method == "DELETE":
+            return Reply(202 if self.blobs.pop(digest, None) is not None else 404)
         if data is None:
             return error(404, "BLOB_UNKNOWN")
         start = start_of(request)
@@ -70,11 +74,15 @@ class FakeRegistry:
         told = request.headers.get("content-range")
         if told is not None and int(told.partition("-")[0]) != len(held):
             return self._accepted(request.path, name, status=416)
-        held += request.body
+        body = request.body
+        held += body
+        if len(body) < request.length:
+            raise Hangup
         if request.method == "PATCH":
             return self._accepted(request.path, name)
         digest = request.query["digest"][0]
-        if str(Digest.of(bytes(held))) != digest:
+        if self.proves and str(Digest.of(bytes(held))) != digest:
+            del self.sessions[name]
             return error(400, "DIGEST_INVALID")
         self.blobs[digest] = bytes(held)
         del self.sessions[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -56,6 +57,7 @@ from mirror.testing import (
 )
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store, stores
+from tests.support.patience import PATIENCE_S
 from tests.support.places import (
     KINDS,
     Destination,
@@ -547,3 +549,37 @@ def test_an_index_is_put_again_where_what_it_holds_was_being_written(
     with client_of(embedded_registry) as client:
         transfer(make_plan(WANTED, Inventory()), STORE, RegistryTarget(client, below("target")))
     assert stored(_storage(embedded_registry), "target") == WANTED
+
+
+class Counting(MemoryStore):
+    """How many blobs of each kind arrive at once: those of more than 256 KiB, and small ones."""
+
+    def __init__(self, meeting: int) -> None:
+        super().__init__("counting")
+        self._guard, self._meeting = threading.Lock(), threading.Barrier(meeting)
+        self.busy, self.most = 0, 0
+
+    def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
+        if step.size <= 256 << 10:
+            self._meeting.wait(PATIENCE_S)
+            return super().put_blob(step, content)
+        with self._guard:
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+        try:
+            return super().put_blob(step, content)
+        finally:
+            with self._guard:
+                self.busy -= 1
+
+
+def test_more_threads_for_a_long_way_move_no_more_large_blobs_at_once() -> None:
+    store = MemoryStore()
+    large = [bytes([number]) * 300_000 for number in range(8)]
+    put_image(store, "", "v1", layers=[*large, *(b"%d" % number for number in range(11))])
+    run = Run(2, widest=12)
+    run.width.bears = 12
+    target = Counting(meeting=12)
+    transfer(make_plan(store.inventory(), Inventory()), store, target, run=run)
+    assert target.inventory() == store.inventory()
+    assert 1 <= target.most <= 2
