@@ -77,9 +77,11 @@ class PullConfig(BaseModel):
         "get the login as its token server although they have no TLS.",
         (),
     )
-    jobs: Annotated[
-        int, Field(ge=1, le=64, strict=True, description="How many items to work on at a time.")
-    ] = DEFAULT_JOBS
+    jobs: Annotated[int, Field(ge=1, le=64, strict=True)] = _about(
+        "How many items to work on at a time at most. Where this is not given, up to 64 small ones "
+        "if the source is far away and bears them.",
+        DEFAULT_JOBS,
+    )
 
     limit_rate: StrictStr | None = _about("Limit of the download rate: 20MB/s, 512KiB/s.")
 
