@@ -160,8 +160,8 @@ def component(settings: RegistrySettings, cluster: Cluster) -> ModeClient:
 
 
 @pytest.mark.usefixtures("quick_keys")
-def test_components_read_through_the_proxy_while_its_authority_is_rotated(
-    tmp_path: Path, upstream: RealRegistry
+def test_components_and_nodes_read_while_the_authority_of_the_proxy_is_rotated(
+    tmp_path: Path, upstream: RealRegistry, containerd: ContainerdProcess
 ) -> None:
     """Whoever trusts what the files of a step say reads in the next step too, and the reverse."""
     fill(upstream, "dkp/ee/install", "v1", image("rotated"))
@@ -176,7 +176,12 @@ def test_components_read_through_the_proxy_while_its_authority_is_rotated(
         with connect(settings, access=access, plane=Plane.API, options=options) as through:
             return through.exists(f"{LOGICAL}/install:v1")
 
-    with running(way), resolving("registry.d8-system.svc") as service:
+    pulling = Pulling(containerd, f"{LOGICAL}/install:v1", cluster, "", pause_s=0.2)
+    with (
+        running(way, relay(cluster.out, cluster.worker)),
+        resolving("registry.d8-system.svc") as service,
+        pulling,
+    ):
         service.append(("127.0.0.1", cluster.worker.ports.registry))
         cluster.kept = begin_rotation(cluster.kept, [Rotated.AUTHORITY], now)
         behind = first
@@ -188,9 +193,11 @@ def test_components_read_through_the_proxy_while_its_authority_is_rotated(
             assert reads(behind)
             assert reads(ahead)
             behind = ahead
+            pulling.wait_for(1)
             cluster.kept = advance_rotation(cluster.kept, cluster.nodes, now)
         with pytest.raises(UnreachableError, match="is not trusted"):
             reads(first)
+    assert pulling.failures == []
 
 
 def test_containerd_trusts_a_module_source_by_its_own_authority(

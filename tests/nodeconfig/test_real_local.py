@@ -34,6 +34,7 @@ from tests.support.running_cluster import (
 )
 
 
+@pytest.mark.soak  # the ordinary run has the pods, in test_real_stack
 def test_a_push_to_one_replica_reaches_all_and_containerd_goes_on_when_one_dies(
     tmp_path: Path, bundle: Path, containerd: ContainerdProcess
 ) -> None:

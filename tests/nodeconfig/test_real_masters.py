@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import SecretStr
 
-from mirror.errors import DeniedError, MirrorError
-from mirror.modes import constants
+from mirror.errors import DeniedError
 from mirror.modes.constants import RegistryUser
 from mirror.modes.settings import Account, RegistrySettings
-from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.pods import Images
-from mirror.nodeconfig.render import write_cluster
 from mirror.nodeconfig.services import Distribution
-from tests.support import fork_registry
-from tests.support.ingress import ingress
-from tests.support.kubelet import Image, Kubelet
-from tests.support.kubernetes import endpoints, pods_of
+from tests.support.kubelet import Kubelet
+from tests.support.machines import BALANCER, NAMES, SERVICES, Machines, check
 from tests.support.mode_stack import ContainerdProcess, master
-from tests.support.patience import wait_until
-from tests.support.processes import free_port
 from tests.support.real_registry import ACCOUNT, RealRegistry
 from tests.support.runnable_images import client, image, push
 from tests.support.running_cluster import (
@@ -41,92 +33,6 @@ from tests.support.running_cluster import (
 )
 from tests.support.tls import Authority
 
-SERVICES, BALANCER = "registry-nodeservices.yaml", "registry-proxy.yaml"
-NAMES = Images("r.example/distribution", "r.example/auth", "r.example/mirror", "r.example/nginx")
-_BESIDE = {
-    "r.example/auth": Image.of_module("tests.support.token_server"),
-    "r.example/mirror": Image.of_module("mirror"),
-}
-IMAGES = {
-    Distribution.STOCK: {
-        "r.example/distribution": Image(("docker-registry",), {"OTEL_TRACES_EXPORTER": "none"}),
-        **_BESIDE,
-    },
-    Distribution.DECKHOUSE: {
-        "r.example/distribution": Image.of_module(
-            "tests.support.fork_registry",
-            *(Path("/etc/passwd"), Path("/etc/group")),
-            within=fork_registry.BETWEEN,
-        ),
-        **_BESIDE,
-    },
-}
-
-
-class Machines:
-    """A cluster's nodes, each with a kubelet, and its objects."""
-
-    def __init__(
-        self,
-        folder: Path,
-        masters: int,
-        settings: RegistrySettings,
-        images: Images = NAMES,
-        flavour: Distribution = Distribution.STOCK,
-    ) -> None:
-        self.cluster = Cluster.create(folder / "cluster", masters, addresses=True)
-        self.cluster.options = dataclasses.replace(self.cluster.options, distribution=flavour)
-        # The machines of a cluster each have a loopback; here they share one.
-        self.cluster.nodes = tuple(
-            dataclasses.replace(node, ports=dataclasses.replace(node.ports, token=free_port()))
-            for node in self.cluster.nodes
-        )
-        self.cluster.render(settings)  # in place, for the containerd of this machine
-        self.out = folder / "nodes"
-        options = dataclasses.replace(
-            self.cluster.options,
-            in_place_root=None,
-            images=images,
-            push_ingress=PushIngress("localhost", allow=("127.0.0.0/8",)),
-        )
-        pods = dataclasses.replace(self.cluster, options=options)
-        self.rendered = pods.rendered(settings)
-        write_cluster(self.rendered, self.out)
-        self.kubelets = {
-            node.name: Kubelet(self.out / "nodes" / node.name, folder / node.name, IMAGES[flavour])
-            for node in self.cluster.nodes
-        }
-
-    def object(self, kind: str, name: str) -> Mapping[str, Any]:
-        """One of the rendered objects."""
-        (found,) = (
-            one
-            for one in self.rendered.objects
-            if (one["kind"], one["metadata"]["name"]) == (kind, name)
-        )
-        return found
-
-    def behind(self, service: str) -> list[str]:
-        """Where a Service leads, by the pods of the nodes."""
-        pods = (
-            yaml.safe_load(tree[path].content)
-            for tree in self.rendered.nodes.values()
-            for path in constants.STATIC_PODS
-            if path in tree
-        )
-        return endpoints(self.object("Service", service), pods_of(pods))
-
-    @contextmanager
-    def changed(self, node: str, pod: str, how: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-        """With a manifest that somebody edited."""
-        path = self.out / "nodes" / node / str(constants.MANIFESTS / pod).lstrip("/")
-        before = path.read_text()
-        document = yaml.safe_load(before)
-        how(document)
-        path.write_text(yaml.safe_dump(document))
-        yield
-        path.write_text(before)
-
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Machines:
@@ -139,51 +45,6 @@ def pull(containerd: ContainerdProcess, cluster: Cluster, name: str) -> None:
     done = containerd.pull(reference, cluster.hosts, login=cluster.login(RegistryUser.RO))
     assert done.returncode == 0, done.stderr
     containerd.forget(reference)
-
-
-def check(kubelet: Kubelet, *pods: str) -> None:
-    """Pods are alive and ready, listen where they say, and have no rights."""
-    for pod in pods:
-        assert kubelet.probe(pod, "livenessProbe")
-        assert kubelet.probe(pod, "readinessProbe")
-        kubelet.check_ports(pod)
-        for pid in kubelet.pids()[pod]:
-            status = Path(f"/proc/{pid}/status").read_text()
-            assert "\nCapEff:\t0000000000000000\n" in status
-            assert "\nNoNewPrivs:\t1\n" in status
-
-
-def test_what_is_pushed_by_the_ingress_is_pulled_when_any_master_lives(
-    machines: Machines, containerd: ContainerdProcess, tmp_path: Path
-) -> None:
-    cluster, kubelets = machines.cluster, machines.kubelets
-    first, second = cluster.masters
-    assert machines.behind("registry-push") == [first.registry, second.registry]
-    outside = Authority.create(tmp_path / "outside")
-    rules = machines.object("Ingress", "registry")
-    with ExitStack() as running:
-        with kubelets[first.name]:
-            # The other one is not there yet: the ingress passes all on to this one.
-            with ingress(rules, machines.behind("registry-push"), tmp_path / "in", outside) as door:
-                writer = cluster.account(RegistryUser.RW)
-                # Logins go the same way: nobody outside knows another address or authority.
-                with client(f"localhost:{door.port}", outside.certificate, writer) as to:
-                    push(to, "system/deckhouse/app", "v1", image("app" * 1000))
-            running.enter_context(kubelets[second.name])
-            running.enter_context(kubelets["worker-0"])
-            reader = cluster.account(RegistryUser.RO)
-
-            def copied() -> bool:
-                with client(second.registry, cluster.ca, reader) as there:
-                    try:
-                        return "v1" in there.tags("system/deckhouse/app")
-                    except MirrorError:
-                        return False
-
-            wait_until(copied)
-            for node in cluster.masters:
-                check(kubelets[node.name], SERVICES, BALANCER)
-        pull(containerd, cluster, "app")
 
 
 def test_a_cache_works_in_its_pod(tmp_path: Path, containerd: ContainerdProcess) -> None:

@@ -132,9 +132,9 @@ def as_the_agent_writes(cluster: Cluster, settings: RegistrySettings) -> None:
 @pytest.mark.parametrize(
     ("mode", "agent"),
     [
-        (local, False),
+        pytest.param(local, False, marks=pytest.mark.soak),  # test_real_stack has one of the pods
         pytest.param(local, True, marks=pytest.mark.soak),
-        pytest.param(proxy, False, marks=pytest.mark.soak),
+        (proxy, False),
     ],
     ids=["local", "local by the agent", "proxy"],
 )

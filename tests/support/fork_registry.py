@@ -1,10 +1,11 @@
 """Deckhouse's registry, as far as its clients see more than `docker-registry`.
 
 The fork serves `/auth/token` itself and passes it to the token server beside it, so that clients
-need one port. Here nginx does that in front of `docker-registry`, which has the same
-`autoredirect`; and keys are refused that neither knows. As a cache the fork asks its upstream for
-`remotepathonly` where clients name `localpathalias`, in tokens too; here another nginx between the
-cache and its upstream does.
+need one port, and believes the header `X-Forwarded-For` of whoever has a certificate of
+`http.realip`. Here nginx does that in front of `docker-registry`, which has the same
+`autoredirect`; and keys are refused that neither knows. It ends by `STOP`, after the requests that
+it has. As a cache the fork asks its upstream for `remotepathonly` where clients name
+`localpathalias`, in tokens too; here another nginx between the cache and its upstream does.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ _KEYS: dict[str, Any] = {
     },
 }
 """All keys that are used of the fork's and of distribution's own."""
+STOP = signal.SIGQUIT
+"""As an image says it: by SIGTERM nginx would break off what the fork drains."""
 BETWEEN = "127.0.0.53"
 """Where this stand-in talks to itself: the fork has nothing that listens there."""
 _PDEATHSIG = 1
@@ -67,12 +70,16 @@ _PDEATHSIG = 1
 _FRONT = """
 daemon off;
 user root root;
-master_process off;
+worker_processes 1;
 pid {folder}/nginx.pid;
 error_log stderr error;
 events {{}}
 http {{
   access_log off;
+  map $ssl_client_verify $client {{
+    default $remote_addr;
+    {believed}
+  }}
   client_body_temp_path {folder}/bodies;
   proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/fastcgi;
@@ -85,7 +92,7 @@ http {{
     client_max_body_size 0;
     proxy_set_header Host $http_host;
     proxy_set_header X-Forwarded-Proto https;
-    proxy_set_header X-Forwarded-For $remote_addr;
+    proxy_set_header X-Forwarded-For $client;{clients}
     location /auth/token {{
       proxy_pass {tokens}$is_args$args;
       proxy_ssl_verify on;
@@ -103,6 +110,9 @@ _REFUSED = """
     location ~ ^/v2/(?!$|system/deckhouse/) {{
       return 404 '{{"errors":[{{"code":"NAME_UNKNOWN"}}]}}';
     }}"""
+_CLIENTS = """
+    ssl_client_certificate {ca};
+    ssl_verify_client optional_no_ca;"""
 _BETWEEN = """
 daemon off;
 master_process off;
@@ -170,6 +180,7 @@ def main(command: str, config: str) -> None:
     if "proxy" in document:
         behind["REGISTRY_PROXY_REMOTEURL"] = _between(document["proxy"], folder)
     _beside(["docker-registry", "serve", config], {**os.environ, **behind})
+    known = http.get("realip", {}).get("clientcert")
     front = folder / "nginx.conf"
     front.write_text(
         _FRONT.format(
@@ -178,6 +189,8 @@ def main(command: str, config: str) -> None:
             tokens=token["proxy"]["url"],
             ca=token["proxy"]["ca"],
             refused=_REFUSED.format() if "proxy" in document else "",
+            clients=_CLIENTS.format(**known) if known else "",
+            believed="SUCCESS $http_x_forwarded_for;" if known else "",
             **http["tls"],
         )
     )

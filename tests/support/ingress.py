@@ -30,6 +30,7 @@ def ingress(
     scheme = notes.pop("backend-protocol", "HTTP").lower()
     allow = notes.pop("whitelist-source-range", "")
     rules = [f"allow {one};" for one in allow.split(",") if one]
+    forwarded = "proxy_set_header X-Forwarded-For $remote_addr;"
     own = authority.issue("client", client=True)  # the controller's, where its image has it
     snippet = notes.pop("configuration-snippet", "").replace("/etc/nginx/ssl", str(own.key.parent))
     upstream = f"upstream behind {{ hash {notes.pop('upstream-hash-by')} consistent; "
@@ -44,5 +45,5 @@ def ingress(
         tls=tls,
         body_limit=limit,
         http=upstream,
-        location=[*rules, *(["deny all;"] if rules else []), snippet],
+        location=[*rules, *(["deny all;"] if rules else []), forwarded, snippet],
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,16 +31,20 @@ _REPOSITORY = Path(__file__).parents[2]
 class Image:
     """What an image brings beside this machine's programs: an entry point, variables, folders.
 
-    A stand-in of several programs may talk to itself at the address `within`.
+    A stand-in of several programs may talk to itself at the address `within`. `stop` is the signal
+    that asks it to end.
     """
 
     entry_point: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()
     within: str = ""
+    stop: signal.Signals = signal.SIGTERM
 
     @classmethod
-    def of_module(cls, name: str, *more: Path, within: str = "") -> Image:
+    def of_module(
+        cls, name: str, *more: Path, within: str = "", stop: signal.Signals = signal.SIGTERM
+    ) -> Image:
         """One that runs a Python module of this repository; with `more` files or folders."""
         folders = [_REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)]
         inside = [one for one in folders if one.parts[1] not in _ROOT]
@@ -49,6 +55,7 @@ class Image:
             environment,
             (*dict.fromkeys(one for one in inside if one not in covered), *more),
             within,
+            stop,
         )
 
 
@@ -114,6 +121,19 @@ class Kubelet:
         """Whether all containers of a manifest pass their `livenessProbe` or `readinessProbe`."""
         return all(one.probe(kind) for one in self._pods[name][1])
 
+    def logs(self, name: str, container: str) -> str:
+        """What a container of a manifest has printed."""
+        (one,) = (one for one in self._pods[name][1] if one.name == container)
+        return one.log.read_text(errors="replace")
+
+    def cut(self) -> None:
+        """End all containers at once, as a power cut does."""
+        for _, containers in self._pods.values():
+            for one in containers:
+                os.killpg(one.pid, signal.SIGKILL)
+                one.kill()
+        self._pods.clear()
+
     def check_ports(self, name: str) -> None:
         """Each container of a manifest listens where that says, and nowhere else."""
         for one in self._pods[name][1]:
@@ -177,7 +197,7 @@ class PodContainer(ServerProcess):
     ) -> None:
         folder.mkdir(parents=True)
         self.name, self.ports = container["name"], _declared(container)
-        self._container, self._within = container, image.within
+        self._container, self._within, self.stopped_by = container, image.within, image.stop
         where = self._asked("livenessProbe")
         given = {one["name"]: one["value"] for one in container.get("env", ())}
         super().__init__(

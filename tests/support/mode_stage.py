@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Pulling:
         self._cluster = cluster
         self._done = 0
         self._more = threading.Condition()
-        self._stop = threading.Event()
+        self._stop, self._pull = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Pulling:
@@ -77,10 +77,17 @@ class Pulling:
             wanted = self._done + pulls
             assert self._more.wait_for(lambda: self._done >= wanted, timeout=60)
 
+    @contextmanager
+    def between(self) -> Iterator[None]:
+        """No pull is under way in the block."""
+        with self._pull:
+            yield
+
     def _run(self) -> None:
         while not self._stop.is_set():
             reference = self.reference
-            done = self._containerd.pull(reference, self._cluster.hosts, login=self.login)
+            with self._pull:
+                done = self._containerd.pull(reference, self._cluster.hosts, login=self.login)
             if done.returncode:
                 self.failures.append(f"{reference}: {done.stderr}")
             self._containerd.forget(reference)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import random
+import signal
 import socket
 import subprocess
 import time
@@ -76,6 +77,9 @@ class ServerProcess:
     What it prints goes to `log`, and to the report of a test that fails.
     """
 
+    stopped_by: signal.Signals = signal.SIGTERM
+    """What asks it to end."""
+
     def __init__(
         self,
         argv: Sequence[str | Path],
@@ -128,7 +132,7 @@ class ServerProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        process.terminate()
+        process.send_signal(self.stopped_by)
         try:
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
