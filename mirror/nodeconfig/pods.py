@@ -229,7 +229,17 @@ def static_pod(
     server listens at `token_host`: 127.0.0.1, or the node's address.
     `environment` is the registry's.
     """
+    # The kubelet starts them in this order. A registry without its token server fails who comes.
     containers = [
+        container(
+            "auth",
+            images.one("auth"),
+            # Its own log file would need a folder that it may write to.
+            {"args": ["-logtostderr", "/config/config.yaml"]},
+            probes=probes(http_get("HTTPS", token_host, node.ports.token, "/")),
+            mounts={"auth-config": "/config", "pki": "/pki"},
+            ports={"auth": (token_host, node.ports.token)},
+        ),
         container(
             "distribution",
             images.one("distribution"),
@@ -242,15 +252,6 @@ def static_pod(
                 "debug": (LOOPBACK, node.ports.debug),
             },
             environment=environment,
-        ),
-        container(
-            "auth",
-            images.one("auth"),
-            # Its own log file would need a folder that it may write to.
-            {"args": ["-logtostderr", "/config/config.yaml"]},
-            probes=probes(http_get("HTTPS", token_host, node.ports.token, "/")),
-            mounts={"auth-config": "/config", "pki": "/pki"},
-            ports={"auth": (token_host, node.ports.token)},
         ),
     ]
     volumes = [

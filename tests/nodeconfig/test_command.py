@@ -113,8 +113,8 @@ def test_images_bring_the_static_pod(folder: Path) -> None:
     path = folder / "out/nodes/master-1/etc/kubernetes/manifests/registry-nodeservices.yaml"
     containers = yaml.safe_load(path.read_text())["spec"]["containers"]
     assert [one["image"] for one in containers] == [
-        "r.example/distribution:1",
         "r.example/auth:1",
+        "r.example/distribution:1",
         "r.example/mirror:1",
     ]
     assert not path.with_name("registry-proxy.yaml").exists()
@@ -245,7 +245,7 @@ def test_caches_reach_their_upstream_through_the_proxy_that_is_given(folder: Pat
     )
     assert done.exit_code == 0, done.output
     manifest = folder / f"out/nodes/master-0{constants.STATIC_POD}"
-    registry, token_server = yaml.safe_load(manifest.read_text())["spec"]["containers"]
+    token_server, registry = yaml.safe_load(manifest.read_text())["spec"]["containers"]
     assert {one["name"]: one["value"] for one in registry["env"]} == {
         **dict.fromkeys(("HTTPS_PROXY", "https_proxy"), proxy),
         **dict.fromkeys(("NO_PROXY", "no_proxy"), "10.0.0.0/8"),

@@ -190,7 +190,7 @@ def test_another_label_type_selector_or_port_is_not_the_modules() -> None:
             ["spec", "ports", 0, "targetPort"],
             ["spec", "template", "metadata", "labels", "app"],
             ["spec", "template", "spec", "containers", 0, "ports", 0, "name"],
-            ["spec", "containers", 0, "ports", 0, "name"],
+            ["spec", "containers", 1, "ports", 0, "name"],
         ):
             other = json.loads(json.dumps(each))
             inner = other

@@ -130,7 +130,7 @@ def in_cluster_proxy(machines: Machines) -> Iterator[Kubelet]:
         (
             "master-0",
             SERVICES,
-            lambda pod: pod["spec"]["containers"][1]["args"].remove("-logtostderr"),
+            lambda pod: pod["spec"]["containers"][0]["args"].remove("-logtostderr"),
             "log: cannot create log",
         ),
         (

@@ -197,7 +197,7 @@ def test_a_stock_cache_trusts_its_upstream_by_the_environment_and_says_what_it_i
     rendered = done(settings, STOCK)
     assert set(registry(rendered)["proxy"]) == {"remoteurl", "username", "password"}
     pod = document(rendered, POD)
-    environment = pod["spec"]["containers"][0]["env"]
+    environment = pod["spec"]["containers"][1]["env"]
     assert environment == [{"name": "SSL_CERT_FILE", "value": "/pki/upstream-registry-ca.crt"}]
     assert any("168h whatever ttl says (found 72h)" in note for note in rendered.notes)
 
@@ -205,7 +205,7 @@ def test_a_stock_cache_trusts_its_upstream_by_the_environment_and_says_what_it_i
 def test_proxy_variables_reach_caches_alone() -> None:
     options = RenderOptions(images=IMAGES, environment={"HTTPS_PROXY": "http://10.1.1.1:3128"})
     pod = document(done(proxy(), options), POD)
-    assert pod["spec"]["containers"][0]["env"] == [
+    assert pod["spec"]["containers"][1]["env"] == [
         {"name": "HTTPS_PROXY", "value": "http://10.1.1.1:3128"}
     ]
     assert "env" not in document(done(local(), options), POD)["spec"]["containers"][0]
@@ -310,7 +310,7 @@ def test_a_single_master_and_a_cache_have_no_replication() -> None:
     for rendered in (alone, cache):
         assert SERVICES / "mirrorer/config.yaml" not in rendered.nodes["master-0"]
         pod = document(rendered, POD)
-        assert [one["name"] for one in pod["spec"]["containers"]] == ["distribution", "auth"]
+        assert [one["name"] for one in pod["spec"]["containers"]] == ["auth", "distribution"]
     assert "notifications" not in registry(alone)
 
 
@@ -330,7 +330,7 @@ def test_the_static_pod_of_a_master() -> None:
     spec = pod["spec"]
     assert spec["hostNetwork"] is True
     assert spec["priorityClassName"] == "system-node-critical"
-    distribution, auth, mirrorer = spec["containers"]
+    auth, distribution, mirrorer = spec["containers"]  # as the kubelet starts them
     assert distribution["args"] == ["serve", "/config/config.yaml"]
     # The port by whose name Deckhouse's Services `registry` and `registry-push` find it.
     assert distribution["ports"] == [

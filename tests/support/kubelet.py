@@ -180,7 +180,7 @@ class Kubelet:
 
     def _end(self, name: str) -> None:
         _, containers = self._pods.pop(name)
-        for one in containers:
+        for one in reversed(containers):  # what a request of the one needs of the other is there
             one.stop()
 
 

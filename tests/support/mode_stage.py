@@ -68,6 +68,10 @@ class Pulling:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Pull no more."""
         self._stop.set()
         self._thread.join(60)
 
