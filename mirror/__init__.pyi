@@ -186,9 +186,11 @@ from mirror.operations.rollback import RollbackReport as RollbackReport
 from mirror.operations.rollback import TagTurn as TagTurn
 from mirror.operations.rollback import rollback as rollback
 from mirror.operations.shards import ShardReport as ShardReport
+from mirror.operations.shards import VerifyShardReport as VerifyShardReport
 from mirror.operations.shards import plan_push_shard as plan_push_shard
 from mirror.operations.shards import pull_shard as pull_shard
 from mirror.operations.shards import push_shard as push_shard
+from mirror.operations.shards import verify_shard as verify_shard
 from mirror.operations.sync import SyncReport as SyncReport
 from mirror.operations.sync import sync_replicas as sync_replicas
 from mirror.operations.trees import RegistryInventory as RegistryInventory

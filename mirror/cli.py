@@ -32,7 +32,7 @@ _COMMANDS = {
     "verify": ("registries.verify_command", "Prove that a bundle or a registry is whole."),
     "repair": ("registries.repair_command", "Bring back what is damaged in a bundle."),
     "inspect": ("bundles.inspect_command", "Show what is in a bundle."),
-    "inventory": ("registries.inventory_command", "Write down what a registry holds."),
+    "inventory": ("bundles.inventory_command", "Write down what a registry holds."),
     "merge": ("bundles.merge_command", "Make a complete bundle of a base and its deltas."),
     "clean": ("pull.clean_command", "Remove what pulls that were given up have left."),
     "serve": ("bundles.serve_command", "Serve a bundle, or a folder, as a registry."),

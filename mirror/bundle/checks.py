@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from mirror.bundle import sums
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
 from mirror.bundle.contents import OpenArchive
-from mirror.bundle.files import PartedReader, open_file
+from mirror.bundle.files import PartedReader, beginning, open_file
 from mirror.bundle.folder import belongs, is_leftover
-from mirror.bundle.format import SEAL, SUMS, ZSTD_SUFFIX, blob_at, parse_part_name
+from mirror.bundle.format import (
+    MAX_SIGNATURE_BYTES,
+    SEAL,
+    SIGNATURE,
+    SUMS,
+    ZSTD_SUFFIX,
+    blob_at,
+    parse_part_name,
+)
 from mirror.bundle.gost import check_gostsum
 from mirror.bundle.location import Location, Readable, Stretch, archive_at
 from mirror.bundle.seal import Seal
 from mirror.durable import os_errors
-from mirror.errors import DamagedBundleError, DigestMismatchError, FileSystemError, IntegrityError
+from mirror.errors import (
+    DamagedBundleError,
+    DigestMismatchError,
+    FileSystemError,
+    InputError,
+    IntegrityError,
+    SignatureError,
+)
 from mirror.layout import RELEASES_FILE, digest_of_tag
 from mirror.oci import Digest, Verifier
 from mirror.run import Run
 from mirror.sync import Dependents, Finding, Inventory
+from mirror.sync.inventory import canonical_json
 
 # -- stretches of archives -------------------------------------------------------------------------
 
@@ -174,6 +190,27 @@ def flattened(archives: Mapping[str, Inventory]) -> Iterator[Finding]:
 
 
 # -- files beside the archives ---------------------------------------------------------------------
+
+
+def state_of(folder: Location) -> Digest:
+    """Identity of a bundle's files as they are: names, sizes, and dates in seconds, or versions.
+
+    Raises:
+        InputError: it has no archives, as where layouts were unpacked.
+    """
+
+    def state(path: Location) -> tuple[str, int, str]:
+        if isinstance(path, Path):
+            return path.name, path.stat().st_size, str(int(path.stat().st_mtime))
+        return (path.name, *path.state())
+
+    with os_errors(folder, "examine"):
+        paths: list[Location] = [path for path in folder.iterdir() if path.is_file()]
+        archives = list(filter(archive_at, paths))
+        if not archives:
+            raise InputError(f"{folder} has no archives, so that nothing tells if its files change")
+        beside = [path for path in paths if path.name in (SEAL, SIGNATURE, SUMS)]
+        return Digest.of(canonical_json(sorted(map(state, (*archives, *beside)))))
 
 
 def file_findings(seal: Seal, folder: Location | None) -> Iterator[Finding]:
@@ -337,3 +374,22 @@ def parts_of(check: Check) -> tuple[Location, ...]:
     first = bisect_right(file.ends, check.offset - len(check.before))
     last = bisect_left(file.ends, check.offset + check.size + check.after)
     return file.parts[first : last + 1]
+
+
+def check_signed_by(sealed: bytes, public_pem: bytes, folders: Sequence[Location]) -> None:
+    """Check that one of `folders` has the key owner's signature over a seal.
+
+    Raises:
+        SignatureError: none has.
+    """
+    from mirror import signing
+
+    failure = SignatureError(f"{folders[0]} is not signed: nobody has its {SIGNATURE}")
+    for folder in folders:
+        with suppress(FileSystemError):
+            signature = beginning(folder / SIGNATURE, MAX_SIGNATURE_BYTES)
+            try:
+                return signing.verify(sealed, signature, public_pem)
+            except SignatureError as err:
+                failure = err
+    raise failure

@@ -52,8 +52,10 @@ PARTIAL_SEAL = SEAL + PARTIAL_SUFFIX
 """The seal of the bundle that is being made; a folder that has it is not a bundle yet."""
 
 SHARDS = "shards" + PARTIAL_SUFFIX
-SHARD_MARK = re.compile(r"(shards|shard-.+)" + re.escape(PARTIAL_SUFFIX))
-"""What several machines that make a bundle in a bucket write down (`mirror.bundle.shards`)."""
+VERIFIED = re.compile(r"verified-([1-9][0-9]{0,3})-of-([1-9][0-9]{0,3})\.json")
+"""What a shard of a verification has found (`mirror.operations.verify_shard`)."""
+SHARD_MARK = re.compile(rf"(shards|shard-.+){re.escape(PARTIAL_SUFFIX)}|{VERIFIED.pattern}")
+"""What several machines write down that make a bundle (`mirror.bundle.shards`) or verify one."""
 
 ZSTD_SUFFIX = ".zst"
 """Added to the name of an archive that is compressed."""
@@ -277,6 +279,7 @@ MAX_MEDIA_TYPE = 255
 MAX_FINDINGS = 5_000
 """Findings about one layout; the rest is counted."""
 MAX_SUMS_BYTES = 4 << 20
+MAX_SIGNATURE_BYTES = 64 << 10
 MAX_COMPANION_BYTES = 256 << 20
 """A file beside the archives. The program is the largest."""
 

@@ -9,9 +9,9 @@ everything that its tags reach; only bytes that mean nothing to any reader could
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 from mirror.bundle import gost, sums
@@ -33,12 +33,13 @@ from mirror.bundle.checks import (
 )
 from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import beginning
-from mirror.bundle.format import GOST_SUFFIX, SEAL, SIGNATURE, SUMS
+from mirror.bundle.format import GOST_SUFFIX, MAX_SIGNATURE_BYTES, SEAL, SIGNATURE, SUMS
 from mirror.bundle.gost import gostsum_path
 from mirror.bundle.location import Location, Readable, size_of
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, check_limits, missing_archives, seal_bytes, whole_archive
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
+from mirror.bundle.share import Shard, owner, share
 from mirror.documents import document
 from mirror.errors import (
     BundleLimitError,
@@ -61,7 +62,7 @@ class BundleReport:
     right, except that a `quick` one did not read the bytes of blobs.
 
     Counts are of what the bundle speaks of; `omissions` says how much of that a delta or a
-    deduplicated bundle leaves out.
+    deduplicated bundle leaves out. With `shard`, the findings are those of that share.
     """
 
     sealed: bool
@@ -75,10 +76,12 @@ class BundleReport:
     notices: tuple[str, ...]
     omissions: Omissions = NO_OMISSIONS
     quick: bool = False
+    shard: Shard | None = None
 
     def to_document(self) -> dict[str, Any]:
         return {
             "ok": not self.findings,
+            **({} if self.shard is None else {"shard": str(self.shard)}),
             **document(self, "quick", "sealed", "archives", "bytes=size", "repositories"),
             **document(self, "tags", "manifests", "blobs"),
             **self.omissions.to_document(),
@@ -87,17 +90,24 @@ class BundleReport:
 
 
 def verify_bundle(
-    reader: BundleReader, *, key: bytes | None = None, quick: bool = False, run: Run | None = None
+    reader: BundleReader,
+    *,
+    key: bytes | None = None,
+    quick: bool = False,
+    shard: Shard | None = None,
+    run: Run | None = None,
 ) -> BundleReport:
     """Check every byte of the bundle; nothing is changed. `key` is who must have signed it (PEM).
 
     With `quick` the bytes of blobs are left unread: headers, indexes and manifests are checked, and
-    the place and size of everything that they speak of.
+    the place and size of everything that they speak of. With `shard` only its share of all bytes is
+    checked (`owner`); a compressed archive is in one share, and what is no stretch of an archive in
+    the first.
 
     Raises:
         CancelledError: `run` was stopped.
     """
-    return _BundleVerification(reader, Run.of(run), quick=quick).report(key)
+    return _BundleVerification(reader, Run.of(run), quick=quick, shard=shard).report(key)
 
 
 def check_signature(reader: BundleReader, public_pem: bytes) -> None:
@@ -116,7 +126,7 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
             f"{reader.name} is not signed: it has no {SIGNATURE} beside its {SEAL}",
             advice="a pull with --sign-key makes one",
         )
-    signature = beginning(folder / SIGNATURE, _MOST_SIGNATURE_BYTES)
+    signature = beginning(folder / SIGNATURE, MAX_SIGNATURE_BYTES)
     sealed = seal_bytes(folder / SEAL) or b""
     signing.verify(sealed, signature, public_pem)
     if Digest.of(sealed) != reader._sealed[folder]:
@@ -126,25 +136,6 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
             "that of the first one",
             advice="find out who may write there, and copy the bundle to where nobody else may",
         )
-
-
-def check_signed_by(sealed: bytes, public_pem: bytes, folders: Sequence[Location]) -> None:
-    """Check that one of `folders` has the key owner's signature over a seal.
-
-    Raises:
-        SignatureError: none has.
-    """
-    from mirror import signing
-
-    failure = SignatureError(f"{folders[0]} is not signed: nobody has its {SIGNATURE}")
-    for folder in folders:
-        with suppress(FileSystemError):
-            signature = beginning(folder / SIGNATURE, _MOST_SIGNATURE_BYTES)
-            try:
-                return signing.verify(sealed, signature, public_pem)
-            except SignatureError as err:
-                failure = err
-    raise failure
 
 
 def check_signed_files(reader: BundleReader) -> tuple[str, ...]:
@@ -164,9 +155,6 @@ def check_signed_files(reader: BundleReader) -> tuple[str, ...]:
             + listed(findings)
         )
     return unlisted(seal, folder)
-
-
-_MOST_SIGNATURE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +177,8 @@ _ANONYMOUS = Digest.of(b"")
 class _BundleVerification:
     """One run over a bundle: first it lists the checks, then it runs them in parallel."""
 
-    def __init__(self, reader: BundleReader, run: Run, *, quick: bool) -> None:
-        self._reader, self._run, self._quick = reader, run, quick
+    def __init__(self, reader: BundleReader, run: Run, *, quick: bool, shard: Shard | None) -> None:
+        self._reader, self._run, self._quick, self._shard = reader, run, quick, shard
         reader.follow(run)
         self._seal = reader._seal
         self._findings: list[Finding] = []
@@ -202,6 +190,9 @@ class _BundleVerification:
         self._count = self._size = 0
         self._suspects: set[Location] = set()  # parts in which damage lies
         self._dependents: dict[tuple[str, str], Dependents] = {}
+        sizes = [one.file.size for one in reader._archives]
+        *starts, self._total = accumulate(sizes, initial=0)
+        self._starts = dict(zip((one.name for one in reader._archives), starts, strict=True))
 
     def report(self, key: bytes | None) -> BundleReport:
         reader, seal, run = self._reader, self._seal, self._run
@@ -216,6 +207,8 @@ class _BundleVerification:
                 check_signature(reader, key)
             except SignatureError as err:
                 self._findings.append(Finding(SIGNATURE, str(err)))
+        if self._shard is not None and self._shard.number != 1:
+            self._findings.clear()  # the first shard tells them
         if not self._quick:
             self._plan_gost()
         started = TransferStarted(blobs=self._count, size=self._size, manifests=0, tags=0)
@@ -236,6 +229,7 @@ class _BundleVerification:
             notices=tuple(self._notices),
             omissions=seal.omissions if seal is not None else NO_OMISSIONS,
             quick=self._quick,
+            shard=self._shard,
         )
 
     # -- what is to be checked -----------------------------------------------------------------
@@ -290,30 +284,44 @@ class _BundleVerification:
                 self._findings += whole_archive(expected, "the archive cannot be read")
         elif expected is not None and archive.file.size == expected.size:
             checks = sealed_checks(expected, archive, quick=self._quick)
-            count, size = len(expected.entries) + 1, sum(entry.size for entry in expected.entries)
-            self._plan_works(checks, archive, count, size)
+            stretches = [(entry.data_offset, entry.size) for entry in expected.entries]
+            self._plan_works(checks, archive, [*stretches, (expected.trailer_offset, 0)])
         else:
             if expected is not None:
                 self._findings += shift_findings(expected, archive)
             if not self._quick:
-                count = len(archive.members) + (archive.problem is None)
-                size = sum(member.size for member in archive.members.values())
-                self._plan_works(found_checks(archive), archive, count, size)
+                stretches = [(member.offset, member.size) for member in archive.members.values()]
+                end = [(archive.end, 0)] if archive.problem is None else []
+                self._plan_works(found_checks(archive), archive, [*stretches, *end])
 
     def _plan_works(
-        self, checks: Iterator[Check], archive: OpenArchive, count: int, size: int
+        self, checks: Iterable[Check], archive: OpenArchive, stretches: Sequence[tuple[int, int]]
     ) -> None:
+        """Let this shard's part of `checks` be done; they are of these `stretches`."""
+        if self._shard is not None:
+            stretches = [one for one in stretches if self._is_own(archive, *one)]
+            checks = (one for one in checks if self._is_own(archive, one.offset, one.size))
+        if not stretches:
+            return
+        size = sum(size for _, size in stretches)
         self._works.append(self._counted(checks, archive))
         self._archives.expect(archive.name, size)  # until its last work has begun
-        self._count, self._size = self._count + count, self._size + size
+        self._count, self._size = self._count + len(stretches), self._size + size
 
-    def _counted(self, checks: Iterator[Check], archive: OpenArchive) -> Iterator[_Task]:
+    def _is_own(self, archive: OpenArchive, start: int, size: int) -> bool:
+        assert self._shard is not None, "without shards all is"
+        if isinstance(archive.file, SeekableFile) and not self._quick:
+            start, size = 0, archive.file.size  # it is read in one piece
+        start, count = start + self._starts[archive.name], self._shard.count
+        return owner(start, size, self._total, count) == self._shard.number
+
+    def _counted(self, checks: Iterable[Check], archive: OpenArchive) -> Iterator[_Task]:
         for work in self._works_of(checks, archive):
             self._archives.expect(archive.name)
             yield replace(work, archive=archive.name)
         self._archives.done(archive.name)
 
-    def _works_of(self, checks: Iterator[Check], archive: OpenArchive) -> Iterator[_Task]:
+    def _works_of(self, checks: Iterable[Check], archive: OpenArchive) -> Iterator[_Task]:
         """Cut the checks of an archive into works: several small ones at a time."""
         if isinstance(archive.file, SeekableFile) and not self._quick:
             yield _Task(checks, packed=archive.file)
@@ -337,6 +345,8 @@ class _BundleVerification:
             for path in archive.file.parts
             if gostsum_path(path).is_file()
         ]
+        if self._shard is not None:
+            paths = [paths[one] for one in share(list(map(size_of, paths)), self._shard)]
         if paths and gost.available() is None:
             notice = (
                 f"{len(paths)} files ending in {GOST_SUFFIX} were not checked: this machine's "

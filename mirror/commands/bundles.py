@@ -1,4 +1,4 @@
-"""`mirror inspect`, `merge` and `serve`: bundles on the disk, without any other registry."""
+"""`mirror inspect`, `merge` and `serve`: bundles on the disk; `inventory`, for the next delta."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +17,28 @@ from mirror.bundle import gost
 from mirror.bundle.folder import Packing
 from mirror.bundle.format import parse_part_size, size_text
 from mirror.bundle.inspect import inspect_bundle
-from mirror.bundle.reader import BundleReader
+from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.report import insight_text
 from mirror.commands import options
-from mirror.commands.access import AccessOptions, bundle_options, login_options, signer
+from mirror.commands.access import (
+    AccessOptions,
+    bundle_options,
+    login_options,
+    registry_options,
+    signer,
+)
 from mirror.commands.options import BUNDLE, BUNDLE_HERE, FILE, Work, flag, located
 from mirror.commands.process import handling, tell
 from mirror.config import PullConfig
 from mirror.documents import document
-from mirror.durable import os_errors
+from mirror.durable import os_errors, write_durably
 from mirror.errors import FileSystemError, InputError, counted, printable
 from mirror.events import Warned
 from mirror.oci.reference import check_repository
 from mirror.operations.merge import merge
 from mirror.release.discovery import discovery_images
 from mirror.release.select import component_names
-from mirror.reports.bundles import merge_summary
+from mirror.reports.bundles import inventory_summary, merge_summary
 from mirror.reports.page import html
 from mirror.sync import Inventory
 
@@ -146,6 +153,53 @@ def merge_command(
         run=work.run,
     )
     work.show(report, merge_summary)
+
+
+@click.command(
+    "inventory", epilog=options.example("mirror inventory registry.example.com/dkp -o held.json")
+)
+@click.argument("registry")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=options.RESULT_FILE_OR_DASH,
+    metavar="FILE",
+    help="Where to write the inventory; - is standard output.",
+)
+@click.option(
+    "--known",
+    multiple=True,
+    type=options.PathHere(exists=True),
+    help="A bundle or inventory with repositories that the registry may not list. Repeatable.",
+)
+@registry_options
+@options.running
+def inventory_command(
+    *, registry: str, output: Path, known: Sequence[Path], access: AccessOptions, work: Work
+) -> None:
+    """Write down what REGISTRY (host[:port]/path) holds, to be the base of the next delta.
+
+    The command follows every tag to its manifests, asks for every blob that they need, and lists
+    what is there. It reports and leaves out what it cannot read; the exit code is then not 0.
+    Carry the file to where bundles are made: mirror pull --base FILE.
+    """
+    from mirror.operations.trees import registry_inventory  # loaded by this command alone
+
+    to_stdout = str(output) == options.STANDARD_OUTPUT
+    if to_stdout and work.as_json:
+        raise InputError("--json and -o - both want standard output; write the inventory to a file")
+    target = access.to(registry)
+    paths = {path for one in known for path in read_inventory(one).repositories}
+    tree = work.enter_context(target.open(work.on_event))
+    found = registry_inventory(tree, known=paths, run=work.run)
+    data = found.inventory.to_json()
+    if to_stdout:
+        click.echo(data.decode(), nl=False)
+        click.get_current_context().exit(found.exit_code)
+    write_durably(output, data)
+    summary = partial(inventory_summary, output=str(output), size=len(data))
+    work.show(found, summary, code=found.exit_code, output=str(output), bytes=len(data))
 
 
 # -- serve -----------------------------------------------------------------------------------------

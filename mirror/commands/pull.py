@@ -302,7 +302,8 @@ def clean_command(
 
     These are partial archives, and in a bucket unfinished uploads, which no listing shows and which
     cost as much as objects. A sealed bundle stays, and so do files that are not a bundle's. Use it
-    for pulls that you give up: the next one starts over.
+    for pulls that you give up: the next one starts over. It also removes what the shards of a
+    verification have put into PLACE (verify --findings).
     """
     place = made_at(bundle_dir, access, work)
     if not dry_run and work.asks(yes):
@@ -345,13 +346,15 @@ def _tool(config: PullConfig) -> bytes | None:
     return data
 
 
-def made_at(bundle: Path | str, access: AccessOptions, work: Work) -> Path | Bucket:
-    """Where a bundle is made."""
+def made_at(
+    bundle: Path | str, access: AccessOptions, work: Work, what: str = "a bundle"
+) -> Path | Bucket:
+    """Where a bundle is made, or `what` else."""
     if isinstance(bundle, Path):
         return bundle
     if not bundle.startswith("s3://"):
         raise InputError(
-            f"a bundle cannot be made at {printable(bundle.rpartition('@')[2])}; name a folder, or "
+            f"{what} cannot be made at {printable(bundle.rpartition('@')[2])}; name a folder, or "
             "a place in a bucket: s3://bucket/prefix"
         )
     bucket = options.bucket_at(bundle, access.connection())

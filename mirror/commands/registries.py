@@ -1,6 +1,6 @@
 """What registries and bundles hold, and the states that a registry has published.
 
-`mirror status`, `diff`, `verify`, `repair`, `inventory`; `history`, `rollback` and `prune`.
+`mirror status`, `diff`, `verify`, `repair`; `history`, `rollback` and `prune`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 
 from mirror.bundle.location import Location
-from mirror.bundle.reader import BundleReader, read_inventory
+from mirror.bundle.reader import BundleReader
+from mirror.bundle.share import Shard
 from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,
@@ -29,24 +30,19 @@ from mirror.commands.options import (
     BUNDLE,
     FILE,
     RESULT_FILE,
-    RESULT_FILE_OR_DASH,
-    STANDARD_OUTPUT,
     Work,
     flag,
     located,
 )
 from mirror.commands.process import tell
 from mirror.commands.program import folder
-from mirror.durable import write_durably
 from mirror.errors import InputError, IntegrityError, InvalidReferenceError
 from mirror.oci import Repository
 from mirror.operations.compare import diff, history, status, verify
 from mirror.operations.prune import prune
 from mirror.operations.rollback import rollback
-from mirror.operations.trees import registry_inventory
 from mirror.reports.bundles import (
     bundle_summary,
-    inventory_summary,
     registry_summary,
     repair_summary,
 )
@@ -57,6 +53,7 @@ from mirror.reports.registries import (
     prune_summary,
     rollback_summary,
     status_summary,
+    verify_shard_summary,
 )
 from mirror.sync.observation import Finding
 from mirror.sync.statement import MAX_GENERATION, StatementKeys
@@ -144,6 +141,20 @@ def _place(text: str, access: AccessOptions, work: Work) -> Location | str:
 @click.option(
     "--key", "key_file", type=FILE, help="Check the bundle's signature with this public key (PEM)."
 )
+@click.option(
+    "--shard",
+    metavar="N/COUNT",
+    help="Check one of COUNT shares of the bundle, as 3/8, which as many machines verify together. "
+    "`auto`: the share of a pod of a Kubernetes Indexed Job.",
+)
+@click.option(
+    "--findings",
+    "place",
+    type=BUNDLE,
+    metavar="PLACE",
+    help="With --shard: where the shards gather what they find, a folder that all share or "
+    "s3://bucket/prefix, new for each verification. The last to come tells the whole result.",
+)
 @options.html_file
 @keyed_registry_options
 @cluster_options
@@ -155,6 +166,8 @@ def verify_command(
     quick: bool,
     deep: bool,
     key_file: Path | None,
+    shard: str | None,
+    place: Path | str | None,
     html_file: Path | None,
     cluster: ClusterFiles,
     access: AccessOptions,
@@ -179,10 +192,23 @@ def verify_command(
         raise InputError(
             "--key is about a bundle and --against about a registry; use one at a time"
         )
+    if shard is not None and (registry or html_file is not None):
+        raise InputError("--shard is for the bytes of a bundle: leave --against and --html out")
+    if place is not None and shard is None:
+        raise InputError("--findings goes with --shard N/COUNT; one machine gathers nothing")
+    part = None if shard is None else Shard.parse(shard)
     key = key_file.read_bytes() if key_file is not None else None
     target = cluster.reach(against, access, writes=False) if registry else None
     reader = work.enter_context(BundleReader([located(bundle_dir, access.connection(), work)]))
-    if target is None:
+    if part is not None:
+        from mirror.commands.pull import made_at  # few need these
+        from mirror.operations.shards import verify_shard
+
+        where = None if place is None else made_at(place, access, work, "a place of findings")
+        done = verify_shard(reader, part, where, key=key, quick=quick, run=work.run)
+        code = IntegrityError.exit_code if done.report.findings else 0
+        work.show(done, verify_shard_summary, code=code)
+    elif target is None:
         whole = verify(reader, key=key, quick=quick, run=work.run)
         _write_page(work, html_file, reader, whole.findings, bundle_summary(whole, 0), "\n")
         work.show(whole, bundle_summary, code=IntegrityError.exit_code if whole.findings else 0)
@@ -285,51 +311,6 @@ def repair_command(
             found = report.verified.findings
             _write_page(work, html_file, reader, found, summary(report, 0), "\n\n")
     work.show(report, summary, code=code)
-
-
-@click.command(
-    "inventory", epilog=options.example("mirror inventory registry.example.com/dkp -o held.json")
-)
-@click.argument("registry")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=RESULT_FILE_OR_DASH,
-    metavar="FILE",
-    help="Where to write the inventory; - is standard output.",
-)
-@click.option(
-    "--known",
-    multiple=True,
-    type=options.PathHere(exists=True),
-    help="A bundle or inventory with repositories that the registry may not list. Repeatable.",
-)
-@registry_options
-@options.running
-def inventory_command(
-    *, registry: str, output: Path, known: Sequence[Path], access: AccessOptions, work: Work
-) -> None:
-    """Write down what REGISTRY (host[:port]/path) holds, to be the base of the next delta.
-
-    The command follows every tag to its manifests, asks for every blob that they need, and lists
-    what is there. It reports and leaves out what it cannot read; the exit code is then not 0.
-    Carry the file to where bundles are made: mirror pull --base FILE.
-    """
-    to_stdout = str(output) == STANDARD_OUTPUT
-    if to_stdout and work.as_json:
-        raise InputError("--json and -o - both want standard output; write the inventory to a file")
-    target = access.to(registry)
-    paths = {path for one in known for path in read_inventory(one).repositories}
-    tree = work.enter_context(target.open(work.on_event))
-    found = registry_inventory(tree, known=paths, run=work.run)
-    data = found.inventory.to_json()
-    if to_stdout:
-        click.echo(data.decode(), nl=False)
-        click.get_current_context().exit(found.exit_code)
-    write_durably(output, data)
-    summary = partial(inventory_summary, output=str(output), size=len(data))
-    work.show(found, summary, code=found.exit_code, output=str(output), bytes=len(data))
 
 
 # -- generations -----------------------------------------------------------------------------------

@@ -301,7 +301,7 @@ def verify(
     """
     if against is None:
         report = verify_bundle(bundle, run=run, key=key, quick=quick)
-        return replace(report, findings=_named(report.findings, bundle))
+        return replace(report, findings=with_names(report.findings, bundle))
     run = Run.of(run)
     tree = against.within(run)
     bundle.follow(run)
@@ -311,11 +311,11 @@ def verify(
     wanted = union([inventory, index_of(inventory, tags_of(tree.target(run).held(index)))])
     run.on_event(PhaseStarted("comparing with the registry"))
     found = observe(tree, wanted, Depth.DEEP if deep else Depth.AUDIT, run=run)
-    findings = _named(findings_of(wanted, found), bundle)
+    findings = with_names(findings_of(wanted, found), bundle)
     return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)
 
 
-def _named(findings: Sequence[Finding], bundle: BundleReader) -> tuple[Finding, ...]:
+def with_names(findings: Sequence[Finding], bundle: BundleReader) -> tuple[Finding, ...]:
     if not findings:
         return ()
     from mirror.release.select import with_components  # only where something is wrong

@@ -54,9 +54,9 @@ def shares(plan: Plan) -> dict[str, Share]:
 
 @dataclass(frozen=True, slots=True)
 class PushPlan:
-    """What a push of `inventory` below `tree` would carry. `names` are those of components.
+    """What a push of `inventory` below `tree`, or a `shard` of it, would carry.
 
-    With `shard`: what that one would send before the last of them sets the tags.
+    `names` are those of components.
     """
 
     tree: RegistryTree

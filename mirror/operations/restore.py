@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mirror.bundle import sums
 from mirror.bundle.archive import Archive, Entry
+from mirror.bundle.checks import check_signed_by
 from mirror.bundle.files import open_file
 from mirror.bundle.folder import belongs
 from mirror.bundle.format import (
@@ -25,7 +26,6 @@ from mirror.bundle.format import (
 from mirror.bundle.location import Location
 from mirror.bundle.reader import BundleReader, find_archives
 from mirror.bundle.seal import Seal, parse_seal, seal_bytes
-from mirror.bundle.verify import check_signed_by
 from mirror.durable import Folder, os_errors, sync_file
 from mirror.errors import DamagedBundleError, FileSystemError, InputError, IntegrityError
 from mirror.layout import TOOL_FILE

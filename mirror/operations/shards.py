@@ -4,27 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from mirror.bundle.bucket import Bucket
+from mirror.bundle.checks import once_each, state_of
 from mirror.bundle.folder import AS_USUAL, Packing
-from mirror.bundle.format import PARTIAL_SEAL
+from mirror.bundle.format import PARTIAL_SEAL, VERIFIED
+from mirror.bundle.location import RemotePath
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, parse_seal
 from mirror.bundle.shards import Agreed, ShardPlace
 from mirror.bundle.share import Shard, owners
+from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.bundle.writer import BundleWriter
-from mirror.documents import document
-from mirror.errors import ChangedLeftoversError, ConflictError, IncompleteError
+from mirror.documents import document, parse_json
+from mirror.durable import make_folder, os_errors, write_durably
+from mirror.errors import (
+    ChangedLeftoversError,
+    ConflictError,
+    DamagedBundleError,
+    IncompleteError,
+    InputError,
+)
 from mirror.events import PhaseStarted, Warned
+from mirror.layout import tool_name
 from mirror.oci import Digest
+from mirror.operations.compare import with_names
 from mirror.operations.pull import PullPlan, fill
 from mirror.operations.push import PushWork
 from mirror.operations.push_reports import PushPlan, PushShardReport
 from mirror.operations.trust import refuse_downgrade
 from mirror.run import Run
-from mirror.sync import Inventory, Plan, Source, make_plan
+from mirror.sync import Finding, Inventory, Plan, RepositoryContent, Source, make_plan
 from mirror.sync.failover import FailoverSource, Holder
+from mirror.sync.inventory import MALFORMED, canonical_json, text_of
 from mirror.sync.observation import Depth
 from mirror.sync.observe import Verification, check_content
 from mirror.sync.plan import by_archive, missing_content
@@ -33,6 +48,7 @@ from mirror.sync.publication_state import PublicationState, read_state
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
 
+_ANEW = "name a new place for each verification, or remove these with `mirror clean`"
 _MOST_LOOKS = 4
 """How often the end of a push is tried while other shards come to it, too."""
 
@@ -225,21 +241,178 @@ def _plan_share(
     """What this shard has to send, and what the registry has of what concerns it."""
     tree.client.ping()  # one clear answer about name, TLS and login, before many ask at once
     work.run.on_event(PhaseStarted("comparing with the registry"))
-    own = Inventory(
-        {
-            path: replace(
-                content,
-                blobs={
-                    digest: size
-                    for digest, size in content.blobs.items()
-                    if whose[digest] == shard.number
-                },
-            )
-            for path, content in work.wanted.repositories.items()
-        }
-    )
+    part: dict[str, RepositoryContent] = {}
+    for path, content in work.wanted.repositories.items():
+        blobs = {one: size for one, size in content.blobs.items() if whose[one] == shard.number}
+        part[path] = replace(content, blobs=blobs)
+    own = Inventory(part)
     target = tree.target(work.run)
     held = work.held(target) if work.reader.bases else target.held(own, work.depth)
     quiet, state = work.run.quietly(), read_state(tree)  # the end warns
     refuse_downgrade(tree, state, held, work.wanted, strict=work.strict, run=quiet)
     return Plan(by_archive(make_plan(own, held)).blobs), held
+
+
+# -- verifications ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyShardReport:
+    """What a shard of a verification found, and what the others did.
+
+    `report` is of the whole bundle if all shards have ended, the last between `began` and `ended`
+    (UTC); else of this share. `awaited` are the shards that have not ended; None where nobody
+    gathers what they find.
+    """
+
+    report: BundleReport
+    shard: Shard
+    awaited: tuple[int, ...] | None = None
+    began: datetime | None = None
+    ended: datetime | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `report` is of the whole bundle."""
+        return self.awaited == ()
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values, for `--json`."""
+        own = document(self, "whole=is_whole", "awaited", "began", "ended")
+        return {**self.report.to_document(), "shard": str(self.shard), **own}
+
+
+def verify_shard(
+    bundle: BundleReader,
+    shard: Shard,
+    place: Path | Bucket | None = None,
+    *,
+    key: bytes | None = None,
+    quick: bool = False,
+    run: Run | None = None,
+) -> VerifyShardReport:
+    """Check a share of a bundle's bytes, and put what was found into `place`, where the last shard
+    to come finds what all have found. That place is the run: name a new one for each.
+
+    A shard that was stopped is run again. One that had ended there reads nothing, and tells what it
+    had found. Arguments and errors are those of `verify`.
+
+    Raises:
+        InputError: `place` has findings about another bundle, changed files or other options, or
+            of another number of shards.
+        DamagedBundleError: `place` has something else under the name of findings.
+    """
+    run = Run.of(run)
+    if place is None:
+        return VerifyShardReport(_verified(bundle, shard, key, quick, run), shard)
+    bundle.follow(run)
+    if bundle.folder is None or str(place) == str(bundle.folder):
+        raise InputError(f"{place}: name a place for findings, and a bundle that is another folder")
+    findings = _Findings(place, shard, run)
+    if isinstance(place, Path):
+        with os_errors(place, "create"):
+            make_folder(place)
+    about = {
+        "files": str(state_of(bundle.folder)),
+        "quick": quick,
+        "key": None if key is None else str(Digest.of(key)),
+        "version": tool_name(),
+    }
+    found = findings.read(about)
+    if shard.number in found:
+        told = f"shard {shard} has ended in {place} before, and nothing was read; name another"
+        run.on_event(Warned(f"{told} place to verify the bundle anew"))
+        # Counts are the same in all shares, and nobody's share takes no reading.
+        report = replace(_verified(bundle, Shard(0, shard.count), None, quick, run), shard=shard)
+    else:
+        findings.write({"about": about})  # what may not be written is told before the work
+        began, report = datetime.now(UTC), _verified(bundle, shard, key, quick, run)
+        mine = _Found(began, datetime.now(UTC), report.findings, report.notices)
+        findings.write({"about": about, **document(mine, "began", "ended", "findings", "notices")})
+        found = {shard.number: mine, **findings.read(about)}  # a list may lag behind
+    awaited = sorted(set(range(1, shard.count + 1)) - found.keys())
+    told_by = list(found.values()) if not awaited else [found[shard.number]]
+    report = replace(
+        report,
+        shard=shard if awaited else None,
+        findings=once_each(one for each in told_by for one in each.findings),
+        notices=tuple(dict.fromkeys(one for each in told_by for one in each.notices)),
+    )
+    began_at, ended_at = min(one.began for one in told_by), max(one.ended for one in told_by)
+    return VerifyShardReport(report, shard, tuple(awaited), began_at, ended_at)
+
+
+def _verified(
+    bundle: BundleReader, shard: Shard, key: bytes | None, quick: bool, run: Run
+) -> BundleReport:
+    report = verify_bundle(bundle, key=key, quick=quick, shard=shard, run=run)
+    return replace(report, findings=with_names(report.findings, bundle))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a shard that has ended found."""
+
+    began: datetime
+    ended: datetime
+    findings: tuple[Finding, ...]
+    notices: tuple[str, ...]
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> _Found:
+        """Read what it wrote down."""
+        began, ended = (datetime.fromisoformat(record[one]) for one in ("began", "ended"))
+        found, notices = map(_finding, record["findings"]), map(text_of, record["notices"])
+        return cls(began.astimezone(UTC), ended.astimezone(UTC), tuple(found), tuple(notices))
+
+
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    """The place of what the shards of one verification find: a small file or object for each."""
+
+    place: Path | Bucket
+    shard: Shard
+    run: Run
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        name = f"verified-{self.shard.number}-of-{self.shard.count}.json"
+        if isinstance(self.place, Path):
+            write_durably(self.place / name, canonical_json(record))
+        else:
+            self.place.put(name, canonical_json(record), self.run)
+
+    def read(self, about: Mapping[str, Any]) -> dict[int, _Found]:
+        """What those have found that have ended, by their numbers."""
+        found: dict[int, _Found] = {}
+        folder = self.place if isinstance(self.place, Path) else RemotePath(self.place, self.run)
+        for path in folder.iterdir():
+            if (of := VERIFIED.fullmatch(path.name)) is None:
+                continue
+            try:
+                with os_errors(path, "read"):
+                    record = parse_json(path.read_bytes())
+                theirs = {**record["about"], "count": int(of[2])}
+                if "ended" in record:
+                    found[int(of[1])] = _Found.of(record)
+            except MALFORMED as err:
+                told = f"it is not what a shard of a verification writes down: {err}"
+                advice = f"find out who writes there; {_ANEW}"
+                raise DamagedBundleError(told, where=str(path), advice=advice) from err
+            ours = {**about, "count": self.shard.count}
+            if theirs != ours:
+                names = (one for one in {**theirs, **ours} if theirs.get(one) != ours.get(one))
+                told = f"{path} is about something else: {', '.join(sorted(names))} differ"
+                raise InputError(f"{told}; {_ANEW}")
+        return found
+
+
+def _finding(found: Mapping[str, Any]) -> Finding:
+    repository, digest = found["repository"], found["digest"]
+    return Finding(
+        text_of(found["place"]),
+        text_of(found["problem"]),
+        None if repository is None else text_of(repository),
+        tuple(map(text_of, found["tags"])),
+        None if digest is None else Digest.parse(digest),
+        tuple(map(text_of, found["components"])),
+    )

@@ -11,7 +11,15 @@ from mirror.bundle.format import size_text
 from mirror.errors import counted, counts, paragraph
 from mirror.layout import RELEASE_CHANNEL, publication_stage
 from mirror.operations.replicate import Outcome, ReplicaResult
-from mirror.reports.bundles import duration_text, few, lines_of, page, push_summary, table
+from mirror.reports.bundles import (
+    bundle_summary,
+    duration_text,
+    few,
+    lines_of,
+    page,
+    push_summary,
+    table,
+)
 from mirror.reports.messages import fitted
 
 if TYPE_CHECKING:
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
     from mirror.operations.prune import PruneReport
     from mirror.operations.push_reports import PushShardReport, QuorumReport
     from mirror.operations.rollback import RollbackReport
-    from mirror.operations.shards import ShardReport
+    from mirror.operations.shards import ShardReport, VerifyShardReport
     from mirror.operations.sync import SyncReport
     from mirror.sync.observation import Failure
     from mirror.sync.plan import TagDifference
@@ -415,10 +423,26 @@ def push_shard_summary(report: PushShardReport, elapsed_s: float) -> str:
     shard = f"shard {report.shard}: {f'{sent} sent' if report.blobs else 'all of it was there'}"
     if report.finished is not None:
         return f"{push_summary(report.finished, elapsed_s)}\n  {shard}"
-    others = few([f"{number}/{report.shard.count}" for number in report.awaited], 8)
-    return page(
-        f"Registry {report.target} has the blobs of shard {report.shard}",
-        [],
-        [f"  no tag was set: it lacks blobs of {others}; the last shard sets the tags"],
-        foot=(shard, f"done in {duration_text(elapsed_s)}"),
-    )
+    others = _shards(report.awaited, report.shard.count)
+    title = f"Registry {report.target} has the blobs of shard {report.shard}"
+    awaited = f"  no tag was set: it lacks blobs of {others}; the last shard sets the tags"
+    return page(title, [], [awaited], foot=(shard, f"done in {duration_text(elapsed_s)}"))
+
+
+def verify_shard_summary(report: VerifyShardReport, elapsed_s: float) -> str:
+    """What one of several machines found, or all of them if it was the last."""
+    shard, whole = report.shard, bundle_summary(report.report, elapsed_s)
+    if report.is_whole:
+        between = f"{report.began:%Y-%m-%d %H:%M:%S} and {report.ended:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{whole}\n  {counted(shard.count, 'shard')} read it between {between}"
+    if report.report.findings:
+        return whole.replace("The bundle is", f"Shard {shard} of the bundle is", 1)
+    rest = f"each of the {shard.count} shards says so"
+    if report.awaited is not None:
+        rest = f"these find nothing either: {_shards(report.awaited, shard.count)}"
+    title, told = f"Shard {shard} of the bundle has no damage", f"  the bundle is whole if {rest}"
+    return page(title, [], [told], foot=(f"read in {duration_text(elapsed_s)}",))
+
+
+def _shards(numbers: Sequence[int], count: int) -> str:
+    return few([f"{number}/{count}" for number in numbers], 8)

@@ -105,6 +105,56 @@ def test_a_push_to_several_registries_is_not_shared(bundle: Path) -> None:
     call_mirror(*push[:3], "--shard", "3/2").failed(2, "3/2 is not one of several shards")
 
 
+def test_machines_that_share_a_verification_gather_what_they_find(
+    storage: ObjectStorage, tmp_path: Path, bundle: Path
+) -> None:
+    env = {**storage.environment(), "JOB_COMPLETIONS": "2", "JOB_COMPLETION_INDEX": "0"}
+    verify = ("verify", ADDRESS, "--shard")
+    alone = call_mirror(*verify, "1/3", env=env).succeeded()
+    assert "Shard 1/3 of the bundle has no damage" in alone.stdout
+    assert "the bundle is whole if each of the 3 shards says so" in alone.stdout
+    place = ("--findings", "s3://bundles/findings/today")
+    first = call_mirror(*verify, "auto", *place, env=env).succeeded()
+    assert "the bundle is whole if these find nothing either: 2/2" in first.stdout
+    last = call_mirror(*verify, "2/2", *place, env=env).succeeded()
+    assert "The bundle is whole (sealed: every byte is accounted for)" in last.stdout
+    assert "2 shards read it between " in last.stdout
+    told = call_mirror(*verify, "2/2", *place, "--json", env=env).succeeded().document
+    assert (told["ok"], told["whole"], told["awaited"], told["findings"]) == (True, True, [], [])
+    call_mirror("clean", place[1], "--yes", env=env).succeeded()
+
+    damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))
+    largest = max(damaged.glob("*.tar"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    ended = [
+        call_mirror("verify", damaged, "--shard", f"{number}/3", "--findings", tmp_path / "run")
+        for number in (1, 2, 3)
+    ]
+    assert 4 in [one.code for one in ended[:2]] or "Shard" not in ended[2].stdout
+    ended[2].failed(4)
+    assert "The bundle is damaged or incomplete: 1 finding" in ended[2].stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--findings", "x"), "--findings goes with --shard N/COUNT; one machine gathers nothing"),
+        (("--shard", "1/2", "--against", "a.example.com/dkp"), "--shard is for the bytes of a"),
+        (("--shard", "1/2", "--html", "page.html"), "--shard is for the bytes of a bundle"),
+        (
+            ("--shard", "1/2", "--findings", "https://a/b"),
+            "a place of findings cannot be made at https",
+        ),
+    ],
+)
+def test_what_a_shard_of_a_verification_cannot_do_is_told(
+    bundle: Path, more: tuple[str, ...], told: str
+) -> None:
+    call_mirror("verify", bundle, *more).failed(2, told)
+
+
 def test_who_reads_bundles_reads_that_one(
     storage: ObjectStorage, bundle: Path, embedded_registry: EmbeddedRegistry
 ) -> None:

@@ -14,6 +14,7 @@ import yaml
 from starlette.routing import Route
 
 from mirror.bundle.share import Shard
+from mirror.errors import InputError, IntegrityError
 from mirror.layout import tool_name
 from mirror.watch.daemon import Daemon, create_app
 from mirror.watch.fleet import Fleet
@@ -29,7 +30,7 @@ from tests.watch.test_daemon import HOURLY, Cycles
 ALERTS = chart.CHART / "files/alerts.yaml"
 DASHBOARD = json.loads((chart.CHART / "files/dashboard.json").read_text(encoding="utf-8"))
 UNIT = ROOT / "deploy/systemd/mirror-sync.service"
-JOBS = ("pull-job.yaml", "push-job.yaml")
+JOBS = ("pull-job.yaml", "push-job.yaml", "verify-job.yaml")
 FOREIGN = frozenset({"ServiceMonitor", "PrometheusRule", "GrafanaDashboardDefinition"})
 """Kinds that operators add to the API."""
 
@@ -152,7 +153,7 @@ def test_the_pod_may_do_nothing_that_it_need_not() -> None:
 def test_every_pod_of_a_job_of_shards_has_a_share_of_its_own(name: str) -> None:
     job = the("Job", plain(name))["spec"]
     (container,) = job["template"]["spec"]["containers"]
-    env = {one["name"]: one["value"] for one in container["env"]}
+    env = {one["name"]: one.get("value", "7d2f") for one in container["env"]}
     assert job["completionMode"] == "Indexed"
     assert job["parallelism"] == job["completions"]
     shares = [
@@ -162,6 +163,20 @@ def test_every_pod_of_a_job_of_shards_has_a_share_of_its_own(name: str) -> None:
     assert shares == [Shard(index + 1, 8) for index in range(8)]
     command = ("--shard=0/1" if one == "--shard=auto" else one for one in container["args"])
     call_mirror(*command, env=env).failed(2, "0/1 is not one of several shards")
+
+
+def test_a_job_that_verifies_gathers_its_findings_in_a_place_of_its_own() -> None:
+    """Its uid names that. Damage is told once, by exit code 4, and not looked for again."""
+    job = the("Job", plain("verify-job.yaml"))["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert "--findings=s3://bundles/verify/$(JOB_UID)" in container["args"]
+    (uid,) = (one["valueFrom"] for one in container["env"] if one["name"] == "JOB_UID")
+    assert uid["fieldRef"]["fieldPath"] == "metadata.labels['batch.kubernetes.io/controller-uid']"
+    rules = {one["action"]: one["onExitCodes"] for one in job["podFailurePolicy"]["rules"]}
+    assert rules["FailIndex"]["values"] == [IntegrityError.exit_code]
+    assert rules["FailJob"]["values"] == [InputError.exit_code]
+    assert {one["containerName"] for one in rules.values()} == {container["name"]}
+    assert job["template"]["spec"]["restartPolicy"] == "Never", "the policy asks for it"
 
 
 def test_services_monitors_and_policies_find_the_pod() -> None:

@@ -1,4 +1,4 @@
-"""Machines that share one push, as processes of this machine."""
+"""Machines that share one push, or one verification, as processes of this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.share import Shard
 from mirror.oci import Repository
-from mirror.operations.shards import push_shard
+from mirror.operations.shards import push_shard, verify_shard
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
 from mirror.sync import MemoryStore
@@ -34,22 +34,35 @@ def _store() -> MemoryStore:
 STORE = _store()
 
 
-def _work(bundle: Path, target: str, shard: str, killed_after_s: float | None) -> None:
+def _work(
+    bundle: Path, target: str, shard: str, killed_after_s: float | None, verifies: bool
+) -> None:
     """Be a machine; the signal of the timer kills it wherever it is."""
     if killed_after_s is not None:
         signal.setitimer(signal.ITIMER_REAL, killed_after_s)
-    root = Repository.parse(target)
-    options = ConnectionOptions(plain_http=True)
-    with BundleReader([bundle]) as reader, RegistryClient(root.host, options=options) as client:
-        push_shard(reader, RegistryTree(client, root), Shard.parse(shard), run=Run(jobs=2))
+    with BundleReader([bundle]) as reader:
+        if verifies:
+            verify_shard(reader, Shard.parse(shard), Path(target), run=Run(jobs=2))
+            return
+        root = Repository.parse(target)
+        options = ConnectionOptions(plain_http=True)
+        with RegistryClient(root.host, options=options) as client:
+            push_shard(reader, RegistryTree(client, root), Shard.parse(shard), run=Run(jobs=2))
 
 
 def start(
-    bundle: Path, target: str, shard: str, *, killed_after_s: float | None = None
+    bundle: Path,
+    target: str,
+    shard: str,
+    *,
+    killed_after_s: float | None = None,
+    verifies: bool = False,
 ) -> BaseProcess:
-    """Start a machine; it dies after so many seconds."""
+    """Start a machine that pushes to `target`, or `verifies` and has that for the findings; it dies
+    after so many seconds."""
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    process = context.Process(target=_work, args=(bundle, target, shard, killed_after_s))
+    args = (bundle, target, shard, killed_after_s, verifies)
+    process = context.Process(target=_work, args=args)
     process.start()
     return process
