@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -201,31 +202,20 @@ def push_command(
             reader, trees, quorum=quorum, key=key, check_access=writable, run=work.run
         )
         work.show(result, quorum_summary)
-    elif part is not None:
+        return
+    how: dict[str, Any] = {
+        "key": key,
+        "check_access": writable,
+        "check_blobs": blobs,
+        "verification": Verification(verification),
+        "run": work.run,
+    }
+    if part is not None:
         from mirror.operations.shards import push_shard
 
-        sent = push_shard(
-            reader,
-            trees[0],
-            part,
-            key=key,
-            check_access=writable,
-            check_blobs=blobs,
-            verification=Verification(verification),
-            run=work.run,
-        )
-        work.show(sent, push_shard_summary)
+        work.show(push_shard(reader, trees[0], part, **how), push_shard_summary)
     else:
-        report = push(
-            reader,
-            trees[0],
-            key=key,
-            check_access=writable,
-            check_blobs=blobs,
-            verification=Verification(verification),
-            run=work.run,
-        )
-        work.show(report, push_summary)
+        work.show(push(reader, trees[0], **how), push_summary)
 
 
 def _replicas(
