@@ -1,6 +1,6 @@
 """Machines that share one push, or one verification, as processes of this machine.
 
-`python -m tests.support.push_shards` measures what sharing gains where a machine sends 10 MB/s to
+`python -m tests.support.push_shards` measures what sharing gains where a machine sends 2.5 MB/s to
 the registry, CNCF distribution.
 """
 
@@ -93,8 +93,8 @@ def start(
 
 
 def measure(count: int = 4) -> None:
-    """Print how long one machine takes, and several, with 10 MB/s for each."""
-    store = large_store(24, 16 << 20)
+    """Print how long one machine takes, and several, with 2.5 MB/s for each."""
+    store = large_store(24, 4 << 20)
     with tempfile.TemporaryDirectory() as folder, RealRegistry(Path(folder) / "registry") as to:
         bundle = Path(folder) / "bundle"
         pack(store, store.inventory(), bundle)
@@ -102,7 +102,7 @@ def measure(count: int = 4) -> None:
         for machines in ([None], [f"{number + 1}/{count}" for number in range(count)]):
             started = time.monotonic()
             target = f"{to.address}/of-{len(machines)}"
-            at_work = [start(bundle, target, one, bytes_per_s=10e6) for one in machines]
+            at_work = [start(bundle, target, one, bytes_per_s=2.5e6) for one in machines]
             for machine in at_work:
                 machine.join()
                 assert machine.exitcode == 0
