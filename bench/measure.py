@@ -42,6 +42,16 @@ class Sample:
             registry_s=load.processor_s,
         )
 
+    def then(self, more: Sample) -> Sample:
+        """Both, one after the other."""
+        return replace(
+            self,
+            seconds=self.seconds + more.seconds,
+            processor_s=self.processor_s + more.processor_s,
+            memory=max(self.memory, more.memory),
+            written=self.written + more.written,
+        )
+
     def to_document(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)

@@ -187,6 +187,11 @@ class _Places:
                 did = _load(registries) - before
                 if operation in operations:
                     yield operation, peer.name, sample.beside(did)
+                    # What ours has on the disk when it ends is in memory when a peer does.
+                    if operation == "pull" and not isinstance(peer, Mirror):
+                        script = f"sync {job.bundle}/bundle.tar"
+                        flush = run(script, log=folder / "log", environment={})
+                        yield operation, f"{peer.name} + sync", sample.beside(did).then(flush)
                 if operation == "verify":
                     hashing = f"{sys.executable} -m bench.hashing {job.bundle}"
                     yield operation, "hashlib", run(hashing, log=folder / "log", environment={})

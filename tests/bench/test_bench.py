@@ -16,8 +16,8 @@ OPERATIONS = {
     *("pull", "dry pull", "verify", "push", "push again"),
     *("sync", "sync again", "sync one"),
 }
-BESIDE = {"dry pull": [], "verify": ["hashlib"]}
-"""Operations that other tools do not have, and what they are compared with."""
+BESIDE = {"dry pull": [], "verify": ["hashlib"], "pull": ["skopeo", "skopeo + sync"]}
+"""What operations are compared with that other tools do not have, or do in two ways."""
 
 
 @pytest.mark.parametrize("name", ["c-tls", pytest.param("b", marks=pytest.mark.soak)])
@@ -45,6 +45,8 @@ def test_a_scenario_is_measured_with_every_operation(name: str, tmp_path: Path) 
     assert push["sent"] > 10 * again["sent"] > 0
     assert push["requests"] > again["requests"] > 0
     assert push["memory"] > 10 << 20
+    [pull], [flushed] = operations["pull"]["skopeo"], operations["pull"]["skopeo + sync"]
+    assert flushed["seconds"] > pull["seconds"], "what is on the disk took longer"
     page = (tmp_path / "results/bench.html").read_text()
     assert page.count("<svg") == len(OPERATIONS)
     assert "http://" not in page
