@@ -218,6 +218,7 @@ def diff(
     """Compare two places: a bundle's folder, a file with an inventory, or a registry.
 
     A bundle counts as having the index of modules that a push makes, if the other place has one.
+    The digest of that place then leaves this index out: equal places have the bundle's digest.
 
     Raises:
         InputError, DamagedBundleError: a file or folder holds no inventory.
@@ -241,13 +242,14 @@ def diff(
         return tree.name, found.held
 
     (a_name, ours), (b_name, theirs) = seen(a), seen(b)
+    digests = ours.digest(), theirs.digest()
     if has_index(theirs) and not has_index(ours) and not isinstance(a, RegistryTree):
-        ours = union([ours, index_of(ours, tags_of(theirs))])
+        index = index_of(ours, tags_of(theirs))
+        ours, digests = union([ours, index]), (digests[0], lacking(theirs, index).digest())
     elif has_index(ours) and not has_index(theirs) and not isinstance(b, RegistryTree):
-        theirs = union([theirs, index_of(theirs, tags_of(ours))])
-    return DiffReport(
-        a_name, b_name, ours.digest(), theirs.digest(), differ(ours, theirs), tuple(failures)
-    )
+        index = index_of(theirs, tags_of(ours))
+        theirs, digests = union([theirs, index]), (lacking(ours, index).digest(), digests[1])
+    return DiffReport(a_name, b_name, *digests, differ(ours, theirs), tuple(failures))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from mirror.bundle.folder import only_writer
 from mirror.bundle.format import SEAL, ZSTD_SUFFIX, parse_part_name
 from mirror.bundle.location import Location, Readable
 from mirror.bundle.reader import BundleReader, find_archives, placed
-from mirror.bundle.verify import BundleReport, verify_bundle
+from mirror.bundle.verify import BundleReport
 from mirror.durable import os_errors
 from mirror.errors import (
     CancelledError,
@@ -33,6 +33,7 @@ from mirror.errors import (
 )
 from mirror.events import BlobDone, BytesMoved, PhaseStarted, TransferStarted, Warned
 from mirror.oci import Digest
+from mirror.operations.compare import verify
 from mirror.operations.restore import ASIDE, IN_PLACE, Damage, Restorer, archive_named, whole_name
 from mirror.run import Run, for_each
 from mirror.sync import Inventory, InventoryBuilder, Source
@@ -129,7 +130,7 @@ def repair(
         work.carry_out()
     run.on_event(PhaseStarted("verifying what was repaired"))
     with BundleReader([folder]) as reader:
-        verified = verify_bundle(reader, key=key, run=run)
+        verified = verify(reader, key=key, run=run)
     lacking = wanted_of(work.lost, work.seal.inventory)
     return RepairReport(verified, work.given, work.written, tuple(work.files), lacking)
 
@@ -154,6 +155,7 @@ class _Repair(Restorer):
         self._open, self._sound = {}, {}
         self.restore_files()
         found = {path.name: files for path, files in find_archives([self._folder.path]).items()}
+        there = {file.name for files in found.values() for file in files}
         with ExitStack() as opened:
             for name, archive in sorted(self.seal.archives.items()):
                 names = [file.name for file in found.get(name, ())]
@@ -162,11 +164,13 @@ class _Repair(Restorer):
                     self.restore_packed(archive)
                 else:
                     self._open_archive(archive, names, opened)
-            self._mend(plan_repair(self._damages()))
+            still_lost = self._mend(plan_repair(self._damages()), there)
             for file in self._open.values():
                 file.sync()
-            with os_errors(self._folder.path, "write to"):
-                self._folder.sync()
+        with os_errors(self._folder.path, "write to"):
+            for name in still_lost:
+                self._folder.unlink(name)
+            self._folder.sync()
 
     def _open_archive(self, archive: Archive, names: Sequence[str], opened: ExitStack) -> None:
         """Open an archive's file or parts for reading and writing; lost ones are made empty."""
@@ -207,21 +211,44 @@ class _Repair(Restorer):
         self._run.on_event(BlobDone(damage.entry.digest, damage.entry.size, damage.entry.size))
         return sound
 
-    def _mend(self, plan: RepairPlan) -> None:
-        for damage in plan.made:
-            self.written += self._put(damage, iter([damage.entry.content or b""]))
-        for name, file in self._open.items():
-            trailer = self.seal.archives[name].trailer_offset
-            self.written += _put_bytes(file, trailer, bytes(TRAILER_SIZE))
+    def _mend(self, plan: RepairPlan, there: set[str]) -> set[str]:
+        """Carry out the plan. Return the files, beside those `there`, for which nobody else had
+        anything: kept, they would make many findings of one, that a file is missing."""
+        brought: set[str] = set()
+        lacking: set[str] = set()
+        done: list[tuple[set[str], tuple[str, int, int]]] = []
         run = self._run.with_jobs(self._run.jobs)  # each holds a piece of a blob
         with closing(for_each(plan.fetched.items(), self._fetch, run=run)) as outcomes:
             for (_, damages), outcome in outcomes:
                 if isinstance(outcome, MirrorError):
                     raise outcome
+                files = {name for damage in damages for name in self._files(damage)}
                 if outcome is None:
                     self.lost += damages
-                else:
-                    self.note(*outcome)
+                    lacking |= files
+                    continue
+                done.append((files, outcome))
+                if outcome[0] not in (IN_PLACE, str(self._folder.path)):
+                    brought |= files
+        still_lost = lacking - brought - there
+        for files, outcome in done:
+            if not files <= still_lost:
+                self.note(*outcome)
+        for damage in plan.made:
+            if still_lost.isdisjoint(self._files(damage)):
+                self.written += self._put(damage, iter([damage.entry.content or b""]))
+        for name, file in self._open.items():
+            if file.parts[-1].name not in still_lost:
+                trailer = self.seal.archives[name].trailer_offset
+                self.written += _put_bytes(file, trailer, bytes(TRAILER_SIZE))
+        return still_lost
+
+    def _files(self, damage: Damage) -> Iterator[str]:
+        """The names of the files that an entry lies in."""
+        file, entry = self._open[damage.archive], damage.entry
+        size = file.sizes[0] if isinstance(file, PartedWriter) else entry.end
+        for part in file.parts[entry.offset // size : -(-entry.end // size)]:
+            yield part.name
 
     def _fetch(self, item: tuple[Digest, tuple[Damage, ...]]) -> tuple[str, int, int] | None:
         """Bring content to where it belongs; return who gave how much of it, and what was written.

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mirror.commands.options import RESULT_FILE
@@ -215,6 +216,24 @@ def test_a_page_says_what_differs_between_two_places(
     text = page.read_text(encoding="utf-8")
     assert f"<title>{bundle} and {other} differ</title>" in text
     assert "<td>v1.1.0</td><td>modules/<wbr>console</td><td>only in A</td>" in text
+
+
+def test_a_bundle_and_the_registry_that_has_it_have_the_number_that_every_command_tells(
+    parted: Path, embedded_registry: EmbeddedRegistry
+) -> None:
+    root = f"{embedded_registry.address}/dkp"
+    pushed = call_mirror("push", parted, root, "--insecure", "--json").succeeded().document
+    for places in ((parted, root), (root, parted)):
+        run = call_mirror("diff", *places, "--insecure", "--json").succeeded()
+        numbers = {run.document[side]["inventory"] for side in "ab"}
+        assert numbers == {pushed["inventory"]}, "the index that the push made is not told apart"
+    # What else is there tells the registry apart, and the bundle keeps its number.
+    manifests = f"http://{embedded_registry.address}/v2/dkp/install/manifests"
+    manifest = httpx.get(f"{manifests}/v1.70.0").raise_for_status()
+    kind = {"Content-Type": manifest.headers["Content-Type"]}
+    httpx.put(f"{manifests}/mine", content=manifest.content, headers=kind).raise_for_status()
+    other = call_mirror("diff", parted, root, "--insecure", "--json").failed(3).document
+    assert other["a"]["inventory"] == pushed["inventory"] != other["b"]["inventory"]
 
 
 def test_findings_are_told_though_the_file_for_them_cannot_be_written(

@@ -28,6 +28,7 @@ from mirror.bundle.reader import BundleReader
 from mirror.errors import CancelledError, InputError, SignatureError
 from mirror.events import BlobDone, Event
 from mirror.oci import Digest
+from mirror.operations.compare import verify
 from mirror.operations.merge import merge
 from mirror.operations.repair import RepairReport, plan_repair, repair, wanted_of
 from mirror.operations.restore import Damage
@@ -398,6 +399,26 @@ def stopped_at(stop: int) -> Run:
             cancellation.cancel()
 
     return Run(jobs=1, on_event=count, cancellation=cancellation)
+
+
+def test_a_file_for_which_nobody_has_anything_stays_one_that_is_missing(
+    bundle: Path, tmp_path: Path
+) -> None:
+    for lost in archives(bundle):
+        folder = tmp_path / "lost"
+        shutil.copytree(bundle, folder)
+        (folder / lost.name).unlink()
+        names = sorted(path.name for path in folder.iterdir())
+        with BundleReader([folder]) as reader:
+            before = verify(reader)
+        report = repair(folder)
+        assert report.verified.findings == before.findings != (), "as verify says it, with names"
+        assert sorted(path.name for path in folder.iterdir()) == names
+        assert report.written == 0
+        # Once somebody has it, all of it is brought back.
+        assert not repair(folder, [bundle]).verified.findings
+        assert (folder / lost.name).read_bytes() == lost.read_bytes()
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("form", [plain, in_parts, delta])
