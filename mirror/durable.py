@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import secrets
 import shutil
 import stat
@@ -423,7 +424,10 @@ def _translated(err: OSError, path: object, doing: str) -> MirrorError:
         case errno.ENOSPC | errno.EDQUOT:
             return NoSpaceError(what, advice="free some space there and run the command again")
         case errno.EFBIG:
+            limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
             advice = "that file system takes no file so large (FAT: 4 GiB), use ext4 or exFAT"
+            if limit != resource.RLIM_INFINITY:
+                advice = f"this process may write {limit} bytes of a file, raise that (ulimit -f)"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             advice = "check the permissions, or use another folder"
         case errno.ELOOP:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mirror.durable import Folder, make_folder, write_at, write_durably, write_if_changed
+from mirror.durable import (
+    Folder,
+    make_folder,
+    os_errors,
+    write_at,
+    write_durably,
+    write_if_changed,
+)
 from mirror.errors import FileSystemError, NoSpaceError
 from mirror.serve import FolderStorage
 from tests.support.sample_images import fill
@@ -50,6 +58,23 @@ def test_bytes_come_before_the_name_and_the_folder_after_it(
         folder.write("a", b"data", staged="a.partial")
     assert recorder.steps == ["fsync a.partial", "rename a", f"fsync {tmp_path.name}"]
     assert (tmp_path / "a").read_bytes() == b"data"
+
+
+def test_the_limit_of_this_process_is_told_where_it_and_not_the_file_system_is_met(
+    tmp_path: Path,
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = r"File too large; this process may write 4096 bytes of a file, raise that \(ulimit -f\)"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with (
+            Folder(tmp_path) as folder,
+            pytest.raises(FileSystemError, match=told),
+            os_errors(tmp_path / "a", "write"),
+        ):
+            folder.write("a", bytes(8192), staged="a.partial")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_every_new_folder_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
