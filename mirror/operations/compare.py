@@ -245,10 +245,13 @@ def diff(
     digests = ours.digest(), theirs.digest()
     if has_index(theirs) and not has_index(ours) and not isinstance(a, RegistryTree):
         index = index_of(ours, tags_of(theirs))
-        ours, digests = union([ours, index]), (digests[0], lacking(theirs, index).digest())
+        ours, digests = union([ours, index]), (digests[0], missing_content(theirs, index).digest())
     elif has_index(ours) and not has_index(theirs) and not isinstance(b, RegistryTree):
         index = index_of(theirs, tags_of(ours))
-        theirs, digests = union([theirs, index]), (lacking(ours, index).digest(), digests[1])
+        theirs, digests = (
+            union([theirs, index]),
+            (missing_content(ours, index).digest(), digests[1]),
+        )
     return DiffReport(a_name, b_name, *digests, differ(ours, theirs), tuple(failures))
 
 
