@@ -330,9 +330,7 @@ def repair_summary(report: RepairReport, elapsed_s: float, *, request: Path | No
     lines = done if report.written or report.files else [idle]
     if report.lacking.repositories:
         asked = f"{request} lists it: outside, mirror pull PATCH --only {request} --source …"
-        lines.append(
-            f"nobody has some of the content; {asked if request else 'name more with --from'}"
-        )
+        lines.append(f"nobody has the rest; {asked if request else 'name more with --from'}")
     return "\n".join([*map(printable, lines), "", bundle_summary(report.verified, elapsed_s)])
 
 
