@@ -90,16 +90,8 @@ class ReplicaStatus:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        said = (
-            "replica=name",
-            "complete",
-            "statement",
-            "generation",
-            "reached",
-            "publishing",
-            "lag",
-        )
-        return document(self, *said, "declared", "verified", "missing", "failures")
+        said = ("replica=name", "complete", "statement", "generation", "reached", "publishing")
+        return document(self, *said, "lag", "declared", "verified", "missing", "failures")
 
 
 @dataclass(frozen=True, slots=True)

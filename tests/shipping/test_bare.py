@@ -48,6 +48,27 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_file_needs_no_variable_and_no_program_of_this_machine(
+    release: Path, tmp_path: Path
+) -> None:
+    nothing = {"MIRROR_RUNTIME_DIR": str(tmp_path / "runtime")}
+
+    def run(*arguments: str | Path) -> str:
+        command = [release / NAME, *arguments]
+        done = subprocess.run(command, env=nothing, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert f"one file: {release / NAME}" in run("version")
+    with EmbeddedRegistry(MemoryStorage()) as registry:
+        source, target = serve(TINY, registry), f"{registry.address}/closed"
+        run("pull", tmp_path / "bundle", "--source", source.root, "--insecure")
+        assert "The bundle is whole" in run("verify", tmp_path / "bundle")
+        run("push", tmp_path / "bundle", target, "--insecure")
+        against = run("verify", tmp_path / "bundle", "--against", target, "--insecure")
+    assert "holds the whole bundle" in against
+
+
 @pytest.fixture(scope="module")
 def disk(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the one file pulls: a bundle with itself, `x86_64`, and one with that of `aarch64`."""
