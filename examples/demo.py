@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -108,13 +109,25 @@ def title(text: str) -> None:
 def mirror(*arguments: str, expect: int = 0) -> None:
     """Run the command line as a person would, and insist on its exit code."""
     print(f"{DIM}$ mirror {shlex.join(arguments)}{RESET}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "mirror", *arguments], check=False)
+    over = threading.Event()
+    if not sys.stderr.isatty():  # a terminal has bars, whose place a line would take
+        threading.Thread(target=tell_of_life, args=(over,), daemon=True).start()
+    try:
+        done = subprocess.run([sys.executable, "-m", "mirror", *arguments], check=False)
+    finally:
+        over.set()
     if done.returncode == INTERRUPTED:
         raise KeyboardInterrupt
     if done.returncode != expect:
         sys.exit(f"the demonstration failed: exit code {done.returncode} instead of {expect}")
     if expect:
         print(f"{DIM}(exit code {done.returncode}){RESET}", flush=True)
+
+
+def tell_of_life(over: threading.Event) -> None:
+    """Print a sign every 1.5 s until it is over."""
+    while not over.wait(1.5):
+        print("  …", flush=True)
 
 
 class Shelves:

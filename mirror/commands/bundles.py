@@ -62,16 +62,18 @@ def inspect_command(
     """
     reader = work.enter_context(BundleReader([located(bundle_dir, access.connection(), work)]))
     found = inspect_bundle(reader)
+    unread = ""
     if findings := reader.findings():
-        tell(
+        unread = (
             f"{len(findings)} indexes, manifests, blobs or archives are missing or damaged; this "
-            "is what could be read, and `mirror verify` tells the rest",
-            "warning",
+            "is what could be read, and `mirror verify` tells the rest"
         )
+        tell(unread, "warning")
     textless = work.as_json and html_file is None
     names = {} if textless else component_names(reader, reader.carried())
     if html_file is not None:
-        work.write_page(html_file, html(found, names, findings))
+        notes = [("Not all of it", unread)] if unread else []
+        work.write_page(html_file, html(found, names, findings, notes))
     work.show(found, lambda shown, _: insight_text(shown, names))
 
 

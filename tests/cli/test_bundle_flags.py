@@ -185,6 +185,23 @@ def test_the_page_of_a_repair_that_leaves_damage_has_the_sealed_inventory_and_co
     assert tiles.findall(text) == whole
 
 
+def test_the_page_of_an_inspection_says_that_it_shows_what_could_be_read(
+    parted: Path, tmp_path: Path
+) -> None:
+    bundle, page = tmp_path / "bundle", tmp_path / "report.html"
+    shutil.copytree(parted, bundle)
+    call_mirror("inspect", bundle, "--html", page).succeeded()
+    assert "Not all of it" not in page.read_text(encoding="utf-8")
+    for part in bundle.glob("security.tar*"):
+        part.unlink()
+    run = call_mirror("inspect", bundle, "--html", page).succeeded()
+    said = "archives are missing or damaged; this is what could be read, and `mirror verify` tells"
+    assert said in " ".join(run.stderr.split())
+    text = page.read_text(encoding="utf-8")
+    assert re.search(rf"<b>Not all of it</b>: [0-9]+ [^<]*{said}", text)
+    assert "<h2>Damage: " in text
+
+
 def test_a_page_says_what_a_registry_lacks_of_a_bundle(
     parted: Path, embedded_registry: EmbeddedRegistry, tmp_path: Path
 ) -> None:

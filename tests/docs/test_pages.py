@@ -24,6 +24,23 @@ def test_a_page_is_carried_out_as_it_stands(
     assert alike(printed) == alike(page), f"{path.relative_to(ROOT)}: {STALE}"
 
 
+def test_the_commands_of_the_first_page_work_one_behind_the_other(
+    tmp_path: Path, authority: Authority
+) -> None:
+    page = (ROOT / "README.md").read_text("utf-8")
+    console = (block.body for block in blocks(page) if block.kind == "console")
+    lines = [line for body in console for line in body.splitlines() if line.startswith("mirror ")]
+    assert len(lines) == 12
+    with reader(page, tmp_path, authority) as somebody:
+        for line in lines:
+            if "--base" in line:  # what is new
+                somebody.read("<!-- lab: the vendor publishes a release -->")
+            if "--from master-0:5001" in line:  # where a cluster's first push went
+                somebody.run("mirror push /mnt/disk/bundle master-0:5001/system/deckhouse")
+            if "--watch" not in line:  # it does not end, and has tests of its own
+                somebody.run(line)
+
+
 def test_a_command_that_fails_unannounced_is_named(tmp_path: Path, authority: Authority) -> None:
     page = "```console\n$ mirror verify nowhere\n```\n"
     with (

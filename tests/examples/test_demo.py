@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -82,3 +84,32 @@ def test_it_is_never_silent_for_two_seconds_while_images_are_made_up(
         shelves.add_manifest("install", b'{"schemaVersion": 2, "manifests": []}', OCI_INDEX)
     gaps = [later - earlier for earlier, later in pairwise(told)]
     assert max(gaps) < 2
+
+
+def test_it_is_never_silent_for_two_seconds_while_a_command_runs_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Over(threading.Event):
+        """Over at the third look at it, to which it says how long one waits."""
+
+        waits: ClassVar[list[float | None]] = []
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.waits.append(timeout)
+            return len(self.waits) == 3
+
+    demo.tell_of_life(Over())
+    assert Over.waits == [1.5] * 3
+    assert capsys.readouterr().out == "  …\n" * 2
+
+    told: list[str] = []
+
+    def run(command: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+        told.append(",".join(one.name for one in threading.enumerate()))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda shown=terminal: shown)
+        demo.mirror("version")
+    assert ["tell_of_life" in names for names in told] == [False, True], "bars are no lines"
