@@ -30,7 +30,7 @@ def test_the_commands_of_the_first_page_work_one_behind_the_other(
     page = (ROOT / "README.md").read_text("utf-8")
     console = (block.body for block in blocks(page) if block.kind == "console")
     lines = [line for body in console for line in body.splitlines() if line.startswith("mirror ")]
-    assert len(lines) == 12
+    assert len(lines) >= 12
     with reader(page, tmp_path, authority) as somebody:
         for line in lines:
             if "--base" in line:  # what is new
