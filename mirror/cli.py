@@ -26,7 +26,7 @@ _COMMANDS = {
     "fleet": ("sync.fleet_group", "The registries that follow one hub."),
     "status": ("registries.status_command", "Show how complete registries are."),
     "diff": ("registries.diff_command", "Show what two inventories hold differently."),
-    "prune": ("registries.prune_command", "Remove everything but what is to be kept."),
+    "prune": ("registries.prune_command", "Remove everything except what you keep."),
     "history": ("registries.history_command", "List the generations of a registry."),
     "rollback": ("registries.rollback_command", "Put tags back to an earlier generation."),
     "verify": ("registries.verify_command", "Prove that a bundle or a registry is whole."),
@@ -40,7 +40,7 @@ _COMMANDS = {
     "mode": ("mode.mode_group", "The modes of a cluster's registry."),
     "completion": ("program.completion_command", "Let a shell complete what is typed."),
     "config": ("profiles.config_group", "Settings files and their JSON Schemas."),
-    "version": ("program.version_command", "Say which release this is, and of what it is made."),
+    "version": ("program.version_command", "Show which release this is, and its libraries."),
 }
 """Command → its place below `mirror.commands`, and its line in the list of commands."""
 

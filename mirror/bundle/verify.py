@@ -151,7 +151,7 @@ def check_signed_files(reader: BundleReader) -> tuple[str, ...]:
     findings = list(file_findings(seal, folder))
     if findings:
         raise DamagedBundleError(
-            f"{reader.name} is signed, and not what was signed: copy it again from its origin"
+            f"{reader.name} is not what was signed: copy it again from its origin"
             + listed(findings)
         )
     return unlisted(seal, folder)

@@ -261,7 +261,7 @@ class Serving:
         unverified = " --src-tls-verify=false" if plain else ""
         trusted = f"/etc/docker/certs.d/{self.address}/ca.crt"
         if not plain:
-            yield f"  trust:      copy {self.certificate} to {trusted} of whoever does not trust it"
+            yield f"  trust:      copy {self.certificate} to {trusted} where it is not trusted yet"
         if self.login:
             yield f"  login:      skopeo login {self.address}"
         yield f"  one image:  skopeo copy{unverified} {shown} oci:FOLDER"

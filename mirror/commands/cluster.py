@@ -259,7 +259,7 @@ def _objects(folder: Path) -> Iterator[Mapping[str, Any]]:
     default="mirror-controller",
     show_default=True,
     metavar="NAME",
-    help="The Lease in d8-system which whoever acts holds; others wait for it.",
+    help="The Lease in d8-system that the acting controller holds; others wait for it.",
 )
 @click.option(
     "--digests",

@@ -189,7 +189,7 @@ def _storage(
             )
         folders[full_name(name, masters)] = Path(folder)
     if unknown := sorted(folders.keys() - set(names)):
-        raise InputError(f"--storage {unknown[0]}=…: that registry is none of those to work on")
+        raise InputError(f"--storage {unknown[0]}=…: that registry is not among those to work on")
     return folders
 
 

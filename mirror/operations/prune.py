@@ -132,7 +132,7 @@ def prune(
     kept, known = union(inventories), stated.build()
     scope = frozenset({*known.repositories, *kept.repositories})
     if not kept.repositories:
-        raise refused("what is to be kept is empty")
+        raise refused("there is nothing to keep")
     if state.current is not None and (moved := _moved(state.current, inventories)):
         others = len(moved) - 1
         tags = f"{moved[0]} and {counted(others, 'more tag')} have" if others else f"{moved[0]} has"
@@ -153,7 +153,7 @@ def prune(
     rest = after(there, removal)
     if not rest.repositories and removal:
         raise refused(
-            "the registry has nothing of what is to be kept, so all of it would go; check --keep, "
+            "the registry has none of the content to keep, so all of it would go; check --keep, "
             "and the registry's path"
         )
     current = state.current

@@ -219,7 +219,7 @@ def plan_pull(
         coverage = against(base, union(inventories.values()), once=dedupe)
         if coverage.base is None:
             run.on_event(
-                Warned("the base holds nothing of what is selected: the bundle is complete")
+                Warned("the base holds none of the selected content: the bundle is complete")
             )
     origins = {
         name: {path: tree.origin(path) for path in inventory.repositories}

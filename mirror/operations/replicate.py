@@ -318,7 +318,7 @@ class Replication(RegistryTask):
 
         def before_tags(interim: Interim) -> None:
             if quick and any(_misled(reason) for _, reason in interim.failures):
-                raise IncompleteError("what is stated is not all there", interim.failures)
+                raise IncompleteError("some of the stated content is missing", interim.failures)
             self._confirm(interim.manifests)
 
         errors = PerItemErrors(self._tree.client.ping, self._run)

@@ -269,8 +269,8 @@ class Dependencies:
         self._tries += 1
         if self._tries > MAX_TRIES:
             raise TooTangledError(
-                f"its dependencies are too tangled: {MAX_TRIES} combinations were tried, the first "
-                f"of which failed because {self._first_reason or 'of a circle'}; name exact "
+                f"its dependencies are too tangled: {MAX_TRIES} combinations were tried; the first "
+                f"failed because {self._first_reason or 'of a circle'}; name exact "
                 "versions with --include-plugin"
             )
         before, self._looked_at = self._looked_at, set()

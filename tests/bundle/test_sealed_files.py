@@ -242,7 +242,7 @@ def test_a_signed_bundle_is_pushed_only_with_every_file_that_was_signed(
     else:
         file.unlink()
     with BundleReader([tmp_path]) as reader, RegistryClient("nowhere.invalid") as registry:
-        told = f"is signed, and not what was signed: copy it again from its origin\n  {name}: "
+        told = f"is not what was signed: copy it again from its origin\n  {name}: "
         with pytest.raises(DamagedBundleError, match=told):
             plan_push(reader, tree_of(registry), key=PUBLIC)
 

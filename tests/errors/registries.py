@@ -312,7 +312,7 @@ def _no_deletes(lab: Lab) -> Told:
 @situation(
     InvalidManifestError,
     "Something else than a manifest",
-    cause="The registry serves a document that is no image manifest and no index.",
+    cause="The registry serves a document that is neither an image manifest nor an index.",
     cure="Push that image again; tell whoever publishes it.",
 )
 def _no_manifest(lab: Lab) -> Told:

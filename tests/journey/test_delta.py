@@ -228,7 +228,7 @@ def test_against_a_base_that_shares_nothing_the_bundle_is_complete(
     base.write_text(json.dumps(other))
     source = ("--source", history.source.root, "--insecure")
     run = call_mirror("pull", tmp_path / "bundle", *source, "--base", base).succeeded()
-    assert "the base holds nothing of what is selected" in run.stderr
+    assert "the base holds none of the selected content" in run.stderr
     assert files(tmp_path / "bundle") == files(history.full[2])
 
 
