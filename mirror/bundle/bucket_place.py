@@ -27,7 +27,7 @@ from mirror.bundle.part_memory import PART, PartMemory
 from mirror.bundle.place import give_up, sign_anew
 from mirror.bundle.seal import Seal, parse_seal
 from mirror.bundle.staging import JOURNAL, ArchiveFile, ArchiveStaging, BlobSlot, Follow
-from mirror.errors import ConflictError, DamagedBundleError, InputError
+from mirror.errors import ConflictError, DamagedBundleError, InputError, MirrorError
 from mirror.layout import TOOL_FILE
 from mirror.oci import Digest
 from mirror.registry.downloads import FileState
@@ -108,7 +108,11 @@ class PassingArchive(BucketArchive):
     def _awaited(self, stretch: Stretch) -> bool:
         self._packed.check()
         if self.follower is not None and self.follower.is_late():
-            self.follower.finish()  # it raises why
+            raise self.follower.error or MirrorError(
+                "the system has no thread left to compress it",
+                where=self.archive.name,
+                advice="allow more of them (ulimit -u), or leave out --compress",
+            )
         return super()._awaited(stretch)
 
     def _send(self, stretch: Stretch) -> None:

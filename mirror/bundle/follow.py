@@ -174,6 +174,11 @@ class Follower:
             self._is_late = self._is_late or (self._is_refused and not self._begun)
             return self._is_late or self._error is not None
 
+    @property
+    def error(self) -> BaseException | None:
+        """What has ended the thread."""
+        return self._error
+
     def finish(self) -> tuple[Mapping[str, str], ...]:
         """Wait for the end of the hashing; per part, its digests in lower-case hex by algorithm.
 

@@ -126,8 +126,9 @@ def test_what_a_pull_into_a_bucket_leaves_that_fails_at_any_request_can_be_clean
             pack(EARLIER, {}, STORE, bucket, Packing(), force=True, run=run)
             before, struck = storage.content("cut"), faults.struck
             faults.add(Fault(Answer(403), nth=number, times=None))
+            packing = Packing(compress=number % 4 == 1)
             with suppress(MirrorError):
-                pack(SEAL, FILES, STORE, failing, Packing(), force=True, run=run)
+                pack(SEAL, FILES, STORE, failing, packing, force=True, run=run)
             if faults.struck == struck:
                 break
             there, pending = storage.content("cut"), bucket.uploads(run)
@@ -145,7 +146,8 @@ def test_what_a_pull_into_a_bucket_leaves_that_fails_at_any_request_can_be_clean
                 assert left.items() <= before.items()
             seen |= told.keys()
     marks = {"inventory.json.partial", "pull.journal.partial"}
-    assert seen == {*marks, *SEAL.archives, "SHA256SUMS", RELEASES_FILE}
+    packed = {f"{name}.zst{one}" for name in SEAL.archives for one in ("", ".partial")}
+    assert seen == {*marks, *SEAL.archives, *packed, "SHA256SUMS", RELEASES_FILE}
 
 
 def test_a_program_may_clean_what_was_uploaded(storage: ObjectStorage) -> None:

@@ -1,7 +1,7 @@
 """Machines that share one bundle, as processes of this machine.
 
-`python -m tests.support.shards` measures what sharing gains where the source sends 10 MB/s to a
-connection.
+`python -m tests.support.shards 2 4 8` measures what sharing gains where the source sends 10 MB/s to
+a connection.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
+
+import click
 
 from mirror.bundle.bucket import Bucket, BucketAddress
 from mirror.bundle.folder import Packing
@@ -135,25 +137,28 @@ def start(
     return process
 
 
-def measure(count: int = 4) -> None:
-    """Print how long one machine takes, and several, with 10 MB/s and one connection for each."""
-    store = large_store(24, 16 * MIB)
+@click.command()
+@click.argument("counts", nargs=-1, type=int)
+@click.option("--rate", default=10.0, show_default=True, help="MB/s of a connection to the source.")
+@click.option("--size", default=16, show_default=True, help="MiB of each of the 24 blobs.")
+def measure(counts: tuple[int, ...], rate: float, size: int) -> None:
+    """Print how long one machine takes, and so many (4), with one connection for each."""
+    store, took = large_store(24, size * MIB), dict[int, float]()
     with tempfile.TemporaryDirectory() as folder, ObjectStorage(Path(folder)) as storage:
-        took = []
-        for machines in ([None], [f"{number + 1}/{count}" for number in range(count)]):
-            started = time.monotonic()
-            place = f"s3://{storage.BUCKET}/{len(machines)}"
+        for count in (1, *(counts or (4,))):
+            machines = [f"{number + 1}/{count}" for number in range(count)] if count > 1 else [None]
+            started, place = time.monotonic(), f"s3://{storage.BUCKET}/{count}"
             at_work = [
-                start(place, one, storage.environment(), bytes_per_s=10e6, store=store)
+                start(place, one, storage.environment(), bytes_per_s=rate * 1e6, store=store)
                 for one in machines
             ]
             for machine in at_work:
                 machine.join()
                 assert machine.exitcode == 0
-            took.append(time.monotonic() - started)
-            print(f"{len(machines)} machines: {took[-1]:.1f} s", flush=True)
-        assert storage.content("1") == storage.content(str(count))
-        print(f"{took[0] / took[1]:.2f} times as fast")
+            took[count] = time.monotonic() - started
+            assert storage.content("1") == storage.content(str(count))
+            times = f"{took[1] / took[count]:.2f} times as fast"
+            click.echo(f"{count} machines: {took[count]:.1f} s, {times}")
 
 
 if __name__ == "__main__":
