@@ -169,9 +169,7 @@ def test_without_a_thread_that_hashes_what_is_complete_is_read_back(
 def test_without_a_thread_that_compresses_it_says_what_to_do(
     storage: S3Server, no_follower: set[str]
 ) -> None:
-    with pytest.raises(
-        MirrorError, match=r"no thread left to compress it; .* leave out --comp"
-    ):
+    with pytest.raises(MirrorError, match=r"no thread left to compress it; .* leave out --comp"):
         fill(storage.bucket("no-thread-zstd"), packing=Packing(compress=True), jobs=1)
     assert no_follower
 
