@@ -43,7 +43,8 @@ class PruneReport:
 
     `freed` is the bytes of blobs that nothing needs any more. `generations` can no longer be
     restored; where the current one is among them, a new one takes its place. `published` is what
-    the registry states now.
+    the registry states now. `components` are those of which an image would go, as installers call
+    them; only a dry run asks.
     """
 
     target: str
@@ -53,6 +54,7 @@ class PruneReport:
     generations: tuple[int, ...]
     published: Published | None
     failures: tuple[Failure, ...]
+    components: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -64,7 +66,7 @@ class PruneReport:
         stated = self.published
         return {
             **document(self, "target", "dry_run", "removed=removal", "freedBytes=freed"),
-            **document(self, "generations", "failures"),
+            **document(self, "generations", "components", "failures"),
             "statement": str(stated.digest) if stated else None,
             "generation": stated.statement.generation if stated else None,
         }
@@ -181,7 +183,19 @@ def prune(
     left, before = after(there, removal).blob_sizes(), there.blob_sizes()
     freed = sum(size for digest, size in before.items() if digest not in left)
     numbers = tuple(sorted(doomed))
-    return PruneReport(tree.name, dry_run, removal, freed, numbers, current, failures)
+    names = _components(tree, there, removal) if dry_run else ()
+    return PruneReport(tree.name, dry_run, removal, freed, numbers, current, failures, names)
+
+
+def _components(tree: RegistryTree, there: Inventory, removal: Removal) -> tuple[str, ...]:
+    """What the registry's installers call the images of the platform that would go."""
+    going = {one.digest for one in removal.manifests if not one.repository}
+    if not going:
+        return ()
+    from mirror.release.select import component_names  # only where there is something to name
+
+    names = component_names(tree.source(), there)
+    return tuple(sorted({name for image, name in names.items() if image in going}))
 
 
 def _moved(current: Published, kept: Sequence[Inventory]) -> list[str]:

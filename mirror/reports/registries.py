@@ -263,6 +263,7 @@ def prune_summary(report: PruneReport, elapsed_s: float) -> str:
             f"{size_text(report.freed)} of blobs that nothing needs any more"
         ),
         *_going(removal),
+        *([f"    components: {few(report.components, _MOST_NAMES)}"] if report.components else []),
         *_listed("tags", removal.tags),
         *_listed("manifests", removal.manifests),
     ]

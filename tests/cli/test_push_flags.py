@@ -19,6 +19,7 @@ from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image
 from tests.support.program import call_mirror
+from tests.support.release_source import Source
 from tests.support.tars import layout_files, tar_of
 
 WRITES = {"POST", "PUT", "PATCH", "DELETE"}
@@ -63,6 +64,23 @@ def test_a_dry_run_says_what_a_push_would_do_and_writes_nothing(
     again = call_mirror(*push, "--dry-run").succeeded().document
     assert again["upload"] == {"blobs": 0, "bytes": 0, "mounts": 0, "manifests": 0, "tags": 0}
     assert again["uploadByRepository"] == {}
+    assert again["components"] == []
+
+
+def test_a_dry_run_of_a_prune_names_the_components_whose_images_would_go(
+    source: Source, bundle: Path, embedded_registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    target, lesser = f"{embedded_registry.address}/dkp/ee", tmp_path / "lesser"
+    older = ("--deckhouse-tag", "v1.69.1", "--no-modules", "--no-packages")
+    call_mirror("pull", lesser, "--source", source.root, "--insecure", *older).succeeded()
+    for one in (bundle, lesser):
+        call_mirror("push", one, target, "--insecure").succeeded()
+    prune = ("prune", target, "--keep", lesser, "--insecure")
+    planned = call_mirror(*prune, "--dry-run", "--json").succeeded().document
+    assert planned["components"] == ["certManager/controller"], "others are in the older one too"
+    assert "\n    components: certManager/controller\n" in call_mirror(*prune, "--dry-run").stdout
+    call_mirror(*prune, "--yes").succeeded()
+    again = call_mirror(*prune, "--dry-run", "--json").succeeded().document
     assert again["components"] == []
 
 
