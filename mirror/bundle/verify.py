@@ -284,32 +284,32 @@ class _BundleVerification:
                 self._findings += whole_archive(expected, "the archive cannot be read")
         elif expected is not None and archive.file.size == expected.size:
             checks = sealed_checks(expected, archive, quick=self._quick)
-            stretches = [(entry.data_offset, entry.size) for entry in expected.entries]
-            self._plan_works(checks, archive, [*stretches, (expected.trailer_offset, 0)])
+            stretches = ((entry.data_offset, entry.size) for entry in expected.entries)
+            self._plan_works(checks, archive, chain(stretches, [(expected.trailer_offset, 0)]))
         else:
             if expected is not None:
                 self._findings += shift_findings(expected, archive)
             if not self._quick:
-                stretches = [(member.offset, member.size) for member in archive.members.values()]
+                stretches = ((member.offset, member.size) for member in archive.members.values())
                 end = [(archive.end, 0)] if archive.problem is None else []
-                self._plan_works(found_checks(archive), archive, [*stretches, *end])
+                self._plan_works(found_checks(archive), archive, chain(stretches, end))
 
     def _plan_works(
-        self, checks: Iterable[Check], archive: OpenArchive, stretches: Sequence[tuple[int, int]]
+        self, checks: Iterable[Check], archive: OpenArchive, stretches: Iterable[tuple[int, int]]
     ) -> None:
         """Let this shard's part of `checks` be done; they are of these `stretches`."""
-        if self._shard is not None:
-            stretches = [one for one in stretches if self._is_own(archive, *one)]
-            checks = (one for one in checks if self._is_own(archive, one.offset, one.size))
-        if not stretches:
+        own = [size for start, size in stretches if self._is_own(archive, start, size)]
+        if not own:
             return
-        size = sum(size for _, size in stretches)
+        if self._shard is not None:
+            checks = (one for one in checks if self._is_own(archive, one.offset, one.size))
         self._works.append(self._counted(checks, archive))
-        self._archives.expect(archive.name, size)  # until its last work has begun
-        self._count, self._size = self._count + len(stretches), self._size + size
+        self._archives.expect(archive.name, sum(own))  # until its last work has begun
+        self._count, self._size = self._count + len(own), self._size + sum(own)
 
     def _is_own(self, archive: OpenArchive, start: int, size: int) -> bool:
-        assert self._shard is not None, "without shards all is"
+        if self._shard is None:
+            return True
         if isinstance(archive.file, SeekableFile) and not self._quick:
             start, size = 0, archive.file.size  # it is read in one piece
         start, count = start + self._starts[archive.name], self._shard.count

@@ -1,13 +1,14 @@
 """Machines that share one push, or one verification, as processes of this machine.
 
-`python -m tests.support.push_shards` measures what sharing gains where a machine sends 2.5 MB/s to
-the registry, CNCF distribution.
+`python -m tests.support.push_shards [MB/s]` measures what sharing gains where a machine sends that
+much (2.5) to the registry, CNCF distribution.
 """
 
 from __future__ import annotations
 
 import random
 import signal
+import sys
 import tempfile
 import time
 from multiprocessing import get_context
@@ -92,8 +93,8 @@ def start(
     return process
 
 
-def measure(count: int = 4) -> None:
-    """Print how long one machine takes, and several, with 2.5 MB/s for each."""
+def measure(count: int = 4, mb_per_s: float = 2.5) -> None:
+    """Print how long one machine takes, and several, with so much for each."""
     store = large_store(24, 4 << 20)
     with tempfile.TemporaryDirectory() as folder, RealRegistry(Path(folder) / "registry") as to:
         bundle = Path(folder) / "bundle"
@@ -102,7 +103,7 @@ def measure(count: int = 4) -> None:
         for machines in ([None], [f"{number + 1}/{count}" for number in range(count)]):
             started = time.monotonic()
             target = f"{to.address}/of-{len(machines)}"
-            at_work = [start(bundle, target, one, bytes_per_s=2.5e6) for one in machines]
+            at_work = [start(bundle, target, one, bytes_per_s=mb_per_s * 1e6) for one in machines]
             for machine in at_work:
                 machine.join()
                 assert machine.exitcode == 0
@@ -117,4 +118,4 @@ def measure(count: int = 4) -> None:
 
 
 if __name__ == "__main__":
-    measure()
+    measure(mb_per_s=float((*sys.argv[1:], "2.5")[0]))
