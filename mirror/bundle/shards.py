@@ -1,7 +1,7 @@
 """A bundle that several machines make in one bucket, each a share, without talking to each other.
 
 What all go by lies in the bucket, put there by the first of them under the condition that nothing
-is there (`Agreed`): what was asked for, the seal, and the upload of each file. Who carries what
+is there (`AgreedPlan`): what was asked for, the seal, and the upload of each file. Who carries what
 follows from that alone (`share`). The first that finds that all parts of a file have arrived claims
 it, makes the object, reads it back for its sums and writes these down, in a small object of its
 own. The first that finds the sums of all files seals.
@@ -58,7 +58,7 @@ _AGAIN = "give this bundle up with `mirror clean`, and run all shards again"
 
 
 @dataclass(frozen=True, slots=True)
-class Agreed:
+class AgreedPlan:
     """What all shards go by: what was `asked` for, as JSON values; the seal; the `files` beside the
     archives; and the id of each file's upload, by its name.
 
@@ -76,13 +76,13 @@ class Agreed:
         own = {"asked": self.asked, "seal": self.sealed.decode(), "uploads": self.uploads}
         return canonical_json(own | {"files": files, "signature": self.signature.decode()})
 
-    def signed(self, sign: Callable[[bytes], bytes] | None) -> Agreed:
+    def signed(self, sign: Callable[[bytes], bytes] | None) -> AgreedPlan:
         """The same with a signature of all else, where there is a key."""
         unsigned = replace(self, signature=b"")
         return self if sign is None else replace(self, signature=sign(unsigned.to_json()))
 
     @classmethod
-    def from_json(cls, data: bytes) -> Agreed:
+    def from_json(cls, data: bytes) -> AgreedPlan:
         """Read one.
 
         Raises:
@@ -121,7 +121,7 @@ class ShardPlace(BucketPlace):
             "part": PART,
         }
         self._own: list[tuple[BucketArchive, Object]] = []
-        self._agreed: Agreed | None = None
+        self._agreed: AgreedPlan | None = None
         self._record = f"shard-{shard.number}{PARTIAL_SUFFIX}"
         self._noted: dict[str, Mapping[str, str]] = {}
 
@@ -161,7 +161,7 @@ class ShardPlace(BucketPlace):
             super().clear()
         return True
 
-    def agreed(self) -> Agreed | None:
+    def agreed(self) -> AgreedPlan | None:
         """What the first shard has put there; None if this is the first.
 
         Raises:
@@ -172,7 +172,7 @@ class ShardPlace(BucketPlace):
             self.check(force=False)
         return self._agreed
 
-    def _found(self) -> tuple[Mapping[str, FileState], Agreed | None]:
+    def _found(self) -> tuple[Mapping[str, FileState], AgreedPlan | None]:
         """What lies here, and what all go by."""
         states = self._bucket.states(self._run)
         with suppress(*_GONE):
@@ -180,7 +180,7 @@ class ShardPlace(BucketPlace):
         states = self._bucket.states(self._run)  # what was listed went: another sealed
         return states, self._read_agreed(states)
 
-    def _read_agreed(self, states: Mapping[str, FileState]) -> Agreed | None:
+    def _read_agreed(self, states: Mapping[str, FileState]) -> AgreedPlan | None:
         if SHARDS not in states:
             if JOURNAL in states and self._read(JOURNAL, states) != canonical_json(self._asked):
                 raise InputError(
@@ -189,7 +189,7 @@ class ShardPlace(BucketPlace):
                 )
             return None
         try:
-            found = Agreed.from_json(self._read(SHARDS, states))
+            found = AgreedPlan.from_json(self._read(SHARDS, states))
         except ValueError as err:
             raise DamagedBundleError(
                 f"it is not what shards agree upon: {err}",
@@ -213,13 +213,13 @@ class ShardPlace(BucketPlace):
                 raise SignatureError(told) from err
         return found
 
-    def agree(self, seal: Seal, files: Mapping[str, bytes]) -> Agreed:
+    def agree(self, seal: Seal, files: Mapping[str, bytes]) -> AgreedPlan:
         """Put down what all are to go by, unless another was first; what counts."""
         sealed = check_limits(seal)
         names, plan = self._names(seal), self._plan_for(sealed)
         begun = gather(names, lambda name: self._bucket.begin(name, plan, self._run), run=self._run)
         uploads = dict(zip(names, begun, strict=True))
-        data = Agreed(self._asked, sealed, files, uploads).signed(self.packing.sign).to_json()
+        data = AgreedPlan(self._asked, sealed, files, uploads).signed(self.packing.sign).to_json()
         states = self._put_first(SHARDS, data)
         if not self._bucket.knows_conditions(SHARDS, data, self._run):
             super().clear()

@@ -8,7 +8,7 @@ everything that its tags reach; only bytes that mean nothing to any reader could
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain

@@ -15,7 +15,7 @@ from mirror.bundle.format import PARTIAL_SEAL, VERIFIED
 from mirror.bundle.location import RemotePath
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, parse_seal
-from mirror.bundle.shards import Agreed, ShardPlace
+from mirror.bundle.shards import AgreedPlan, ShardPlace
 from mirror.bundle.share import Shard, owners
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.bundle.writer import BundleWriter
@@ -126,7 +126,7 @@ def pull_shard(
 
 
 def _fill(
-    place: ShardPlace, seal: Seal, agreed: Agreed, source: Source, taken: list[int], run: Run
+    place: ShardPlace, seal: Seal, agreed: AgreedPlan, source: Source, taken: list[int], run: Run
 ) -> list[str]:
     with BundleWriter(place, seal, agreed.files, place.packing) as writer:
         fill(writer, seal.carried, source, taken, run)

@@ -14,7 +14,7 @@ from mirror.bundle.bucket import BucketAddress
 from mirror.bundle.format import parse_part_name, parse_part_size
 from mirror.bundle.location import Readable
 from mirror.bundle.seekable import SeekableFile
-from mirror.bundle.shards import Agreed
+from mirror.bundle.shards import AgreedPlan
 from mirror.bundle.staging import JOURNAL, read_journal
 from mirror.bundle.static_server import remote_folder
 from mirror.config import PullConfig
@@ -264,8 +264,8 @@ class _Notes:
 
 
 def _agreed(data: bytes) -> object:
-    found = Agreed.from_json(data)
-    assert Agreed.from_json(found.to_json()) == found
+    found = AgreedPlan.from_json(data)
+    assert AgreedPlan.from_json(found.to_json()) == found
     return len(found.files), len(found.uploads)
 
 
