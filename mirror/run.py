@@ -34,31 +34,30 @@ DEFAULT_JOBS = 8
 WIDEST = 64
 """Threads for small requests to hosts far away."""
 _NEAR_S, _SOON, _LATE = 0.005, 1.5, 2.0
-"""An answer within this says nothing of a way; and how much later than the soonest others may be.
-"""
+"""Answers within this say nothing of a way; and how much later than at best answers may come."""
 
 
 class Width:
-    """How many requests at once have been answered as soon as one alone: `bears`.
+    """How many requests at once have been answered about as soon as few: `bears`.
 
-    Where the way takes the time and not the host, more at once cost nobody anything: each answer
-    that comes nearly as soon as the soonest did lets `bears` grow, up to `WIDEST`. It shrinks while
-    answers are late. Updates that threads take from each other matter to nobody.
+    Where the way takes the time and not the host, more at once cost nobody anything: while answers
+    usually come nearly as soon as they did at best, each of them lets `bears` grow, up to `WIDEST`.
+    It shrinks while they come late. Updates that threads take from each other matter to nobody.
     """
 
     def __init__(self) -> None:
         self.bears = DEFAULT_JOBS
-        self._heard: dict[str, tuple[float, float]] = {}  # by host: the soonest, and the usual
+        self._heard: dict[str, tuple[float, float]] = {}  # by host: usual at best, and usual now
 
     def hear(self, host: str, after_s: float, at_once: int) -> None:
         """A small request was answered after so long, one of so many under way."""
-        soonest_s, usual_s = self._heard.get(host, (after_s, after_s))
-        soonest_s = min(after_s, soonest_s * 1.001)  # a way may become longer
+        best_s, usual_s = self._heard.get(host, (after_s, after_s))
         usual_s += (after_s - usual_s) * 0.2
-        self._heard[host] = soonest_s, usual_s
-        if usual_s > max(_LATE * soonest_s, _LATE * _NEAR_S):
+        best_s = min(usual_s, best_s * 1.001)  # a way may become longer
+        self._heard[host] = best_s, usual_s
+        if usual_s > _LATE * max(best_s, _NEAR_S):
             self.bears = max(DEFAULT_JOBS, self.bears - 1)
-        elif soonest_s > _NEAR_S and usual_s < _SOON * soonest_s and 2 * at_once >= self.bears:
+        elif best_s > _NEAR_S and usual_s < _SOON * best_s and 2 * at_once >= self.bears:
             self.bears = min(WIDEST, self.bears + 1)
 
 

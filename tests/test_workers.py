@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 
@@ -293,6 +294,11 @@ def test_a_host_nearby_gets_no_more_and_one_that_answers_later_gets_less() -> No
     busy = Width()
     busy.bears = 20
     assert heard(busy, 0.001, *[0.030] * 50, host="near") == DEFAULT_JOBS
+
+
+def test_a_way_that_varies_is_long_all_the_same() -> None:
+    answers = random.Random(7).choices([0.03, 0.04, 0.05, 0.09], k=400)
+    assert heard(Width(), *answers) > 40
 
 
 def test_nothing_is_learnt_from_one_request_at_a_time() -> None:

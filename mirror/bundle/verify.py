@@ -364,7 +364,8 @@ class _BundleVerification:
     def _carry_out(self) -> None:
         failure: MirrorError | None = None
         works = chain.from_iterable(self._works)
-        with closing(for_each(works, self._do, run=self._run)) as outcomes:
+        run = self._run.with_jobs(self._run.jobs)  # each holds pieces of files
+        with closing(for_each(works, self._do, run=run)) as outcomes:
             for work, outcome in outcomes:
                 self._archives.done(work.archive)
                 if isinstance(outcome, MirrorError):

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -473,3 +474,16 @@ def test_a_verification_changes_nothing(sealed: Bundle) -> None:
     before = {path.name: path.read_bytes() for path in sealed.folder.iterdir()}
     assert sealed.verify().findings
     assert {path.name: path.read_bytes() for path in sealed.folder.iterdir()} == before
+
+
+def test_bytes_are_read_in_no_more_threads_however_much_hosts_bear(packed: Path) -> None:
+    """A bundle may lie far away, and each thread holds pieces of it."""
+    names: set[str] = set()
+
+    def hear(_event: Event) -> None:
+        names.update(thread.name for thread in threading.enumerate())
+
+    run = Run(2, hear, widest=64)
+    run.width.bears = 64
+    assert not Bundle(packed).verify(run).findings
+    assert {name for name in names if name.startswith("mirror_")} <= {"mirror_0", "mirror_1"}
