@@ -222,7 +222,8 @@ class Work(ExitStack):
             self._form = form = "plain"  # a bar among many lines would be drawn again behind each
         if verbose:
             self.enter_context(logging_to_stderr(logging.DEBUG if verbose > 1 else logging.INFO))
-        self.on_event = self.enter_context(progress(form=form, items=verbose > 0))
+        told = progress(form=form, items=verbose > 0, requests=verbose > 1)
+        self.on_event = self.enter_context(told)
         self.run = Run(jobs or DEFAULT_JOBS, self.on_event, widest=0 if jobs else WIDEST)
         keep_memory()
 

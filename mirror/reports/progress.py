@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from inspect import getdoc
+from math import inf
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from mirror.bundle.format import size_text
@@ -41,23 +42,29 @@ FORMS = ("auto", "bar", "plain", "json", "none")
 
 @contextmanager
 def progress(
-    stream: TextIO | None = None, *, form: str = "auto", items: bool = False
+    stream: TextIO | None = None,
+    *,
+    form: str = "auto",
+    items: bool = False,
+    requests: bool = False,
 ) -> Iterator[OnEvent]:
     """A listener for events that shows them in one of `FORMS`; warnings are shown in each.
 
-    `items` tells of each blob, manifest and tag that is done, too. Everything goes to `stream`
+    `items` tells of each blob, manifest and tag that is done, too; `requests` of each request that
+    is sent again, which are else counted where they fail alike. Everything goes to `stream`
     (standard error), so that standard output has only results.
     """
     stream = stream or sys.stderr
     if form == "auto":
         form = "bar" if stream.isatty() else "plain"
     listener: _Bars | _Lines | _Documents
+    texts = _Texts(stream, items=items, requests=requests)
     if form == "bar":
-        listener = _Bars(stream, items=items)
+        listener = _Bars(stream, texts)
     elif form == "json":
         listener = _Documents(stream)
     else:
-        listener = _Lines(stream, quiet=form == "none", items=items)
+        listener = _Lines(stream, texts, quiet=form == "none")
     lock = threading.Lock()
 
     def hear(event: Event) -> None:
@@ -90,7 +97,7 @@ _IN_BYTES = "{desc}: {percentage:3.0f}%|{bar}| {done} of {size} [{speed}/s, {rem
 class _Bars:
     """tqdm bars: one at a time, the phase's name before it."""
 
-    def __init__(self, stream: TextIO, *, items: bool) -> None:
+    def __init__(self, stream: TextIO, texts: _Texts) -> None:
         from tqdm import tqdm
 
         def with_sizes(bar: tqdm[Any]) -> Mapping[str, Any]:
@@ -101,7 +108,7 @@ class _Bars:
             return {**shown, **{name: size_text(size) for name, size in sizes.items()}}
 
         bar = type("Bar", (tqdm,), {"format_dict": property(with_sizes)})
-        self._stream, self._made, self._items = stream, bar, items
+        self._stream, self._made, self._texts = stream, bar, texts
         self._write = tqdm.write
         self._bar: tqdm[Any] | None = None
         self._moved = _Moved()
@@ -125,11 +132,11 @@ class _Bars:
                 self._bar.update(self._moved.advance(event))
             case ArchiveDone() if self._bar is not None and self._in_bytes:
                 self._bar.set_description_str(f"{self._what}, {_archives(event)}", refresh=False)
-        if text := _line(event, self._stream, items=self._items):
+        for text in self._texts.of(event):
             self._write(text, file=self._stream)
 
     def _begin(self, name: str, total: int | None, in_bytes: bool = False) -> None:
-        self.close()
+        self._end()
         self._in_bytes, self._what = in_bytes, printable(name)
         self._bar = self._made(
             desc=self._what,
@@ -141,10 +148,15 @@ class _Bars:
             leave=in_bytes,
         )
 
-    def close(self) -> None:
+    def _end(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def close(self) -> None:
+        self._end()
+        for text in self._texts.left():
+            self._write(text, file=self._stream)
 
 
 class _Lines:
@@ -152,8 +164,8 @@ class _Lines:
 
     _FIRST_S, _INTERVAL_S = 2.0, 10.0
 
-    def __init__(self, stream: TextIO, *, quiet: bool, items: bool) -> None:
-        self._stream, self._quiet, self._items = stream, quiet, items
+    def __init__(self, stream: TextIO, texts: _Texts, *, quiet: bool) -> None:
+        self._stream, self._texts, self._quiet = stream, texts, quiet
         self._moved = _Moved()
         self._total = self._done = 0
         self._steps, self._step, self._what = 0, 0, ""
@@ -161,9 +173,9 @@ class _Lines:
         self._reported_at, self._wait_s = 0.0, self._FIRST_S
 
     def __call__(self, event: Event) -> None:
-        is_told = not (self._quiet and isinstance(event, TransferStarted))
-        if is_told and (text := _line(event, self._stream, items=self._items)):
-            print(text, file=self._stream, flush=True)
+        if not (self._quiet and isinstance(event, TransferStarted)):
+            for text in self._texts.of(event):
+                print(text, file=self._stream, flush=True)
         match event:
             case _ if self._quiet:
                 pass
@@ -211,7 +223,8 @@ class _Lines:
         print(message(paragraph(text)), file=self._stream, flush=True)
 
     def close(self) -> None:
-        pass
+        for text in self._texts.left():
+            print(text, file=self._stream, flush=True)
 
 
 class _Documents:
@@ -324,31 +337,71 @@ def _archives(event: ArchiveDone) -> str:
     return f"{event.done} of {counted(event.total, 'archive')}"
 
 
-def _line(event: Event, stream: TextIO, *, items: bool) -> str:
-    """What to say of `event` at once, in every form for people; nothing of most."""
-    level, text = "info", ""
-    match event:
-        case Warned(warning):
-            level, text = "warning", warning
-        case EndpointDown(host, reason, _):
-            level, text = "warning", f"reading from the others, {host} failed: {reason}"
-        case EndpointUp(host):
-            text = f"{host} answers again"
-        case Retrying(_, _, delay_s, reason):
-            text = f"trying again in {delay_s:.1f}s: {reason}"
-        case TransferStarted(size=size, earlier=earlier) if earlier:
-            text = f"continuing: {size_text(earlier)} of {size_text(earlier + size)} are there"
-        case TransferStarted(size=size, held=held) if held:
-            text = f"{size_text(held)} of {size_text(held + size)} are there already"
-        case ArchiveDone(archive, size) if items:
-            text = f"archive {archive} ({size_text(size)}), {_archives(event)}"
-        case BlobDone(digest, size, sent) if items:
-            text = f"blob {digest} ({size_text(size)}{'' if sent else ', was there'})"
-        case ManifestDone(repository, digest) if items:
-            text = f"manifest {repository or '/'}@{digest}"
-        case TagDone(repository, tag, digest) if items:
-            text = f"tag {repository or '/'}:{tag} is {digest}"
-    return message(paragraph(text), level, stream) if text else ""
+class _Texts:
+    """What is said of events at once, in every form for people; nothing of most.
+
+    A registry that dies fails all workers again and again. Of requests that fail alike the first is
+    told, and then their number: after 10 s, then ever less often, and at the end.
+    """
+
+    _FIRST_S, _LONGEST_S = 10.0, 640.0
+
+    def __init__(self, stream: TextIO, *, items: bool, requests: bool) -> None:
+        self._stream, self._items, self._requests = stream, items, requests
+        self._failing: dict[str, _Failing] = {}  # by the reason
+
+    def of(self, event: Event) -> Iterator[str]:
+        now = time.monotonic()
+        yield from self.left(now)
+        level, text = "info", ""
+        match event:
+            case Warned(warning):
+                level, text = "warning", warning
+            case EndpointDown(host, reason, _):
+                level, text = "warning", f"reading from the others, {host} failed: {reason}"
+            case EndpointUp(host):
+                text = f"{host} answers again"
+            case Retrying(_, _, delay_s, reason):
+                if self._requests or reason not in self._failing:
+                    self._failing[reason] = _Failing(now + self._FIRST_S, self._FIRST_S)
+                    text = f"trying again in {delay_s:.1f}s: {reason}"
+                else:
+                    self._failing[reason].count += 1
+            case TransferStarted(size=size, earlier=earlier) if earlier:
+                text = f"continuing: {size_text(earlier)} of {size_text(earlier + size)} are there"
+            case TransferStarted(size=size, held=held) if held:
+                text = f"{size_text(held)} of {size_text(held + size)} are there already"
+            case ArchiveDone(archive, size) if self._items:
+                text = f"archive {archive} ({size_text(size)}), {_archives(event)}"
+            case BlobDone(digest, size, sent) if self._items:
+                text = f"blob {digest} ({size_text(size)}{'' if sent else ', was there'})"
+            case ManifestDone(repository, digest) if self._items:
+                text = f"manifest {repository or '/'}@{digest}"
+            case TagDone(repository, tag, digest) if self._items:
+                text = f"tag {repository or '/'}:{tag} is {digest}"
+        if text:
+            yield message(paragraph(text), level, self._stream)
+
+    def left(self, now: float = inf) -> Iterator[str]:
+        """The counts that are due, and forget what has not failed since the last one; without
+        `now` all."""
+        for reason, one in [(key, one) for key, one in self._failing.items() if one.due <= now]:
+            if not one.count:
+                del self._failing[reason]
+                continue
+            text = f"trying again: {reason} {counted(one.count, 'more time')}"
+            wait_s = min(2 * one.wait_s, self._LONGEST_S)
+            self._failing[reason] = _Failing(now + wait_s, wait_s)
+            yield message(paragraph(text), "info", self._stream)
+
+
+@dataclass(slots=True)
+class _Failing:
+    """How often requests failed alike since that was told, and when to tell it next."""
+
+    due: float
+    wait_s: float
+    count: int = 0
 
 
 # -- logs ------------------------------------------------------------------------------------------

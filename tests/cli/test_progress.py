@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from unittest import mock
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,10 +15,12 @@ from mirror.events import (
     ArchiveDone,
     BlobDone,
     BytesMoved,
+    EndpointUp,
     Event,
     ManifestDone,
     PhaseAdvanced,
     PhaseStarted,
+    Retrying,
     TagDone,
     TransferStarted,
     Warned,
@@ -124,6 +127,61 @@ def test_who_asks_for_each_item_is_told_of_archives_too() -> None:
     with progress(stream, items=True) as on_event:
         on_event(ArchiveDone("platform.tar", 2048, 1, 2))
     assert stream.getvalue() == "archive platform.tar (2.0 KiB), 1 of 2 archives\n"
+
+
+def _retrying(reason: str = "the connection to r.example broke") -> Retrying:
+    return Retrying("PUT r.example/v2/a", 1, 0.7, reason)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("form", ["auto", "none"])
+def test_requests_that_fail_alike_are_told_of_once_and_then_counted_ever_less_often(
+    terminal: bool, form: str
+) -> None:
+    stream = _Terminal() if terminal else io.StringIO()
+    with (
+        mock.patch.object(time, "monotonic", return_value=0.0) as now,
+        progress(stream, form=form, items=True) as on_event,
+    ):
+        for second in range(80):
+            now.return_value = float(second)
+            on_event(_retrying())
+        on_event(_retrying("r.example refuses connections"))
+    assert stream.getvalue().splitlines() == [
+        "trying again in 0.7s: the connection to r.example broke",
+        "trying again: the connection to r.example broke 9 more times",
+        "trying again: the connection to r.example broke 20 more times",
+        "trying again: the connection to r.example broke 40 more times",
+        "trying again in 0.7s: r.example refuses connections",
+        "trying again: the connection to r.example broke 10 more times",
+    ]
+
+
+def test_what_was_counted_is_told_when_work_goes_on_and_then_it_is_news_again() -> None:
+    stream = io.StringIO()
+    with (
+        mock.patch.object(time, "monotonic", return_value=0.0) as now,
+        progress(stream) as on_event,
+    ):
+        for second in (0.0, 1.0, 5000.0, 9000.0):
+            now.return_value = second
+            on_event(EndpointUp("r.example") if second == 5000 else _retrying())
+    first = "trying again in 0.7s: the connection to r.example broke"
+    counted = "trying again: the connection to r.example broke 1 more time"
+    assert stream.getvalue().splitlines() == [
+        first,
+        counted,
+        "r.example answers again",
+        first,
+    ]
+
+
+def test_who_asks_for_requests_is_told_of_each_one_that_is_sent_again() -> None:
+    stream = io.StringIO()
+    with progress(stream, requests=True) as on_event:
+        for _ in range(3):
+            on_event(_retrying())
+    assert len(stream.getvalue().splitlines()) == 3
 
 
 def test_one_bar_grows_with_every_transfer_that_joins_and_ends_full() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.registry.retries import RetryPolicy
 from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
 from mirror.testing import Answer as FaultAnswer
-from mirror.testing import CorruptBody, Fault
+from mirror.testing import CorruptBody, Fault, Refuse
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.processes import free_port
 from tests.support.program import Finished, call_mirror
@@ -35,6 +36,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait for next to nothing."""
     retries = RetryPolicy(base_delay_s=0.01, max_delay_s=0.01, max_retry_after_s=0.01)
     monkeypatch.setattr(mirror.commands.access, "patience", lambda _asked: retries)
+    monkeypatch.setattr(mirror.commands.access, "BRIEF", retries)
 
 
 def pull(folder: Path, root: str, *more: str | Path, **run: Any) -> Finished:
@@ -90,6 +92,37 @@ def test_a_registry_that_fails_for_a_moment_does_no_harm(source: Source, tmp_pat
     assert source.registry.faults.struck == 5
     assert "trying again" in run.stderr
     call_mirror("verify", tmp_path / "bundle").succeeded()
+
+
+@pytest.mark.parametrize("fault", [Refuse(), FaultAnswer(503)])
+@pytest.mark.parametrize("command", ["pull", "push", "sync"])
+def test_a_registry_that_dies_in_the_middle_is_told_of_once_with_a_count(
+    command: str,
+    fault: Refuse | FaultAnswer,
+    source: Source,
+    tiny_bundle: Path,
+    make_embedded_registry: MakeEmbeddedRegistry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mirror.reports.progress._Texts._FIRST_S", 3600.0)  # on a slow machine too
+    target = make_embedded_registry(MemoryStorage())
+    dying = target if command == "push" else source.registry
+    places = {
+        "pull": (tmp_path / "bundle", "--source", source.root),
+        "push": (tiny_bundle, f"{target.address}/tree"),
+        "sync": ("--from", source.root, "--to", f"{target.address}/tree"),
+    }
+    dying.faults.add(Fault(fault, nth=30, times=None))
+    run = call_mirror(command, *places[command], "--insecure", "-v")
+    told = [line for line in run.stderr.splitlines() if "trying again" in line]
+    assert run.code != 0
+    assert dying.faults.struck >= 5, "several requests failed"
+    assert len(told) == 2, run.stderr
+    assert told[0].startswith("trying again in 0.0s: ")
+    assert re.fullmatch(r"trying again: .* [0-9]+ more times?", told[1])
+    again = call_mirror(command, *places[command], "--insecure", "-vv").stderr
+    assert again.count("trying again in 0.0s: ") > 1
 
 
 # -- logins --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from mirror.bundle.reader import BundleReader
 from mirror.errors import ConflictError, IncompleteError
-from mirror.events import Event, OnEvent, PhaseStarted, TransferStarted
+from mirror.events import Event, OnEvent, PhaseStarted, TagDone, TransferStarted
 from mirror.operations.compare import status
 from mirror.operations.prune import prune
 from mirror.operations.push import push, push_to_all
@@ -19,8 +19,9 @@ from mirror.operations.rollback import rollback
 from mirror.operations.sync import sync_replicas
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore
+from mirror.sync.publication import announce
 from mirror.sync.publication_state import read_state
-from mirror.sync.statement import REPOSITORY
+from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tree import RegistrySource, RegistryTarget, RegistryTree
 from tests.support.bundles import pack
 from tests.support.inventories import put_image, sample_store
@@ -91,6 +92,25 @@ def test_a_push_that_another_one_overtook_says_so_and_never_forgets_what_that_st
     assert generation == 2
     assert "modules/other" in inventory.repositories
     assert inventory.repository("release-channel").tags
+
+
+def test_a_push_whose_announcement_another_one_replaced_states_nothing(
+    two: list[Replica], sample: Path, other: Path
+) -> None:
+    replica, _ = two
+    load(other, replica)
+    before = read_state(replica.tree).current
+    rival = Statement(Inventory(), 7).artifact()
+    late = once(lambda: announce(replica.tree, rival), TagDone)
+    with pytest.raises(ConflictError) as told:
+        load(sample, replica, late)
+    assert str(told.value) == (
+        f"{replica.tree.client.host}/{replica.tree.locate(REPOSITORY)}: another push, rollback or "
+        "sync began while this one ran; run it again, one at a time"
+    )
+    state = read_state(replica.tree)
+    assert state.current == before
+    assert state.tips[0] == rival.manifest.digest
 
 
 def test_the_same_push_twice_at_once_is_no_conflict(two: list[Replica], sample: Path) -> None:
