@@ -79,6 +79,22 @@ def whole(folder: Path) -> tuple[Finding, ...]:
         return verify_bundle(reader, run=Run(jobs=2)).findings
 
 
+def made_as(kind: str, bundle: Path, tmp_path: Path) -> Path:
+    """The same content in a bundle of this kind."""
+    folder = tmp_path / kind
+    if kind == "parts":
+        pack(STORE, STORE.inventory(), folder, part_size=200_000)
+    elif kind == "compressed":
+        with BundleReader([bundle]) as reader:
+            merge([reader], folder, packing=Packing(compress=True))
+    else:
+        shutil.copytree(bundle, folder)
+    if kind == "foreign":  # without a seal
+        for name in ("inventory.json", "SHA256SUMS"):
+            (folder / name).unlink()
+    return folder
+
+
 # -- who reads what --------------------------------------------------------------------------------
 
 
@@ -86,18 +102,7 @@ def whole(folder: Path) -> tuple[Finding, ...]:
 def test_every_stretch_is_read_by_one_shard_and_shares_are_alike(
     kind: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = bundle
-    if kind == "parts":
-        folder = tmp_path / "parts"
-        pack(STORE, STORE.inventory(), folder, part_size=200_000)
-    elif kind == "compressed":
-        folder = tmp_path / "compressed"
-        with BundleReader([bundle]) as reader:
-            merge([reader], folder, packing=Packing(compress=True))
-    elif kind == "foreign":  # without a seal
-        folder = Path(shutil.copytree(bundle, tmp_path / "foreign"))
-        for name in ("inventory.json", "SHA256SUMS"):
-            (folder / name).unlink()
+    folder = made_as(kind, bundle, tmp_path)
     seen: list[tuple[str, int, int]] = []
     original = Check.problem
 
@@ -138,6 +143,25 @@ def test_shares_find_together_what_one_machine_finds(damaged: Path) -> None:
         assert {one for each in found for one in each.report.findings} == set(alone)
         assert [each.awaited for each in found] == [None] * count, "nobody gathers"
         assert not any(each.is_whole for each in found)
+
+
+@pytest.mark.parametrize("kind", ["parts", "compressed", "foreign", "truncated", "missing"])
+def test_shares_find_together_what_one_machine_finds_in_bundles_of_all_kinds(
+    kind: str, bundle: Path, tmp_path: Path
+) -> None:
+    folder = made_as(kind, bundle, tmp_path)
+    largest = max(folder.glob("platform.tar*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 3] ^= 1
+    if kind == "truncated":
+        del data[-100_000:]
+    largest.write_bytes(data)
+    if kind == "missing":
+        largest.unlink()
+    alone = whole(folder)
+    assert alone
+    found = [check(folder, f"{number}/3", tmp_path / "run") for number in (1, 2, 3)]
+    assert found[-1].report.findings == alone
 
 
 # -- what all have found ---------------------------------------------------------------------------
