@@ -14,7 +14,7 @@ from mirror.bundle.share import Shard as Shard
 from mirror.bundle.static_server import remote_folder as remote_folder
 from mirror.bundle.verify import BundleReport as BundleReport
 from mirror.controller import Reconciled as Reconciled
-from mirror.controller import Site as Site
+from mirror.controller import StepObserver as StepObserver
 from mirror.controller import Switch as Switch
 from mirror.controller import reconcile as reconcile
 from mirror.durable import FileExtent as FileExtent

@@ -44,7 +44,7 @@ _LATE = frozenset({"deckhouse-registry", "registry-bashible-config", objects.SER
 """What others read at once, so that it comes after the services that it leads to."""
 
 
-class Site(Protocol):
+class StepObserver(Protocol):
     """What a pass asks its cluster, step by step; each answer is as of now.
 
     A `MirrorError` of a method is told as what the step waits for.
@@ -116,7 +116,7 @@ def reconcile(
     facts: ClusterFacts,
     nodes: Sequence[Node],
     kept: ServiceSecrets | None,
-    site: Site,
+    observer: StepObserver,
     now: datetime,
     *,
     installed: RegistrySettings | None = None,
@@ -163,7 +163,7 @@ def reconcile(
         return Reconciled(plan, _remembering(state, memory), kept, requeue_s=0.0)
     previous = facts.aborted if current == target else current
     saved = facts.saved_parameters is not False
-    switch = Switch(target, previous, facts, nodes, kept, site, options)
+    switch = Switch(target, previous, facts, nodes, kept, observer, options)
     state = state.advanced(plan.target, switch.observe, now, saved_parameters=saved)
     order = conditions_of(plan.target, saved_parameters=saved)
     unready = {one.type for one in state.conditions if not one.status}
@@ -280,10 +280,10 @@ class Switch:
         facts: ClusterFacts,
         nodes: Sequence[Node],
         kept: ServiceSecrets,
-        site: Site,
+        observer: StepObserver,
         options: RenderOptions,
     ) -> None:
-        self.target, self.facts, self.site, self.kept = target, facts, site, kept
+        self.target, self.facts, self.observer, self.kept = target, facts, observer, kept
         self.masters = [node.name for node in nodes if node.master]
         self.access = access_of(nodes, kept)
         before = None if previous == target else previous
@@ -301,10 +301,10 @@ class Switch:
             return StepOutcome(False, str(err))
 
     def _observe(self, step: ConditionType) -> StepOutcome:
-        nodes, site = self.facts.nodes or (), self.site
+        nodes, observer = self.facts.nodes or (), self.observer
         match step:
             case _C.IMAGES:
-                return site.images(self)
+                return observer.images(self)
             case _C.PREFLIGHT:
                 managed = bool(self.facts.node_config_managed)
                 return outcomes.preflight(nodes, node_config_managed=managed)
@@ -317,17 +317,17 @@ class Switch:
                     return StepOutcome(True)
                 return outcomes.containerd_config(nodes, self.transition.version)
             case _C.IN_CLUSTER_PROXY:
-                return site.proxy(self)
+                return observer.proxy(self)
             case _C.REGISTRY_SWITCH:
-                return site.components(self)
+                return observer.components(self)
             case _C.FINAL:
                 done = outcomes.containerd_config(nodes, self.final.version)
                 serves = not done.ready or not self.target.kind.row.runs_replicas
                 return done if serves or (own := self._replicas(self.final)).ready else own
             case _C.CLEANUP_NODE_SERVICES:
-                return outcomes.cleanup_node_services(site.left(self))
+                return outcomes.cleanup_node_services(observer.left(self))
             case _C.CLEANUP_IN_CLUSTER_PROXY:
-                return outcomes.cleanup_in_cluster_proxy(exists=site.proxy_exists(self))
+                return outcomes.cleanup_in_cluster_proxy(exists=observer.proxy_exists(self))
         raise ValueError(f"{step} is not a step of a switch")
 
     def _replicas(self, *accepted: Rendered) -> StepOutcome:
@@ -337,7 +337,7 @@ class Switch:
             replace(pod, version=wanted[pod.node])
             if pod.version in [one.masters.get(pod.node) for one in accepted]
             else pod
-            for pod in self.site.replicas(self)
+            for pod in self.observer.replicas(self)
         ]
         return outcomes.node_services(pods, wanted)
 
@@ -374,7 +374,7 @@ class Switch:
         """
         if rendered is None or not rendered.masters:
             return frozenset()
-        pods = sorted(self.site.replicas(self), key=lambda pod: pod.node)
+        pods = sorted(self.observer.replicas(self), key=lambda pod: pod.node)
         serving = [pod for pod in pods if pod.node_ready and pod.pod_ready]
         behind = [pod.node for pod in serving if pod.version != rendered.masters.get(pod.node)]
         return frozenset(behind if len(serving) < len(pods) else behind[1:])

@@ -106,15 +106,15 @@ class Controller:
             RegistrySettings.load(wanted)
         except (InputError, NotFoundError) as err:
             return stopped("read", err)
-        site = _Site(self, _nodes(self.api))
+        observer = _ApiObserver(self, _nodes(self.api))
         try:
             done = reconcile(
                 wanted,
                 state,
-                site.facts(),
-                [one for one, _ in site.nodes],
+                observer.facts(),
+                [one for one, _ in observer.nodes],
                 kept,
-                site,
+                observer,
                 now,
                 installed=_installed(self.api.get("Secret", "deckhouse-registry")),
                 options=self.options,
@@ -297,7 +297,7 @@ def _condition(status: Mapping[str, Any], kind: str) -> bool:
     )
 
 
-class _Site:
+class _ApiObserver:
     """The cluster as one pass asks for it."""
 
     def __init__(self, owner: Controller, nodes: list[tuple[Node, NodeFacts]]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mirror.controller import Switch
-from mirror.controller.cluster import Controller, _Site
+from mirror.controller.cluster import Controller, _ApiObserver
 from mirror.controller.kube import KubeApi, Lease
 from mirror.controller.leading import lead
 from mirror.errors import CancelledError, ConflictError, InvalidStateError, UnreachableError
@@ -386,9 +386,9 @@ def test_the_end_waits_for_the_masters_registries_and_says_so() -> None:
 
     def switch(version: str) -> Switch:
         nodes = tuple(NodeFacts(node.name, node.master, version=version) for node in NODES)
-        site: Any = Starting()
+        observer: Any = Starting()
         facts = ClusterFacts(nodes=nodes)
-        return Switch(local(), None, facts, NODES, kept(), site, OPTIONS)
+        return Switch(local(), None, facts, NODES, kept(), observer, OPTIONS)
 
     outcome = switch(switch("").final.version).observe(ConditionType.FINAL)
     assert not outcome.ready
@@ -458,7 +458,7 @@ def test_a_late_request_does_not_start_deckhouse_anew_for_what_was_before(
         api.merge("Deployment", "deckhouse", noted("new"))
         return True
 
-    late = _Site(controller(api, may_act=hangs), [])
+    late = _ApiObserver(controller(api, may_act=hangs), [])
     with pytest.raises(ConflictError, match="the object has been modified"):
         late._restart("old")
     there = cluster.get("Deployment", "deckhouse")

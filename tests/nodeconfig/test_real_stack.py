@@ -64,7 +64,7 @@ def test_no_pull_fails_whatever_is_pushed_dies_or_changes_its_keys(
                 push(to, REPOSITORY, tag, one)
 
         pushed("v1", LARGE)
-        wait_until(lambda: held(machines, "v1"))
+        wait_until(lambda: held(machines, "v1"), every_s=0.5)
         login = cluster.login(RegistryUser.RO)
         pulling = Pulling(containerd, f"{LOGICAL}/app:v1", cluster, login, pause_s=0.8)
         running.enter_context(pulling)
@@ -78,7 +78,7 @@ def test_no_pull_fails_whatever_is_pushed_dies_or_changes_its_keys(
         (other,) = asked(masters, "host", public, "PUT")
         assert other != took, "the same pusher is led to one of the others"
         masters[took].sync()
-        wait_until(lambda: held(machines, "v2"))
+        wait_until(lambda: held(machines, "v2"), every_s=0.5)
         pulling.reference = f"{LOGICAL}/app:v2"
 
         old, old_ca = cluster.account(RegistryUser.RO), cluster.ca.read_text()
@@ -98,7 +98,7 @@ def test_no_pull_fails_whatever_is_pushed_dies_or_changes_its_keys(
         pulling.wait_for(1)
         pulling.stop()
         pushed("v3", image("by the new login"))
-        wait_until(lambda: held(machines, "v3"))
+        wait_until(lambda: held(machines, "v3"), every_s=0.5)
 
         place = cluster.masters[0].registry
         with client(place, cluster.ca, old) as stranger, pytest.raises(DeniedError):

@@ -11,12 +11,12 @@ PATIENCE_S = 60.0
 """Longer than anything takes on a busy machine that is going to happen at all."""
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until `condition` holds; fail if it never does."""
+def wait_until(condition: Callable[[], object], *, every_s: float = 0.005) -> None:
+    """Wait until `condition` holds; fail if it never does. It is asked again after `every_s`."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "that never happened"
-        time.sleep(0.005)
+        time.sleep(every_s)
 
 
 @contextmanager
