@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -242,6 +243,97 @@ def _finite(text: str) -> float:
 
 def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a number of JSON")
+
+
+_AT_ONCE = 64 << 10
+"""Bytes of JSON that become objects at a time."""
+_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
+_VALUE = _SCALAR = rb"[^\s\",:\[\]{}]++|" + _TEXT
+for _ in range(12):  # levels
+    _VALUE = rb"%b|[\[{](?:[^\"\[\]{}]++|%b)*+[\]}]" % (_SCALAR, _VALUE)
+_ITEM = re.compile(rb"()\s*+(%b)\s*+[,\]]" % _VALUE, re.DOTALL)
+_MEMBER = re.compile(rb"\s*+(%b)\s*+:\s*+(%b)\s*+[,}]" % (_TEXT, _VALUE), re.DOTALL)
+_MOST_KEYS = 100
+
+
+class LargeJson:
+    """An object or a list of JSON, whose values are made as they are gone through.
+
+    A large value is one of these. ValueError tells where it is no JSON, or a text has over 64 KiB.
+    """
+
+    def __init__(self, data: bytes, start: int, end: int) -> None:
+        self._data, self._start, self._end = data, start, end
+        self._places: dict[str, tuple[int, int, int]] = {}
+
+    def _spans(self) -> Iterator[re.Match[bytes]]:
+        data, position, end = self._data, self._start + 1, self._end
+        pattern = _MEMBER if data[self._start] == ord("{") else _ITEM
+        while position < end or position == self._start + 1:
+            found = pattern.match(data, position, end)
+            if found is None or (found.end() == end) == data.endswith(b",", 0, found.end()):
+                # Either this says what is wrong, or it is empty.
+                if parse_json(data[self._start : min(end, self._start + _AT_ONCE)]):
+                    raise ValueError(f"behind byte {position} it is not JSON, or nests too deeply")
+                return
+            yield found
+            position = found.end()
+
+    def __iter__(self) -> Iterator[Any]:
+        """The values of a list; the pairs of key and value of an object, repeated ones too."""
+        data, start, end = self._data, 0, 0
+        frame = b"{%b}" if data[self._start] == ord("{") else b"[%b]"
+        for found in chain(self._spans(), [None]):
+            if start and (found is None or found.end(2) - start > _AT_ONCE):
+                parsed = parse_json(frame % data[start:end])
+                yield from parsed.items() if isinstance(parsed, dict) else parsed
+                start = 0
+            if found and found.end(2) - found.start(1) > _AT_ONCE:
+                value = _opened(data, *found.span(2))
+                yield (_opened(data, *found.span(1)), value) if found[1] else value
+            elif found:
+                start, end = start or found.start(1), found.end(2)
+
+    items = __iter__
+
+    def places(self) -> Mapping[str, tuple[int, int, int]]:
+        """The keys of an object: the offsets of each, of its value, and of the end of that.
+
+        Raises:
+            ValueError: it is not JSON, has a key twice, or more than anybody asks for.
+        """
+        if not self._places:
+            for found in self._spans():
+                key = _opened(self._data, *found.span(1))
+                if key in self._places or len(self._places) == _MOST_KEYS:
+                    raise ValueError(f"{key!r:.50} is there twice, or one of too many keys")
+                self._places[key] = (found.start(1), *found.span(2))
+        return self._places
+
+    def __getitem__(self, key: str) -> Any:
+        return _opened(self._data, *self.places()[key][1:])
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of that key, or `default`."""
+        return self[key] if key in self.places() else default
+
+
+def _opened(data: bytes, start: int, end: int) -> Any:
+    if end - start <= _AT_ONCE:
+        return parse_json(data[start:end])
+    if data[start] not in b"{[":
+        raise ValueError(f"it has a text of {end - start} bytes")
+    return LargeJson(data, start, end)
+
+
+def open_json(data: bytes) -> Any:
+    """Read a large document of UTF-8: as `parse_json`, but an object is a `LargeJson`.
+
+    It takes memory for what is kept of it alone.
+    """
+    start = len(data[:100]) - len(data[:100].lstrip())
+    end = len(data) - len(data[-100:]) + len(data[-100:].rstrip())
+    return (LargeJson if data[start : start + 1] == b"{" else _opened)(data, start, end)
 
 
 def parse_yaml(data: bytes | str, *, texts_only: bool = False) -> Any:

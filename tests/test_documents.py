@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from mirror.documents import (
     MAX_DIGITS,
+    LargeJson,
     document,
     json_value,
+    open_json,
     parse_json,
     parse_rate,
     parse_yaml,
@@ -185,3 +189,71 @@ def test_a_number_that_yaml_reads_as_another_is_told(
         read_mapping(path)
     path.write_text(f"size: '{text}'\nport: 0\nshare: 0.5\nother: 10\n")
     assert read_mapping(path) == {"size": text, "port": 0, "share": 0.5, "other": 10}
+
+
+# -- large documents -------------------------------------------------------------------------------
+
+
+def gone_through(value: Any) -> Any:
+    """All of a large document, as `parse_json` makes it."""
+    if not isinstance(value, LargeJson):
+        return value
+    if value._data[value._start] == ord("["):
+        return [gone_through(one) for one in value]
+    return {key: gone_through(one) for key, one in value.items()}
+
+
+_LEAVES = st.none() | st.booleans() | st.integers() | st.text()
+_NESTED = st.recursive(
+    _LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=30
+)
+
+
+@given(_NESTED, st.integers(8, 40), st.sampled_from([None, 1]))
+def test_a_document_that_is_gone_through_is_what_a_parser_makes_of_it(
+    document: Any, at_once: int, indent: int | None
+) -> None:
+    data = json.dumps(document, indent=indent).encode()
+    with mock.patch("mirror.documents._AT_ONCE", at_once):
+        try:
+            assert gone_through(open_json(data)) == document
+        except ValueError as err:
+            assert "it has a text of" in str(err)  # noqa: PT017 -- either is right
+            return
+        for key, value in document.items() if isinstance(document, dict) else ():
+            assert gone_through(open_json(data)[key]) == value
+            assert gone_through(open_json(data).get(key)) == value
+
+
+@given(json_documents(["a", "b"]))
+def test_what_no_parser_reads_cannot_be_gone_through(data: bytes) -> None:
+    with mock.patch("mirror.documents._AT_ONCE", 8):
+        try:
+            read = gone_through(open_json(data))
+        except ValueError:
+            return
+    assert read == parse_json(data)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1,2,]", '{"a":1,}', '{"a":1', "[1 2]", '{"a":1}}', '{"a" 1}', "[1}", '{"a":1]']
+)
+@pytest.mark.parametrize("filler", ["", '"x",' * 20_000], ids=["small", "large"])
+def test_a_large_document_ends_where_it_is_no_json(text: str, filler: str) -> None:
+    whole = text.replace("[", "[" + filler).replace("{", "{" + filler.replace(",", ":0,"))
+    with pytest.raises(ValueError, match=r"."):
+        gone_through(open_json(whole.encode()))
+
+
+def test_keys_of_a_large_document_are_there_once_and_few() -> None:
+    with pytest.raises(ValueError, match="'a' is there twice"):
+        open_json(b'{"a":1,"b":2,"a":3}')["a"]
+    many = json.dumps({str(number): 0 for number in range(200)}).encode()
+    with pytest.raises(ValueError, match="'100' is there twice, or one of too many keys"):
+        open_json(many)["a"]
+    assert len(dict(open_json(many).items())) == 200
+
+
+def test_a_large_document_that_nests_without_end_says_so() -> None:
+    with pytest.raises(ValueError, match="it nests too deeply"):
+        gone_through(open_json(b'{"a":' * 100_000))

@@ -15,7 +15,7 @@ written down.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring as quoted
 from types import MappingProxyType
@@ -398,3 +398,23 @@ def _tag_descriptors(content: RepositoryContent, origin: str) -> Iterator[str]:
             + ("" if kind is None else f',\n      "artifactType": {quoted(kind)}')
             + "\n    }"
         )
+
+
+# -- whole archives --------------------------------------------------------------------------------
+
+
+def missing_archives(archives: Mapping[str, Archive], present: Iterable[str]) -> list[Finding]:
+    """Report every repository of `archives` that is missing."""
+    return [
+        finding
+        for name in sorted(set(archives) - set(present))
+        for finding in whole_archive(archives[name], "the archive is missing")
+    ]
+
+
+def whole_archive(archive: Archive, problem: str) -> Iterator[Finding]:
+    """Report what is wrong with all of an archive, for each repository with its tags."""
+    for repository, content in sorted(archive.inventory.repositories.items()):
+        tags = tuple(sorted(content.tags))
+        digest = content.tags[tags[0]] if tags else None
+        yield Finding(archive.name, problem, repository, tags, digest)

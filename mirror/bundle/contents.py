@@ -28,7 +28,7 @@ from mirror.bundle.location import Readable, Stretch
 from mirror.bundle.members import TarMember, laid_out, members
 from mirror.bundle.seal import has_long_media_type
 from mirror.bundle.seekable import SeekableFile
-from mirror.documents import marks, parse_json
+from mirror.documents import marks, open_json
 from mirror.errors import (
     DamagedBundleError,
     DigestMismatchError,
@@ -397,9 +397,7 @@ class _LayoutReading:
             data = self._archive.file.read(member.offset, member.size)
             if marks(data) > self._budget.limits.index_marks:
                 raise DamagedBundleError("it has more values than the index of any layout")
-            document = parse_json(data)
-            del data
-            for descriptor in document["manifests"] or ():
+            for descriptor in open_json(data)["manifests"] or ():
                 self._budget.take_names(1)
                 digest = Digest.parse(descriptor["digest"])
                 annotations = descriptor.get("annotations") or {}

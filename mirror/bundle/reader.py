@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mirror.bundle import sums
-from mirror.bundle.archive import Archive, minus
+from mirror.bundle.archive import Archive, minus, missing_archives
 from mirror.bundle.checks import flattened
 from mirror.bundle.contents import Contents, OpenArchive, read_contents
 from mirror.bundle.files import PartedReader, open_file
@@ -34,9 +34,9 @@ from mirror.bundle.location import (
     uncompressed_bytes,
 )
 from mirror.bundle.members import TarMember, TreeFile, is_tree
-from mirror.bundle.seal import Seal, missing_archives, parse_seal, seal_bytes, try_seal
+from mirror.bundle.seal import Seal, parse_seal, seal_bytes, try_seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
-from mirror.documents import parse_json
+from mirror.documents import LargeJson, open_json
 from mirror.durable import Extents, os_errors
 from mirror.errors import (
     DamagedBundleError,
@@ -152,7 +152,7 @@ class BundleReader:
         findings = list(self.contents.findings)
         for folder, seal in self._seals.items():
             here = [one.name for one in self._archives if one.file.path.parent == folder.absolute()]
-            findings += missing_archives(seal, here)
+            findings += missing_archives(seal.archives, here)
             findings += (
                 Finding(name, f"is not listed in {SEAL}; it does not belong to this bundle")
                 for name in sorted(set(here) - set(seal.archives))
@@ -287,12 +287,12 @@ def read_inventory(path: Location) -> Inventory:
         # The user may have named anything, of any size.
         data = path.read_bytes() if size_of(path) <= _MAX_INVENTORY_BYTES else b""
     try:
-        document = parse_json(data)
+        document = open_json(data)
+        keys = document.places() if isinstance(document, LargeJson) else ()
     except (ValueError, RecursionError) as err:
         raise InputError(
             f"{path} is neither a bundle's folder nor an inventory, which is JSON"
         ) from err
-    keys = document if isinstance(document, dict) else ()
     try:
         if "archives" in keys:
             return Seal.from_json(data).inventory

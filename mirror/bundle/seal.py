@@ -12,7 +12,9 @@ a seal, and go on reading those of complete bundles.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
@@ -27,7 +29,7 @@ from mirror.bundle.archive import (
     left_out,
     needed_from,
 )
-from mirror.bundle.files import beginning
+from mirror.bundle.files import open_file
 from mirror.bundle.format import (
     LARGE,
     MAX_COMPANION_BYTES,
@@ -38,8 +40,8 @@ from mirror.bundle.format import (
     BundleLimits,
     limits_for,
 )
-from mirror.bundle.location import Location, size_of
-from mirror.documents import marks, parse_json
+from mirror.bundle.location import COPY_AGAIN, Location, size_of
+from mirror.documents import LargeJson, marks, open_json, parse_json
 from mirror.durable import Folder, os_errors
 from mirror.errors import (
     BundleLimitError,
@@ -50,12 +52,15 @@ from mirror.errors import (
     MirrorError,
 )
 from mirror.oci import Digest, Repository
-from mirror.sync import Finding, Inventory, ManifestNode, union
+from mirror.sync import Inventory, ManifestNode, union
 from mirror.sync.inventory import ManifestTable, canonical_json, json_object
+from mirror.sync.statement import joined
 
 SCHEMA_VERSION = 1
 PARTIAL_SCHEMA_VERSION = 2
 """The version of seals over bundles that do not carry all they speak of in every layout."""
+
+MAX_SELECTION_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,8 @@ class Seal:
             base = [canonical_json(str(coverage.base))]
             held = coverage.needed.repository_pieces()
             members["base"] = b"".join(json_object((("digest", base), ("repositories", held))))
-        return b"".join(_pieces(members, _digest_of(members)))
+        members["digest"] = canonical_json(_digest_of(*_pieces(members)))
+        return b"".join(_pieces(members))
 
     @classmethod
     def from_json(cls, data: bytes) -> Seal:
@@ -166,18 +172,17 @@ class Seal:
             DamagedBundleError: somebody changed a byte of it, or it is something else.
             InputError: it is of a newer schema.
         """
-        if not data.strip():
+        if not data or data.isspace():
             raise DamagedBundleError("it is not a bundle's inventory: it is empty")
         try:
-            document = parse_json(data)
-            stated = document.pop("digest")
-            members = {key: canonical_json(value) for key, value in document.items()}
-            actual = _digest_of(members)
-            if stated != actual or not _is_joined(members, actual, data):
+            if json.detect_encoding(data) != "utf-8":
+                raise DamagedBundleError("its bytes were changed: they are not UTF-8")
+            document = open_json(data)
+            stated, actual = document["digest"], _digest_without(data, document)
+            if stated != actual:
                 raise DamagedBundleError(
                     f"its bytes were changed: it states digest {stated!s:.80} and has {actual}"
                 )
-            del members
             # Only now, since damage could also have made a higher version.
             version = document["schemaVersion"]
             if version not in (SCHEMA_VERSION, PARTIAL_SCHEMA_VERSION):
@@ -186,35 +191,31 @@ class Seal:
                     f"reads versions {SCHEMA_VERSION} and {PARTIAL_SCHEMA_VERSION}: use a newer "
                     "one"
                 )
-            table = ManifestTable(document.pop("manifests"))
+            table = ManifestTable(document["manifests"])
             coverage = _coverage(document, table)
             if coverage.is_ordinary != (version == SCHEMA_VERSION):
                 raise DamagedBundleError(f"its schema version {version} does not match its keys")
-            parts = {
-                name: table.inventory(value.pop("repositories"))
-                for name, value in document["archives"].items()
-            }
-            del table
-            origins = {name: value["origins"] for name, value in document["archives"].items()}
-            for origin in (one for names in origins.values() for one in names.values()):
-                if (
-                    str(Repository.parse(origin)) != origin
-                ):  # it is shown, and hosts are named by it
-                    raise DamagedBundleError(f"its origin {origin!r:.200} is not a repository")
-            archives = {one.name: one for one in lay_out_all(parts, origins, coverage)}
+            parts, origins, sizes = {}, {}, {}
             for name, value in document["archives"].items():
-                if archives[name].size != value["size"]:
+                parts[name] = table.inventory(value["repositories"])
+                origins[name], sizes[name] = _origins(value["origins"], parts[name]), value["size"]
+            del table
+            archives = {one.name: one for one in lay_out_all(parts, origins, coverage)}
+            for name, size in sizes.items():
+                if archives[name].size != size:
                     raise DamagedBundleError(f"it lays {name} out in another way than this release")
-            for name in (*archives, *document["files"]):
-                if name != PurePath(name).name or name.startswith("."):
-                    raise DamagedBundleError(
-                        f"it names {name!r}, which is not the name of a file beside it"
-                    )
             files = {
                 name: SealedFile(int(value["size"]), Digest.parse(value["digest"]))
                 for name, value in document["files"].items()
             }
-            seal = cls(archives, document["selection"], document["tool"], files, coverage)
+            for name in (*archives, *files):
+                if name != PurePath(name).name or name.startswith("."):
+                    raise DamagedBundleError(
+                        f"it names {name!r}, which is not the name of a file beside it"
+                    )
+            _, start, end = document.places()["selection"]
+            selection = parse_json(data[start : min(end, start + MAX_SELECTION_BYTES)])
+            seal = cls(archives, selection, document["tool"], files, coverage)
             inventory = seal.inventory
             if document["inventory"] != str(inventory.digest()):
                 raise DamagedBundleError("its inventory has another digest than it states")
@@ -246,29 +247,36 @@ def _stated(archive: Archive) -> Iterator[bytes]:
     return json_object(members.items())
 
 
-def _pieces(members: Mapping[str, bytes], digest: str | None = None) -> Iterator[bytes]:
-    """What `canonical_json` makes of an object, from its rendered members; with `digest`, the file
-    of a seal, which states that. In pieces, as a large seal is not to be in memory twice."""
-    if digest is not None:
-        members = {**members, "digest": canonical_json(digest)}
+def _pieces(members: Mapping[str, bytes]) -> Iterator[bytes]:
+    """What `canonical_json` makes of rendered members, in pieces: a large seal is there once."""
     return json_object((key, [value]) for key, value in sorted(members.items()))
 
 
-def _digest_of(members: Mapping[str, bytes]) -> str:
+def _digest_of(*pieces: bytes | memoryview) -> str:
     found = hashlib.sha256()
-    for piece in _pieces(members):
+    for piece in pieces:
         found.update(piece)
     return str(Digest("sha256", found.hexdigest()))
 
 
-def _is_joined(members: Mapping[str, bytes], digest: str, data: bytes) -> bool:
-    """Whether `data` is the file of such a seal."""
-    position = 0
-    for piece in _pieces(members, digest):
-        if not data.startswith(piece, position):
-            return False
-        position += len(piece)
-    return position == len(data)
+def _digest_without(data: bytes, document: LargeJson) -> str:
+    """The digest of a seal without what it states of that."""
+    start, value, end = document.places()["digest"]
+    if data[start:value] != b'"digest":':
+        raise DamagedBundleError("its bytes were changed: it has spaces in it")
+    return _digest_of(memoryview(data)[:start], memoryview(data)[end + 1 :])  # the comma too
+
+
+def _origins(document: Any, inventory: Inventory) -> dict[str, str]:
+    """What the repositories of an archive were called: it is shown, and hosts are named by it."""
+    origins: dict[str, str] = {}
+    for path, origin in document.items():
+        if str(Repository.parse(origin)) != origin or path not in inventory.repositories:
+            raise DamagedBundleError(
+                f"its origin {origin!r:.200} is not a repository of that archive"
+            )
+        origins[path] = origin
+    return origins
 
 
 def lay_out_all(
@@ -299,10 +307,20 @@ def _coverage(document: Mapping[str, Any], table: ManifestTable) -> Coverage:
 
 
 def seal_bytes(path: Location, limits: BundleLimits = LARGE) -> bytes | None:
-    """Read the file of a seal; None where there is none. One that is too long is cut short."""
+    """Read the file of a seal; None where there is none. One that is too long is cut short.
+
+    Raises:
+        DamagedBundleError: most of it speaks of no content.
+    """
     if not path.exists():
         return None
-    return beginning(path, limits.seal_bytes + 1)
+    try:
+        with closing(open_file(path)) as file:
+            return joined(file.chunks(0, min(limits.seal_bytes + 1, file.size)))
+    except ValueError as err:
+        raise DamagedBundleError(
+            f"it is not a bundle's inventory: {err}", where=str(path), advice=COPY_AGAIN
+        ) from err
 
 
 def parse_seal(data: bytes, where: str, limits: BundleLimits = LARGE) -> Seal:
@@ -319,9 +337,7 @@ def parse_seal(data: bytes, where: str, limits: BundleLimits = LARGE) -> Seal:
     try:
         return Seal.from_json(data)
     except DamagedBundleError as err:
-        raise DamagedBundleError(
-            err.problem, where=where, advice="copy it again from its origin"
-        ) from err
+        raise DamagedBundleError(err.problem, where=where, advice=COPY_AGAIN) from err
 
 
 def try_seal(path: Location) -> Seal | None:
@@ -356,29 +372,9 @@ def read_files(folder: Location, seal: Seal) -> dict[str, bytes]:
         if not found or Digest.of(files[name]) != sealed.digest:
             raise DamagedBundleError(
                 f"{path} is missing, or not what {SEAL} says",
-                advice="copy it again from its origin",
+                advice=COPY_AGAIN,
             )
     return files
-
-
-# -- whole archives --------------------------------------------------------------------------------
-
-
-def missing_archives(seal: Seal, present: Iterable[str]) -> list[Finding]:
-    """Report every repository of the archives that the seal lists and that are missing."""
-    return [
-        finding
-        for name in sorted(set(seal.archives) - set(present))
-        for finding in whole_archive(seal.archives[name], "the archive is missing")
-    ]
-
-
-def whole_archive(archive: Archive, problem: str) -> Iterator[Finding]:
-    """Report what is wrong with all of an archive, for each repository with its tags."""
-    for repository, content in sorted(archive.inventory.repositories.items()):
-        tags = tuple(sorted(content.tags))
-        digest = content.tags[tags[0]] if tags else None
-        yield Finding(archive.name, problem, repository, tags, digest)
 
 
 # -- limits ----------------------------------------------------------------------------------------
@@ -402,6 +398,12 @@ def check_limits(seal: Seal, *, compressed: bool = False) -> bytes:
             f"with {limits.seal_marks} values",
             where="the bundle",
             advice=_SPLIT,
+        )
+    if len(canonical_json(seal.selection)) > MAX_SELECTION_BYTES:
+        raise BundleLimitError(
+            f"what was asked for would take more than {MAX_SELECTION_BYTES} bytes in its {SEAL}",
+            where="the bundle",
+            advice="ask for less by name",
         )
     for archive in seal.archives.values():
         most = (ORDINARY if compressed else limits_for(archive.size)).members

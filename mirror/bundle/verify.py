@@ -15,7 +15,7 @@ from itertools import accumulate, chain
 from typing import Any
 
 from mirror.bundle import gost, sums
-from mirror.bundle.archive import NO_OMISSIONS, Omissions
+from mirror.bundle.archive import NO_OMISSIONS, Omissions, missing_archives, whole_archive
 from mirror.bundle.checks import (
     Check,
     file_findings,
@@ -37,7 +37,7 @@ from mirror.bundle.format import GOST_SUFFIX, MAX_SIGNATURE_BYTES, SEAL, SIGNATU
 from mirror.bundle.gost import gostsum_path
 from mirror.bundle.location import Location, Readable, size_of
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.seal import Seal, check_limits, missing_archives, seal_bytes, whole_archive
+from mirror.bundle.seal import Seal, check_limits, seal_bytes
 from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
 from mirror.bundle.share import Shard, owner, share
 from mirror.documents import document
@@ -255,7 +255,7 @@ class _BundleVerification:
             check_limits(seal, compressed=compressed)
         except BundleLimitError as err:
             self._findings.append(Finding(SEAL, str(err)))
-        self._findings += missing_archives(seal, [archive.name for archive in archives])
+        self._findings += missing_archives(seal.archives, [archive.name for archive in archives])
         self._findings += file_findings(seal, folder)
         self._notices += unlisted(seal, folder)
         if not (folder / SUMS).is_file():

@@ -118,7 +118,7 @@ class Download:
             self._learn_size(headers.length)
             return self._position
         if status in (206, 416) and self._position:
-            match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
+            match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
             total = None if match is None or match[3] == "*" else int(match[3])
             self._learn_size(total)
             if status == 416 and total is not None and total == self._position:
@@ -318,7 +318,7 @@ def _check_range(
     status, headers = response.status, response.headers
     if status in (200, 206):
         _check_way(transport, response, where)
-    match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
+    match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
     total = headers.length if status == 200 else None
     if status in (206, 416) and match is not None and match[3] != "*":
         total = int(match[3])

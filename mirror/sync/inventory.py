@@ -258,14 +258,6 @@ def _digests_json(digests: Iterable[Digest]) -> str:
     return f"[{texts}]"
 
 
-class _Known(dict[str, Digest]):
-    """Digests by their texts: one object of each, however often a document names it."""
-
-    def __missing__(self, text: str) -> Digest:
-        self[text] = digest = Digest.parse(text)
-        return digest
-
-
 class ManifestTable:
     """The table of manifests that inventories of one document share.
 
@@ -273,35 +265,41 @@ class ManifestTable:
         DamagedBundleError: `manifests` is not what `Inventory.manifest_pieces` made.
     """
 
-    def __init__(self, manifests: Mapping[str, Any]) -> None:
-        self._digests = _Known()
-        self._descriptors: dict[str, Descriptor] = {}
+    def __init__(self, manifests: Any) -> None:
+        # One object of each, however often a document names it.
+        self._digests: dict[Digest, Digest] = {}
+        self._descriptors: dict[Digest, Descriptor] = {}
         with _reading():
-            self._nodes = {text: self._node(text, value) for text, value in manifests.items()}
+            self._nodes = {self._digest(text): self._node(text, v) for text, v in manifests.items()}
             # No bytes have such digests; walks of the graph rely on coming to an end.
             above = [node for node in self._nodes.values() if node.children]
             graph = {one.descriptor.digest: [c.digest for c in one.children] for one in above}
             TopologicalSorter(graph).prepare()
 
-    def inventory(self, repositories: Mapping[str, Any]) -> Inventory:
+    def inventory(self, repositories: Any) -> Inventory:
         """Read what `Inventory.repository_pieces` made.
 
         Raises:
             DamagedBundleError: `repositories` is something else.
         """
-        digests, nodes = self._digests, self._nodes
+        digest, nodes = self._digest, self._nodes
         with _reading():
             contents = {
                 path_of(path): RepositoryContent(
-                    tags={tag_of(tag): digests[text] for tag, text in value["tags"].items()},
-                    manifests={digests[text]: nodes[text] for text in value["manifests"]},
-                    blobs={digests[text]: _size(size) for text, size in value["blobs"].items()},
+                    tags={tag_of(tag): digest(text) for tag, text in value["tags"].items()},
+                    manifests={(one := digest(text)): nodes[one] for text in value["manifests"]},
+                    blobs={digest(text): _size(size) for text, size in value["blobs"].items()},
                 )
                 for path, value in repositories.items()
             }
         return Inventory({path: content for path, content in contents.items() if content})
 
-    def _node(self, text: str, document: Mapping[str, Any]) -> ManifestNode:
+    def _digest(self, text: Any) -> Digest:
+        found = Digest.parse(text)
+        known = self._descriptors.get(found)
+        return self._digests.setdefault(found, found) if known is None else known.digest
+
+    def _node(self, text: Any, document: Any) -> ManifestNode:
         artifact_type, subject = document.get("artifactType"), document.get("subject")
         return ManifestNode(
             self._descriptor(document["mediaType"], text, document["size"]),
@@ -309,18 +307,20 @@ class ManifestTable:
             self._named(document, "children"),
             None if artifact_type is None else text_of(artifact_type),
             self._named(document, "foreign"),
-            frozenset(map(self._digests.__getitem__, document.get("absent", ()))),
-            None if subject is None else self._digests[subject],
+            frozenset(map(self._digest, document.get("absent", ()))),
+            None if subject is None else self._digest(subject),
         )
 
-    def _named(self, document: Mapping[str, Any], key: str) -> tuple[Descriptor, ...]:
-        return tuple([self._descriptor(*one) for one in document[key]] if key in document else ())
+    def _named(self, document: Any, key: str) -> tuple[Descriptor, ...]:
+        return tuple([self._descriptor(*one) for one in document.get(key, ())])
 
     def _descriptor(self, media_type: Any, text: Any, size: Any) -> Descriptor:
-        known = self._descriptors.get(text)
+        digest = Digest.parse(text)
+        known = self._descriptors.get(digest)
         if known is None or known.media_type != media_type or known.size != _size(size):
-            known = Descriptor(sys.intern(text_of(media_type)), self._digests[text], _size(size))
-            self._descriptors[text] = known
+            digest = self._digests.pop(digest, digest) if known is None else known.digest
+            known = Descriptor(sys.intern(text_of(media_type)), digest, _size(size))
+            self._descriptors[digest] = known
         return known
 
 

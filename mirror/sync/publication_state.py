@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeAlias
@@ -39,6 +39,7 @@ from mirror.sync.statement import (
     Artifact,
     Statement,
     following,
+    joined,
     layer_of,
     make_artifact,
     succeed,
@@ -299,7 +300,12 @@ def write_reached(tree: RegistryTree, published: Published) -> None:
 def _layer(tree: RegistryTree, manifest: Manifest) -> bytes:
     layer = layer_of(manifest)
     # `size` bounds what is read.
-    return b"".join(tree.client.blob(tree.locate(REPOSITORY), layer.digest, size=layer.size))
+    pieces = tree.client.blob(tree.locate(REPOSITORY), layer.digest, size=layer.size)
+    try:
+        with closing(pieces):
+            return joined(pieces)
+    except ValueError as err:
+        raise StatementError(f"it is not a published inventory: {err}") from err
 
 
 def read_state(tree: RegistryTree) -> PublicationState:

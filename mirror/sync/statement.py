@@ -15,9 +15,10 @@ import re
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from typing import Any
 
-from mirror.documents import marks, parse_json
+from mirror.documents import marks, open_json
 from mirror.errors import (
     DamagedBundleError,
     InputError,
@@ -56,11 +57,13 @@ SIGNATURE = "io.deckhouse.mirror.signature"
 MAX_STATEMENT_BYTES = 256 << 20
 MAX_STATEMENT_MARKS = 10_000_000
 """Values of a statement, as `documents.marks` counts them. Both are those of the largest bundle,
-100,000 images of 10 layers, and cost whoever reads them 1 GB of memory at most. A usual statement
-has some 10 MB."""
+100,000 images of 10 layers. A usual statement has some 10 MB."""
 
 MAX_GENERATION = 10**18 - 1
 """No registry gets there by publishing; a statement with a higher number is refused."""
+
+_NAMED = re.compile(rb'"sha(?:256|512):[0-9a-f]{64}')
+_FREE_BYTES, _BYTES_EACH = 32 << 20, 512
 
 _GENERATION = re.compile(r"[1-9][0-9]{0,17}")
 
@@ -131,7 +134,7 @@ class Statement:
                 f"the published inventory has more than {MAX_STATEMENT_MARKS} values"
             )
         try:
-            document = parse_json(data)
+            document = open_json(data)
             version = document["schemaVersion"]
             if version != SCHEMA_VERSION:
                 raise InputError(
@@ -139,13 +142,13 @@ class Statement:
                     f"mirror reads version {SCHEMA_VERSION}: use a newer one"
                 )
             return cls(
-                Inventory.from_document(document.pop("inventory")),
+                Inventory.from_document(document["inventory"]),
                 _generation(document["generation"]),
                 {
                     path_of(path): {tag_of(tag): Digest.parse(d) for tag, d in tags.items()}
                     for path, tags in document["former"].items()
                 },
-                None if "restores" not in document else _generation(document["restores"]),
+                _generation(document["restores"]) if "restores" in document.places() else None,
                 text_of(document["tool"]),
             )
         except (*MALFORMED, RecursionError, DamagedBundleError) as err:
@@ -242,6 +245,20 @@ def generation_of(manifest: Manifest) -> int | None:
     """
     text = manifest.annotations.get(GENERATION, "")
     return int(text) if _GENERATION.fullmatch(text) else None
+
+
+def joined(pieces: Iterable[bytes]) -> bytes:
+    """Join a statement, or a seal: ValueError as soon as it is too long for what it speaks of.
+
+    Whatever they say, they say of a digest, in less than 512 bytes.
+    """
+    whole, most = BytesIO(), _FREE_BYTES
+    for piece in pieces:
+        whole.write(piece)
+        most += _BYTES_EACH * len(_NAMED.findall(piece))
+        if whole.tell() > most:
+            raise ValueError(f"more than {_FREE_BYTES >> 20} MiB of it speak of no content")
+    return whole.getvalue()
 
 
 def layer_of(manifest: Manifest) -> Descriptor:

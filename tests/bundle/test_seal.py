@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.bundle import seal
 from mirror.bundle.format import LARGE
-from mirror.bundle.seal import PARTIAL_SCHEMA_VERSION, Seal, parse_seal
-from mirror.errors import DamagedBundleError, InputError
+from mirror.bundle.seal import PARTIAL_SCHEMA_VERSION, Seal, check_limits, parse_seal
+from mirror.errors import BundleLimitError, DamagedBundleError, InputError
 from mirror.oci import Digest
 from mirror.sync import Inventory
 from mirror.sync.inventory import canonical_json
@@ -87,10 +88,11 @@ def test_half_a_seal_is_none(at: int) -> None:
         lambda data: data + b"\n",
         lambda data: b" " + data,
         lambda data: data.replace(b":", b": ", 1),
+        lambda data: data.replace(b',"digest":', b',"digest": ', 1),
         lambda data: json.dumps(json.loads(data), sort_keys=True, indent=1).encode(),
         lambda data: data.decode().encode("utf-16"),
     ],
-    ids=["newline", "space", "inner space", "indented", "utf-16"],
+    ids=["newline", "space", "inner space", "space at its digest", "indented", "utf-16"],
 )
 def test_the_same_document_in_other_bytes_is_not_the_seal(
     change: Callable[[bytes], bytes],
@@ -203,6 +205,24 @@ def test_a_seal_that_states_the_digest_of_another_inventory_is_refused() -> None
     forged = {**json.loads(SEALED), "inventory": str(Inventory().digest())}
     with pytest.raises(DamagedBundleError, match="has another digest than it states"):
         Seal.from_json(resealed(forged))
+
+
+def test_a_long_selection_is_read_back_and_one_that_is_too_long_is_not_sealed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = {"modules": [f"module-{number}" for number in range(10_000)]}
+    sealed = Seal.over(archives_of(WANTED), asked, "mirror 0.test")
+    assert Seal.from_json(check_limits(sealed)).selection == asked
+    monkeypatch.setattr(seal, "MAX_SELECTION_BYTES", 100_000)
+    with pytest.raises(BundleLimitError, match=r"more than 100000 bytes.*; ask for less by name"):
+        check_limits(sealed)
+
+
+def test_a_seal_calls_no_repository_that_it_does_not_have() -> None:
+    document = json.loads(SEALED)
+    document["archives"]["platform.tar"]["origins"]["other"] = "registry.example/deckhouse/other"
+    with pytest.raises(DamagedBundleError, match="is not a repository of that archive"):
+        Seal.from_json(resealed(document))
 
 
 @pytest.mark.parametrize("name", ["../file", "/file", "a/b", ".file"])

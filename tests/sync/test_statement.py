@@ -191,7 +191,7 @@ def test_what_is_no_statement_is_refused(data: bytes) -> None:
 def test_a_statement_of_more_values_than_any_has_is_refused_before_it_is_parsed() -> None:
     nothings = b'{"schemaVersion":2,"former":[' + b",".join([b"{}"] * 5_000_000) + b"]}"
     with (
-        mock.patch("mirror.sync.statement.parse_json", side_effect=AssertionError("parsed")),
+        mock.patch("mirror.sync.statement.open_json", side_effect=AssertionError("parsed")),
         pytest.raises(StatementError, match="more than 10000000 values"),
     ):
         Statement.from_json(nothings)
