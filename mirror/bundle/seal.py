@@ -176,7 +176,7 @@ class Seal:
             raise DamagedBundleError("it is not a bundle's inventory: it is empty")
         try:
             if json.detect_encoding(data) != "utf-8":
-                raise DamagedBundleError("its bytes were changed: they are not UTF-8")
+                raise ValueError("its bytes were changed: they are not UTF-8")
             document = open_json(data)
             stated, actual = document["digest"], _digest_without(data, document)
             if stated != actual:
