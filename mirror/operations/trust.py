@@ -206,10 +206,13 @@ def refuse_downgrade(
     *,
     strict: bool,
     run: Run,
+    what: str = "the bundle",
+    word: str = "push",
 ) -> None:
-    """Tell that `wanted` leads channels back to older versions than the registry has.
+    """Tell that `wanted`, which is `what`, leads channels back to older versions than are there.
 
-    `held` is what of it the registry has, in the `state` in which it was.
+    `held` is what of it the registry has, in the `state` in which it was. `word` is what to do with
+    `--allow-downgrade`.
 
     Raises:
         DowngradeError: it does, `strict` is asked for or keys are trusted, and nobody allowed that.
@@ -220,12 +223,12 @@ def refuse_downgrade(
         return
     more = f" and {len(found) - 3} more channels" if len(found) > 3 else ""
     listed = ", ".join(map(str, found[:3])) + more
-    problem = f"the bundle is older than what is there: it takes {listed}"
+    problem = f"{what} is older than what is there: it takes {listed}"
     if tree.keys.allow_downgrade or not (strict or tree.keys.trusted):
         run.on_event(Warned(f"{tree.name}: {problem}"))
         return
     raise DowngradeError(
         problem,
         where=tree.name,
-        advice="nothing was written; if that is what you want, push with --allow-downgrade",
+        advice=f"nothing was written; if that is what you want, {word} with --allow-downgrade",
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol, Self
 
-from mirror.errors import RegistryNotFoundError, UnreachableError
+from mirror.errors import RegistryError, RegistryNotFoundError, UnreachableError
 from mirror.events import OnEvent, ignore
 from mirror.oci import Child, Descriptor, Digest, Manifest
 from mirror.registry import answers, downloads, manifests, upload_sessions, uploads
@@ -20,6 +21,32 @@ from mirror.run import Run
 
 # What is asked of a registry, whoever answers: one host, or the replicas of a cluster's registry.
 # `RegistryClient` says what each method of a reader promises.
+
+
+_MOST_TAGS = 1_000_000
+
+
+class _TagLists:
+    """The lists of one registry, the newest of each repository: together they have a limit too."""
+
+    def __init__(self, host: str) -> None:
+        self._host, self._sizes, self._all = host, dict[str, int](), 0
+        self._lock = threading.Lock()
+
+    def counted(self, repository: str, tags: list[str]) -> list[str]:
+        """`tags`, or RegistryError if all lists have too many."""
+        size = max(1, len(tags))
+        with self._lock:
+            self._all += size - self._sizes.get(repository, 0)
+            self._sizes[repository] = size
+        if self._all > _MOST_TAGS:
+            where = f"{self._host}/{repository}"
+            raise RegistryError(
+                f"{where}: the registry lists more than {_MOST_TAGS} tags in all its repositories; "
+                "check that it is the right one",
+                where=where,
+            )
+        return tags
 
 
 class RegistryReader(Protocol):
@@ -206,6 +233,7 @@ class RegistryClient(RegistryWriter):
         self._wire = Wire(host, options=options or ConnectionOptions(), credentials=credentials)
         self._close: Callable[[], None] = self._wire.close
         self._transport = Transport(self._wire, Run(on_event=on_event))
+        self._lists = _TagLists(self._wire.host)
 
     @property
     def host(self) -> str:
@@ -335,7 +363,7 @@ class RegistryClient(RegistryWriter):
         Raises:
             RegistryNotFoundError: the registry does not know the repository.
         """
-        return manifests.tags(self._transport, repository)
+        return self._lists.counted(repository, manifests.tags(self._transport, repository))
 
     def catalogue(self) -> Iterator[str]:
         """All repositories of the registry, in its order, page by page (`GET /v2/_catalog`).

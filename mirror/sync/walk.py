@@ -8,7 +8,7 @@ registry has it, and through that earlier inventory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mirror.errors import MirrorError, RegistryNotFoundError
@@ -110,7 +110,7 @@ class _Walker:
     def walk(self, paths: list[str], rules: ContentRules) -> Observation:
         """See what lies in these repositories."""
         listed = self._listed(paths)
-        tags = self._tags(listed)
+        tags = self._tags([(path, tag) for path in listed for tag in sorted(listed[path])])
         named = {(path, digest) for (path, _), digest in tags.items()}
         there: dict[_Held, ManifestNode] = {}
         pending = named | {
@@ -125,6 +125,16 @@ class _Walker:
                 (path, child.digest) for (path, _), node in found.items() for child in node.children
             }
             pending = (below | self._referrers(list(found))) - reached
+        if self._only is None:
+            # A list may lag behind, as over object storage. What is known is asked for.
+            tags |= self._tags(
+                [
+                    (path, tag)
+                    for path in paths
+                    for tag, digest in sorted(self._known.repository(path).tags.items())
+                    if tag not in listed[path] and (path, digest) in there
+                ]
+            )
         if self._memory is not None:
             self._memory.seen = _WalkRecord(tags, there, self._referrers_seen, self._has_referrers)
         builder = InventoryBuilder()
@@ -198,9 +208,8 @@ class _Walker:
             listed[path] = tags
         return listed
 
-    def _tags(self, listed: Mapping[str, Collection[str]]) -> dict[tuple[str, str], Digest]:
+    def _tags(self, every: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Digest]:
         """What each tag names. Manifests that were read with that are among the nodes."""
-        every = [(path, tag) for path, tags in listed.items() for tag in sorted(tags)]
         digests = {name: self._seen.tags[name] for name in every if self._is_remembered(name)}
         names = [name for name in every if name not in digests]
         answers = self._questions.ask_all(names, self._named, title=_title("tagged images"))

@@ -33,6 +33,7 @@ from mirror.sync.tree import RegistryTree
 from mirror.testing import CorruptBody, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.release_source import TINY, serve
+from tests.support.synced import Recorder
 
 FILE, DIR, SYM, LINK = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 REPOSITORY = "dkp/ee/install"
@@ -357,6 +358,22 @@ def test_what_is_made_of_an_image_can_be_stopped_anywhere(shelf: Shelf, tmp_path
 
 
 # -- damage ----------------------------------------------------------------------------------------
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = shelf.image("v1", layer(entry("app/f", "1"), entry("app/d/g", "2")))
+    recorder = Recorder(monkeypatch)
+    shelf.extract("app", tmp_path / "out")
+    *files, renamed, parent = recorder.steps
+    assert {"fsync d", "fsync f", "fsync g", "fsync tree"} <= set(files)
+    assert (renamed, parent) == ("rename out", f"fsync {tmp_path.name}")
+    recorder.steps.clear()
+    mirror.save_blob(shelf.client, REPOSITORY, image.layers[0].digest, tmp_path / "blob")
+    written, renamed, parent = recorder.steps
+    assert written.startswith("fsync .")
+    assert (renamed, parent) == ("rename blob", f"fsync {tmp_path.name}")
 
 
 def test_damaged_bytes_never_get_a_name(shelf: Shelf, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from mirror.sync import Inventory, MemoryStore
 from tests.support.bundles import BIG, STORE, WANTED, in_parts, pack, pack_store, plain
 from tests.support.inventories import put_image
 from tests.support.patience import ends_within
+from tests.support.synced import Recorder
 
 
 def delta(folder: Path) -> None:
@@ -434,3 +435,15 @@ def test_what_nobody_has_is_listed_and_may_be_asked_for(bundle: Path) -> None:
     held = WANTED.blob_sizes()
     assert all(held[digest] == size for digest, size in lacking.blob_sizes().items())
     assert not any(content.tags for content in lacking.repositories.values())
+
+
+def test_what_was_repaired_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain(tmp_path / "bundle")
+    shutil.copytree(tmp_path / "bundle", tmp_path / "copy")
+    flip(tmp_path / "bundle" / "platform.tar", 700)
+    (tmp_path / "bundle" / SUMS).unlink()
+    recorder = Recorder(monkeypatch)
+    assert repair(tmp_path / "bundle", [tmp_path / "copy"]).verified.findings == ()
+    staged = [f"fsync {SUMS}.partial", f"rename {SUMS}", "fsync bundle"]
+    assert (recorder.steps[:3], recorder.steps[-1]) == (staged, "fsync bundle")
+    assert "fsync platform.tar" in recorder.steps

@@ -435,6 +435,47 @@ def test_a_push_of_something_older_is_told(two: list[Replica], old_bundle: Bundl
     )
 
 
+def ahead_and_behind(behind: Replica, ahead: Replica, generation: int = 50) -> None:
+    """Somebody gives the statement of the registry that is behind the highest generation."""
+    old = release("v1.9.0", stable="v1.9.0")
+    behind.fill(old, 2)
+    ahead.fill(old, 2)
+    ahead.fill(release("v1.9.0", "v1.10.0", stable="v1.10.0"), 3)
+    state(behind.tree, Statement(old.inventory(), generation))
+
+
+def test_a_statement_that_takes_channels_back_is_followed_with_a_word_and_removes_nothing() -> None:
+    with replicas(2) as (behind, ahead):
+        ahead_and_behind(behind, ahead)
+        newest = ahead.held().repository(CHANNELS).tags["v1.10.0"]
+        told = (
+            f"what {behind.name} states is older than what is there: it takes "
+            "release-channel:stable from 1.10.0 to 1.9.0"
+        )
+        both = ("sync", "--from", "auto", "--to", behind.name, "--to", ahead.name, "--insecure")
+        pruned = call_mirror(*both, "--prune", "--yes")
+        pruned.failed(1)
+        assert told in pruned.text
+        assert "if that is what you want, sync with --allow-downgrade" in pruned.text
+        assert ahead.held().repository(CHANNELS).tags["stable"] == newest
+        assert told in call_mirror(*both).succeeded().text
+        assert ahead.held().repository(CHANNELS).tags["v1.10.0"] == newest
+        call_mirror(*both, "--prune", "--yes", "--allow-downgrade").succeeded()
+
+
+def test_a_rollback_is_followed_without_a_word() -> None:
+    with replicas(2) as (leader, follower):
+        for one in (leader, follower):
+            one.fill(release("v1.9.0", stable="v1.9.0"), 1)
+        leader.fill(release("v1.9.0", "v1.10.0", stable="v1.10.0"), 2)
+        sync_replicas(leader.tree, [follower.tree])
+        rollback(leader.tree, to=1)
+        events: list[Event] = []
+        report = sync_replicas(leader.tree, [follower.tree], run=Run(on_event=events.append))
+        assert report.replicas[0].outcome is Outcome.SYNCED
+        assert not [event for event in events if isinstance(event, Warned)]
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_where_keys_are_trusted_a_push_of_something_older_takes_a_word(
     two: list[Replica], old_bundle: BundleReader, several: bool

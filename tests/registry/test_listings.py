@@ -16,7 +16,7 @@ from mirror.errors import InvalidManifestError, RegistryError, RegistryNotFoundE
 from mirror.events import Event, Warned
 from mirror.oci import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from mirror.registry import manifests
+from mirror.registry import client, manifests
 from mirror.registry.manifests import next_link
 from mirror.run import Run
 from tests.registry.conftest import MakeClient, Serve
@@ -105,6 +105,17 @@ def test_a_list_of_full_pages_that_never_ends_is_refused(
 
     with pytest.raises(RegistryError, match="lists more than 3500 tags"):
         make_client(serve(endless).host).tags("a")
+
+
+def test_all_lists_of_a_registry_together_have_a_limit(
+    serve: Serve, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_MOST_TAGS", 2500)
+    reader = make_client(serve(lambda request: tags_reply(MANY[:999])).host)
+    for repository in ("a", "b", "a", "b"):  # whoever looks again and again holds the newest
+        assert len(reader.tags(repository)) == 999
+    with pytest.raises(RegistryError, match="/c: the registry lists more than 2500 tags in all"):
+        reader.within(Run()).tags("c")
 
 
 def test_no_tags_are_an_empty_list_and_no_repository_is_an_error(

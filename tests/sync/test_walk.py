@@ -331,3 +331,19 @@ def test_it_can_be_stopped(embedded_registry: EmbeddedRegistry) -> None:
 def test_equal_registries_give_equal_inventories(embedded_registry: EmbeddedRegistry) -> None:
     fill(embedded_registry)
     assert look(embedded_registry).held.digest() == STORE.inventory().digest()
+
+
+def test_a_list_that_lags_behind_hides_no_tag_that_is_known(
+    embedded_registry: EmbeddedRegistry,
+) -> None:
+    fill(embedded_registry)
+    lagging = Answer(200, {"Content-Type": "application/json"}, b'{"name": "x", "tags": []}')
+    embedded_registry.faults.add(Fault(lagging, "GET", "modules/console/tags/", times=None))
+    known = STORE.inventory()
+    assert "modules/console" not in look(embedded_registry).held.repositories
+    assert look(embedded_registry, known=known).held == known
+    gone = next(iter(known.repository("modules/console").tags))
+    deleted = Fault(Answer(404), None, f"console/manifests/{gone}", times=None)
+    embedded_registry.faults.add(deleted)
+    tags = look(embedded_registry, known=known).held.repository("modules/console").tags
+    assert set(tags) == set(known.repository("modules/console").tags) - {gone}
