@@ -238,10 +238,8 @@ class Replication(RegistryTask):
         self._extras(known, found)
 
     def _refuse_downgrade(self, standing: PublicationState, facts: Facts) -> None:
-        """Tell of channels that go back; a prune needs a word then.
-
-        Who writes the statement of a replica that is behind can give it the highest generation.
-        """
+        """Tell of channels that go back, as who writes the statement of a replica that is behind
+        could have them; a prune needs a word then."""
         prune, what = self._options.prune, f"what {self._leader.tree.name} states"
         meant = facts.published and facts.published.statement.restores is not None and not prune
         if not meant and not self._tree.keys.trusted:  # a signature says that it is meant, too
