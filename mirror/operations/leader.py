@@ -20,7 +20,7 @@ from mirror.events import Warned
 from mirror.layout import is_attachment_tag, is_digest_tag, parse_version, publication_stage
 from mirror.oci import Digest
 from mirror.operations.trees import ask_at_once, walk_tree
-from mirror.operations.trust import StatementTrust
+from mirror.operations.trust import StatementTrust, downgrades
 from mirror.run import Run
 from mirror.sync import (
     Inventory,
@@ -239,12 +239,38 @@ def choose_leader(
             "apart from each other; name the one to follow with --from"
         )
     leader = min(ahead, key=lambda one: one[1])[2]
+    _refuse_to_go_back(leader, ahead[0][0], stating)
     failures += (
         Failure(tree.name, "its statement", _on_its_way(one.generation, leader, highest))
         for tree, one in states
         if one.generation > highest and tree.name not in {failure.place for failure in refused}
     )
     return leader, tuple(failures)
+
+
+def _refuse_to_go_back(
+    leader: RegistryTree, chosen: Published, stating: Sequence[_Stating]
+) -> None:
+    """Check that what nobody named as the leader takes no channel back to an older version.
+
+    Who may write the statement of a replica that is behind can give it the highest generation. A
+    trusted signature says that it is meant, and a rollback says so.
+
+    Raises:
+        ConflictError: it does.
+    """
+    keys, statement = leader.keys, chosen.statement
+    if keys.trusted or keys.allow_downgrade or statement.restores is not None:
+        return
+    for published, _, tree in stating:
+        before, after = (tags_of(one.statement.inventory) for one in (published, chosen))
+        if back := downgrades(before, after):
+            raise ConflictError(
+                f"{leader.name} states the highest generation, {statement.generation}, and that "
+                f"takes {back[0]}, which {tree.name} states as generation "
+                f"{published.statement.generation}; if it is what you want, name the leader with "
+                "--from, and push the newest bundle again otherwise"
+            )
 
 
 def _credible(stating: Sequence[_Stating], run: Run | None) -> tuple[list[_Stating], list[Failure]]:

@@ -206,7 +206,11 @@ class Replication(RegistryTask):
         if standing.current is not None:
             self._note(generation=standing.current.statement.generation)
             refuse_older(self._leader.tree, facts.published, self._tree, standing.current)
-        self._refuse_downgrade(standing, facts)
+        if not (
+            self._tree.keys.trusted or (facts.published and facts.published.statement.restores)
+        ):
+            what, wanted = f"what {self._leader.tree.name} states", facts.inventory
+            refuse_downgrade(self._tree, standing, Inventory(), wanted, run=self._run, what=what)
         known = self._known(standing)
         trusted = not (self._options.full or standing.pending or standing.notices)
         if trusted and standing.current is not None and facts.published is not None:
@@ -236,15 +240,6 @@ class Replication(RegistryTask):
         self._retract(standing, held)
         self._add(failures=found.unlisted_failures)
         self._extras(known, found)
-
-    def _refuse_downgrade(self, standing: PublicationState, facts: Facts) -> None:
-        """Tell of channels that go back, as who writes the statement of a replica that is behind
-        could have them; a prune needs a word then."""
-        prune, what = self._options.prune, f"what {self._leader.tree.name} states"
-        meant = facts.published and facts.published.statement.restores is not None and not prune
-        if not meant and not self._tree.keys.trusted:  # a signature says that it is meant, too
-            said = partial(refuse_downgrade, strict=prune, run=self._run, what=what, word="sync")
-            said(self._tree, standing, Inventory(), facts.inventory)
 
     def _known(self, standing: PublicationState) -> Inventory:
         """What the replica states, and what it ever stated if it is pruned.

@@ -204,15 +204,13 @@ def refuse_downgrade(
     held: Inventory,
     wanted: Inventory,
     *,
-    strict: bool,
     run: Run,
+    strict: bool = False,
     what: str = "the bundle",
-    word: str = "push",
 ) -> None:
     """Tell that `wanted`, which is `what`, leads channels back to older versions than are there.
 
-    `held` is what of it the registry has, in the `state` in which it was. `word` is what to do with
-    `--allow-downgrade`.
+    `held` is what of it the registry has, in the `state` in which it was.
 
     Raises:
         DowngradeError: it does, `strict` is asked for or keys are trusted, and nobody allowed that.
@@ -230,5 +228,5 @@ def refuse_downgrade(
     raise DowngradeError(
         problem,
         where=tree.name,
-        advice=f"nothing was written; if that is what you want, {word} with --allow-downgrade",
+        advice="nothing was written; if that is what you want, push with --allow-downgrade",
     )

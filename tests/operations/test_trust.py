@@ -444,23 +444,35 @@ def ahead_and_behind(behind: Replica, ahead: Replica, generation: int = 50) -> N
     state(behind.tree, Statement(old.inventory(), generation))
 
 
-def test_a_statement_that_takes_channels_back_is_followed_with_a_word_and_removes_nothing() -> None:
+@pytest.mark.parametrize("prune", [(), ("--prune", "--yes")], ids=["sync", "prune"])
+def test_nobody_follows_what_takes_channels_back_unless_he_names_it(prune: tuple[str, ...]) -> None:
     with replicas(2) as (behind, ahead):
         ahead_and_behind(behind, ahead)
-        newest = ahead.held().repository(CHANNELS).tags["v1.10.0"]
-        told = (
-            f"what {behind.name} states is older than what is there: it takes "
+        before = ahead.held()
+        to = ("--to", ahead.name, "--insecure", *prune)
+        run = call_mirror("sync", "--from", "auto", "--to", behind.name, *to)
+        run.failed(1)
+        assert (
+            f"{behind.name} states the highest generation, 50, and that takes "
+            f"release-channel:stable from 1.10.0 to 1.9.0, which {ahead.name} states as generation "
+            "3; if it is what you want, name the leader with --from, and push the newest bundle "
+        ) in run.stderr
+        assert ahead.held() == before
+        assert (
+            f"{ahead.name}: what {behind.name} states is older than what is there: it takes "
             "release-channel:stable from 1.10.0 to 1.9.0"
+        ) in call_mirror("sync", "--from", behind.name, *to).succeeded().stderr
+
+
+def test_where_it_is_allowed_the_highest_generation_takes_channels_back() -> None:
+    with replicas(2) as (behind, ahead):
+        ahead_and_behind(behind, ahead)
+        to = ("--to", behind.name, "--to", ahead.name, "--insecure", "--allow-downgrade")
+        call_mirror("sync", "--from", "auto", *to).succeeded()
+        assert (
+            ahead.held().repository(CHANNELS).tags["stable"]
+            == (behind.held().repository(CHANNELS).tags["stable"])
         )
-        both = ("sync", "--from", "auto", "--to", behind.name, "--to", ahead.name, "--insecure")
-        pruned = call_mirror(*both, "--prune", "--yes")
-        pruned.failed(1)
-        assert told in pruned.text
-        assert "if that is what you want, sync with --allow-downgrade" in pruned.text
-        assert ahead.held().repository(CHANNELS).tags["stable"] == newest
-        assert told in call_mirror(*both).succeeded().text
-        assert ahead.held().repository(CHANNELS).tags["v1.10.0"] == newest
-        call_mirror(*both, "--prune", "--yes", "--allow-downgrade").succeeded()
 
 
 def test_a_rollback_is_followed_without_a_word() -> None:
