@@ -228,9 +228,9 @@ class Publication:
             case Step.CHECK_TAGS if self.seen is not None:
                 _check_tags(self.tree, plan, self.seen, run)
             case Step.CHECK_STATE:
-                check_state(
-                    self.tree, self.state, self.goal.published.digest if self.goal else None
-                )
+                # Without a goal this only finishes, which another may have done meanwhile.
+                goal = self.goal.published if self.goal else self.state.pending
+                check_state(self.tree, self.state, goal.digest if goal else None)
             case Step.FINISH if self.state.pending is not None:
                 _finish(self.tree, self.state, self.state.pending, run)
             case Step.ANNOUNCE if self.goal is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -35,6 +35,7 @@ from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.faults.shelves import WatchedStorage
 from tests.support import push_shards
 from tests.support.bundles import pack
+from tests.support.patience import PATIENCE_S
 from tests.support.places import client_of, tree_of
 from tests.support.push_shards import STORE
 from tests.support.replicas import ROOT, Replica
@@ -237,6 +238,39 @@ def test_a_shard_that_comes_while_another_one_sets_the_tags_ends_well(
     report = send(reader, target, "2/2", Run(jobs=1, on_event=meanwhile))
     assert report.finished is not None
     assert others[0].finished is not None
+    assert made(target) == made(plain)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_push_that_finds_another_one_under_way_which_ends_meanwhile_ends_well(
+    shared: bool, reader: BundleReader, target: Replica, plain: Replica
+) -> None:
+    """It was about to finish what the other one had announced."""
+    send(reader, target, "1/2")
+    found, ended = threading.Event(), threading.Event()
+
+    def second() -> object:
+        def waits(event: Event) -> None:
+            if isinstance(event, TransferStarted):
+                found.set()
+                ended.wait(PATIENCE_S)
+
+        run = Run(jobs=1, on_event=waits)
+        if shared:
+            return send(reader, target, "1/2", run)
+        return push(reader, target.tree, run=run)
+
+    with ThreadPoolExecutor(1) as pool:
+        others: list[Future[object]] = []
+
+        def meanwhile(event: Event) -> None:
+            if isinstance(event, TagDone) and not others:
+                others.append(pool.submit(second))
+                found.wait(PATIENCE_S)
+
+        send(reader, target, "2/2", Run(jobs=1, on_event=meanwhile))
+        ended.set()
+        others[0].result()
     assert made(target) == made(plain)
 
 
