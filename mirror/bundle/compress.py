@@ -138,7 +138,7 @@ class PackedFiles(ABC):
     known: Sequence[PackedFile] = ()
 
     @abstractmethod
-    def create(self, name: str) -> WriteAt | Upload:
+    def create(self, name: str) -> WriteAt | CompressedUpload:
         """Begin a file, whose final name is this."""
 
     def send(self) -> None:  # noqa: B027 nothing takes time in a folder
@@ -162,7 +162,7 @@ class FolderFiles(PackedFiles):
 class _Open:
     """A file that is written from front to back. `hashes` follow what is written."""
 
-    file: WriteAt | Upload
+    file: WriteAt | CompressedUpload
     hashes: Mapping[str, Hash]
     size: int = 0
 
@@ -299,7 +299,7 @@ class Compressor:
 # -- into a bucket ---------------------------------------------------------------------------------
 
 
-class Upload:
+class CompressedUpload:
     """A compressed file that goes up as it is written, from front to back.
 
     What is written waits in memory for whoever calls `send`.
@@ -385,17 +385,17 @@ class BucketFiles(PackedFiles):
         most = packing.part_size or compressed_bound(archive.size)
         self.part = max(PART, most // _MOST_PARTS + 1)
         self._record = self._prefix + PARTIAL_SUFFIX
-        self._uploads: list[Upload] = []
+        self._uploads: list[CompressedUpload] = []
 
     def check(self) -> None:
         """Raise what has gone wrong with any of them."""
         if self.errors:
             raise self.errors[0]
 
-    def create(self, name: str) -> Upload:
+    def create(self, name: str) -> CompressedUpload:
         if self._uploads:
             self._uploads[-1].end()
-        self._uploads.append(one := Upload(self, name))
+        self._uploads.append(one := CompressedUpload(self, name))
         return one
 
     def send(self) -> None:

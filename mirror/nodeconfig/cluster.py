@@ -195,7 +195,7 @@ def read_text(path: Path) -> str:
 _NAME = "%s"
 
 
-class _Login(CamelModel):
+class _RegistryLogin(CamelModel):
     name: str
     password: SecretStr
 
@@ -219,7 +219,7 @@ class AccessFile(CamelModel, populate_by_name=False):
     """The certificate (PEM) to show at the push address, if its ingress asks for one."""
     public_key_file: Path | None = None
     """Its private key, if that is not in the same file."""
-    users: Mapping[RegistryUser, SecretStr | _Login] = {}
+    users: Mapping[RegistryUser, SecretStr | _RegistryLogin] = {}
     """The passwords of the registry's users: ro, rw, mirror-puller, mirror-pusher.
 
     Or name and password, where a rotation has given a user another name.

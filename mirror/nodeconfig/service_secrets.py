@@ -271,7 +271,7 @@ def _random(length: int) -> str:
 # -- the file --------------------------------------------------------------------------------------
 
 
-class _User(CamelModel):
+class _StoredUser(CamelModel):
     name: str
     password: str
     password_hash: str
@@ -281,14 +281,14 @@ class _Secrets(CamelModel):
     authority: KeyPair
     token: KeyPair
     http_secret: str
-    users: dict[RegistryUser, _User]
+    users: dict[RegistryUser, _StoredUser]
     nodes: dict[str, Leaves]
     in_cluster: Leaves
     successor: KeyPair | None = None
     former: tuple[str, ...] = ()
     token_successor: KeyPair | None = None
     token_former: tuple[str, ...] = ()
-    beside: Mapping[RegistryUser, _User] = {}
+    beside: Mapping[RegistryUser, _StoredUser] = {}
     rotation: Rotation | None = None
 
 
@@ -354,7 +354,7 @@ def secrets_text(kept: ServiceSecrets) -> str:
     """The secrets as a document, always the same for the same ones; it is itself a secret."""
     accounts = {
         name: {
-            user: _User(
+            user: _StoredUser(
                 name=one.account.name,
                 password=one.account.password.get_secret_value(),
                 password_hash=one.password_hash,

@@ -308,7 +308,7 @@ def verify_shard(
     bundle.follow(run)
     if bundle.folder is None or str(place) == str(bundle.folder):
         raise InputError(f"{place}: name a place for findings, and a bundle that is another folder")
-    findings = _Findings(place, shard, run)
+    findings = _ShardFindings(place, shard, run)
     if isinstance(place, Path):
         with os_errors(place, "create"):
             make_folder(place)
@@ -367,7 +367,7 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True)
-class _Findings:
+class _ShardFindings:
     """The place of what the shards of one verification find: a small file or object for each."""
 
     place: Path | Bucket

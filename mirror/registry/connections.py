@@ -32,7 +32,7 @@ from mirror.registry.options import (
     proxy_for,
     tls_context,
 )
-from mirror.registry.streams import SLICE_S, Fault, Stream, Wait, WireError, blaming
+from mirror.registry.streams import SLICE_S, Stream, Wait, WireError, WireFault, blaming
 
 _IDLE_S = 30.0
 _FIRST_READ = 64 << 10
@@ -115,7 +115,7 @@ class Connections:
     ) -> Response:
         match = _ADDRESS.fullmatch(url)
         if match is None:
-            raise WireError(Fault.UNSENDABLE, "an address that is not of the web")
+            raise WireError(WireFault.UNSENDABLE, "an address that is not of the web")
         server, target = match.groups()
         route = self._routes.get(server) or self._route(server)
         if not target.startswith("/"):
@@ -133,7 +133,7 @@ class Connections:
             except BaseException as err:
                 connection.done(keep=False)
                 # The server may have closed a kept connection in the very moment of the request.
-                closed = isinstance(err, WireError) and err.fault is Fault.BROKEN
+                closed = isinstance(err, WireError) and err.fault is WireFault.BROKEN
                 if kept is None or not closed or connection.is_answered or method not in _SAFE:
                     raise
                 kept = None
@@ -154,7 +154,7 @@ class Connections:
             origin = Origin.of(server)
             host = origin.host.encode("idna").decode() if not origin.host.isascii() else origin.host
         except ValueError as err:
-            raise WireError(Fault.UNSENDABLE, "an address that is not of the web") from err
+            raise WireError(WireFault.UNSENDABLE, "an address that is not of the web") from err
         address = proxy_for(*origin, self._proxies)
         name = f"[{host}]" if ":" in host else host
         if origin.port != PORTS[origin.scheme]:
@@ -209,7 +209,7 @@ class Connections:
             connection = Connection(stream, lambda one, keep: self._done(one, origin, keep=keep))
             with self._lock:
                 if self._is_closed:
-                    raise WireError(Fault.BROKEN, "the connection was closed")
+                    raise WireError(WireFault.BROKEN, "the connection was closed")
                 self._busy.add(connection)
         except BaseException:
             stream.close()
@@ -242,7 +242,7 @@ class Connections:
             return
         inner = [address for address in addresses if is_inner(address)]
         if inner and not self._is_home_inner(wait):
-            raise WireError(Fault.INNER, inner[0])
+            raise WireError(WireFault.INNER, inner[0])
 
     def _is_home_inner(self, wait: Wait) -> bool:
         """Whether the registry itself is in a private network; behind a proxy it is not."""
@@ -272,7 +272,7 @@ def head_of(method: str, target: str, host: str, headers: Mapping[str, str]) -> 
     text = "\r\n".join([*lines, "", ""])
     ends = len(lines) + 1
     if text.count("\n") != ends or text.count("\r") != ends or "\0" in text or not text.isascii():
-        raise WireError(Fault.UNSENDABLE, "")  # the text may hold a secret
+        raise WireError(WireFault.UNSENDABLE, "")  # the text may hold a secret
     return text.encode()
 
 
@@ -284,7 +284,7 @@ def _tunnel(stream: Stream, proxy: Proxy, origin: Origin, patience: Patience) ->
     connection.send(head_of("CONNECT", server, server, proxy.headers), None, patience)
     status, _, _ = connection.head()
     if not 200 <= status < 300:
-        raise WireError(Fault.PROXY, f"HTTP {status}")
+        raise WireError(WireFault.PROXY, f"HTTP {status}")
 
 
 def connected(addresses: Sequence[Resolved], wait: Wait) -> Stream:
@@ -303,7 +303,7 @@ def connected(addresses: Sequence[Resolved], wait: Wait) -> Stream:
                 failure = err
         raise failure
     except OSError as err:
-        raise WireError(Fault.CONNECT, str(err)) from err
+        raise WireError(WireFault.CONNECT, str(err)) from err
 
 
 def resolved(host: str, port: int, wait: Wait) -> list[Resolved]:
@@ -336,7 +336,9 @@ def resolved(host: str, port: int, wait: Wait) -> list[Resolved]:
     while not over.wait(min(wait.left_s(), SLICE_S)):
         wait.check()
     if failures and isinstance(failures[0], (OSError, ValueError, OverflowError)):
-        raise WireError(Fault.CONNECT, str(failures[0])) from failures[0]  # a name that cannot be
+        raise WireError(WireFault.CONNECT, str(failures[0])) from failures[
+            0
+        ]  # a name that cannot be
     if failures:
         raise failures[0]
     return answers[0]
@@ -371,7 +373,7 @@ def _encrypted(stream: Stream, context: ssl.SSLContext, host: str, wait: Wait) -
         outer = Stream(sock)
         outer.attempt(sock.do_handshake, select.POLLIN, wait)
     except ValueError as err:  # a name that no certificate can have
-        raise WireError(Fault.CONNECT, str(err)) from err
+        raise WireError(WireFault.CONNECT, str(err)) from err
     return outer
 
 
@@ -442,4 +444,4 @@ def read_whole(headers: Mapping[str, str], pieces: Iterable[bytes], limit: int) 
     try:
         return zlib.decompressobj(_ANY_WINDOW).decompress(collected, limit + 1)
     except zlib.error as err:
-        raise WireError(Fault.BROKEN, "an answer that cannot be decompressed") from err
+        raise WireError(WireFault.BROKEN, "an answer that cannot be decompressed") from err

@@ -23,7 +23,7 @@ from mirror.errors import (
 from mirror.registry.http1 import clean
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retries import TransientFailure
-from mirror.registry.streams import Fault, WireError
+from mirror.registry.streams import WireError, WireFault
 
 
 def from_network(
@@ -49,30 +49,30 @@ def from_network(
     if err.proxy is not None:
         return _from_proxy(err, err.proxy, where=where, host=host, options=options)
     match err.fault:
-        case Fault.CONNECT_LATE:
+        case WireFault.CONNECT_LATE:
             happened = f"no connection to {host} within {options.connect_timeout_s:g} s"
             advice = f"check the address, the firewall between, and the proxy settings{origin}"
             error = UnreachableError(f"{where}: {happened}; {advice}", where=where)
             return TransientFailure(error, happened, unreachable=True)
-        case Fault.READ_LATE if not in_body:
+        case WireFault.READ_LATE if not in_body:
             happened = f"{host} took the request but did not answer in time"
             advice = "the registry may be overloaded, try again later"
             error = StalledError(f"{where}: {happened}; {advice}", where=where)
             return TransientFailure(error, f"{host} did not answer in time", unreachable=True)
-        case Fault.READ_LATE | Fault.WRITE_LATE:
+        case WireFault.READ_LATE | WireFault.WRITE_LATE:
             return stalled(where, host, options)
-        case Fault.INNER:
+        case WireFault.INNER:
             return RegistryError(
                 f"{where}: {named_by}, which is a public address, leads to {host} ({err}), in a "
                 "private network; nothing was asked there. If that is right, allow it "
                 f"with --trust-host {host}{origin}",
                 where=where,
             )
-        case Fault.CONNECT:
+        case WireFault.CONNECT:
             return _from_connect(err, where=where, host=host, origin=origin, options=options)
-        case Fault.BROKEN if told := _alert(err, host):
+        case WireFault.BROKEN if told := _alert(err, host):
             return UnreachableError(f"{where}: {told}", where=where)
-        case Fault.BROKEN:
+        case WireFault.BROKEN:
             happened = f"the connection to {host} broke"
             advice = "if this stays so, check the network and the registry's own log"
             said = f"{where}: {happened}: {_reason(err)}; {advice}"
@@ -96,20 +96,22 @@ def _from_proxy(
     causes = tuple(_causes(err))
     passes = True
     match err.fault:
-        case Fault.CONNECT_LATE:
+        case WireFault.CONNECT_LATE:
             what = f"takes no connection within {options.connect_timeout_s:g} s"
-        case Fault.CONNECT if any(isinstance(one, ConnectionRefusedError) for one in causes):
+        case WireFault.CONNECT if any(isinstance(one, ConnectionRefusedError) for one in causes):
             what = "refuses connections"
-        case Fault.CONNECT if found := [one for one in causes if isinstance(one, socket.gaierror)]:
+        case WireFault.CONNECT if found := [
+            one for one in causes if isinstance(one, socket.gaierror)
+        ]:
             what = f"has a name that cannot be resolved ({found[0].strerror})"
             passes = found[0].errno == socket.EAI_AGAIN
-        case Fault.CONNECT:
+        case WireFault.CONNECT:
             what = f"cannot be connected to: {_reason(err)}"
             passes = not any(isinstance(one, ssl.SSLError) for one in causes)
-        case Fault.PROXY:
+        case WireFault.PROXY:
             what = _REFUSED_BY_PROXIES.get(str(err), f"refused: {_reason(err)}")
             passes = "not reach" in what
-        case Fault.READ_LATE | Fault.WRITE_LATE:
+        case WireFault.READ_LATE | WireFault.WRITE_LATE:
             what = "did not answer in time"
         case _:
             what = f"broke off: {_reason(err)}"

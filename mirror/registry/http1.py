@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from mirror.durable import FileExtent
 from mirror.errors import printable
-from mirror.registry.streams import AnsweredError, Fault, Piece, Stream, Wait, WireError
+from mirror.registry.streams import AnsweredError, Piece, Stream, Wait, WireError, WireFault
 
 _MAX_HEAD = 100 << 10
 _READ = 64 << 10
@@ -114,13 +114,13 @@ class Response:
             return None
         if (coding := headers.get("transfer-encoding")) is not None:
             if coding.lower() != "chunked":
-                raise WireError(Fault.BROKEN, "an unknown transfer coding")
+                raise WireError(WireFault.BROKEN, "an unknown transfer coding")
             if headers.pop("content-length", None) is not None:
                 self._keeps = False  # one of the two is wrong
             return connection.chunks()
         if "content-length" in headers:
             if (length := headers.length) is None:
-                raise WireError(Fault.BROKEN, "an answer with a wrong Content-Length")
+                raise WireError(WireFault.BROKEN, "an answer with a wrong Content-Length")
             return connection.counted(length) if length else None
         self._keeps = False
         return connection.rest()
@@ -145,7 +145,7 @@ class Connection:
         """
         self._patience, self.is_answered = patience, False
         self._wait = Wait(patience.stall_s, patience.check)
-        self._wait.late, self._wait.broken = Fault.WRITE_LATE, Fault.BROKEN
+        self._wait.late, self._wait.broken = WireFault.WRITE_LATE, WireFault.BROKEN
         pieces = iter(body.opened()) if body is not None else iter(())
         try:
             first: Piece = next(pieces, b"")
@@ -165,7 +165,7 @@ class Connection:
         except AnsweredError:
             self._is_broken = True
         except WireError as err:
-            if err.fault is not Fault.BROKEN:
+            if err.fault is not WireFault.BROKEN:
                 raise  # else what is still there to be read, a TLS alert too, says why
             self._is_broken = True
         finally:
@@ -191,13 +191,13 @@ class Connection:
     def head(self) -> tuple[int, Headers, bool]:
         """The status and the fields of the answer, and whether the connection may be kept."""
         wait = self._wait
-        wait.until, wait.late = time.monotonic() + self._patience.answer_s, Fault.READ_LATE
+        wait.until, wait.late = time.monotonic() + self._patience.answer_s, WireFault.READ_LATE
         while True:
             status, version, fields = self._one_head()
             wait.check()
             wait.left_s()  # a server may send interim answers for ever
             if status == 101:
-                raise WireError(Fault.BROKEN, "an answer in another protocol")
+                raise WireError(WireFault.BROKEN, "an answer in another protocol")
             if status >= 200:
                 break
         headers = Headers(fields)
@@ -214,7 +214,7 @@ class Connection:
             most = min(left, _PIECE)
             piece = self._receive(most, least=most if most > _READ else 1)
             if not piece:
-                raise WireError(Fault.BROKEN, f"it ended {left} bytes before the answer did")
+                raise WireError(WireFault.BROKEN, f"it ended {left} bytes before the answer did")
             left -= len(piece)
             yield piece
 
@@ -224,17 +224,17 @@ class Connection:
             self._wait_anew()
             match = _SIZE.fullmatch(self._line())
             if match is None:
-                raise WireError(Fault.BROKEN, "an answer with a wrong chunk")
+                raise WireError(WireFault.BROKEN, "an answer with a wrong chunk")
             if not (size := int(match[1], 16)):
                 break
             yield from self.counted(size)
             self._wait_anew()
             if self._line():
-                raise WireError(Fault.BROKEN, "an answer with a wrong chunk")
+                raise WireError(WireFault.BROKEN, "an answer with a wrong chunk")
         left = _MAX_HEAD
         while trailer := self._line():
             if (left := left - len(trailer)) < 0:
-                raise WireError(Fault.BROKEN, f"trailers of more than {_MAX_HEAD} bytes")
+                raise WireError(WireFault.BROKEN, f"trailers of more than {_MAX_HEAD} bytes")
 
     def rest(self) -> Generator[bytes, None, None]:
         """All that comes until the other side closes."""
@@ -260,9 +260,9 @@ class Connection:
         """The next line, without its end; it all has to come in the wait that has begun."""
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > _MAX_HEAD:
-                raise WireError(Fault.BROKEN, "an answer with a line without an end")
+                raise WireError(WireFault.BROKEN, "an answer with a line without an end")
             if not (more := self.stream.receive(_READ, self._wait)):
-                raise WireError(Fault.BROKEN, "it ended before the answer did")
+                raise WireError(WireFault.BROKEN, "it ended before the answer did")
             self._buffer += more
         line, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
         return line.removesuffix(b"\r")
@@ -271,9 +271,9 @@ class Connection:
         data, self._buffer = self._buffer, b""
         while (end := _HEAD_END.search(data)) is None:
             if len(data) > _MAX_HEAD:
-                raise WireError(Fault.BROKEN, f"a head of more than {_MAX_HEAD} bytes")
+                raise WireError(WireFault.BROKEN, f"a head of more than {_MAX_HEAD} bytes")
             if not (more := self.stream.receive(_READ, self._wait)):
-                raise WireError(Fault.BROKEN, "it ended without an answer")
+                raise WireError(WireFault.BROKEN, "it ended without an answer")
             self.is_answered = True
             data += more
         self._buffer = data[end.end() :]
@@ -309,10 +309,10 @@ def _parsed(text: str) -> tuple[int, str, list[tuple[str, str]]]:
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or _NAME.fullmatch(name) is None or "\0" in value or "\r" in value:
-            raise WireError(Fault.BROKEN, "an answer that is not HTTP")
+            raise WireError(WireFault.BROKEN, "an answer that is not HTTP")
         fields.append((name.lower(), value.strip(" \t")))
     if status is None:
-        raise WireError(Fault.BROKEN, "an answer that is not HTTP")
+        raise WireError(WireFault.BROKEN, "an answer that is not HTTP")
     return int(status[2]), status[1], fields
 
 

@@ -29,7 +29,7 @@ Piece: TypeAlias = bytes | memoryview | FileExtent
 Result = TypeVar("Result")
 
 
-class Fault(Enum):
+class WireFault(Enum):
     """What the network did."""
 
     CONNECT = "no connection"
@@ -48,7 +48,7 @@ class WireError(Exception):
     `proxy` (`host:port`) is the one between that failed, if one did.
     """
 
-    def __init__(self, fault: Fault, text: str) -> None:
+    def __init__(self, fault: WireFault, text: str) -> None:
         super().__init__(text)
         self.fault = fault
         self.url: str | None = None
@@ -79,7 +79,7 @@ class Wait:
     __slots__ = ("broken", "check", "heard", "late", "until")
 
     def __init__(self, seconds: float, check: Callable[[], None]) -> None:
-        self.check, self.late, self.broken = check, Fault.CONNECT_LATE, Fault.CONNECT
+        self.check, self.late, self.broken = check, WireFault.CONNECT_LATE, WireFault.CONNECT
         self.heard: Callable[[], bool] | None = None
         self.until = time.monotonic() + seconds
         check()

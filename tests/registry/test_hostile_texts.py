@@ -25,7 +25,7 @@ from mirror.registry import (
 from mirror.registry.addresses import Origin
 from mirror.registry.connections import Connections, _Destination
 from mirror.registry.http1 import Body, Connection, Headers, Patience, Response
-from mirror.registry.streams import Fault, WireError
+from mirror.registry.streams import WireError, WireFault
 from tests.support.hostile import json_documents
 from tests.support.strategies import MORE_EXAMPLES
 
@@ -127,12 +127,12 @@ class Unplugged(Connections):
         try:
             super().send(method, url, headers, body, patience)
         except WireError as err:
-            if err.fault is not Fault.CONNECT:
+            if err.fault is not WireFault.CONNECT:
                 raise
         return _Told(method, url, answer, headers.get("Authorization", ""))
 
     def _opened(self, route: _Destination, patience: Patience) -> Connection:
-        raise WireError(Fault.CONNECT, "unplugged")
+        raise WireError(WireFault.CONNECT, "unplugged")
 
 
 def pieces(offset: int) -> Generator[bytes, None, None]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mirror.registry.connections import head_of as head
 from mirror.registry.http1 import Body, Connection, Patience, Response
-from mirror.registry.streams import Fault, Piece, Stream, Wait, WireError
+from mirror.registry.streams import Piece, Stream, Wait, WireError, WireFault
 
 PATIENCE = Patience(5.0, 5.0, 5.0, lambda: None)
 
@@ -127,12 +127,12 @@ def test_damage_is_an_error_or_what_another_reader_reads(
     at = data.draw(st.integers(0, len(answer) - 1))
     damaged = answer[:at] + data.draw(st.binary(max_size=3)) + answer[at + 1 :]
     other = as_h11_reads(damaged, "GET")
-    faults, content = list[Fault](), b""
+    faults, content = list[WireFault](), b""
     try:
         content = body(damaged)
     except WireError as err:
         faults.append(err.fault)
-    assert faults == [Fault.BROKEN] or (not faults and (other is None or other[2] == content))
+    assert faults == [WireFault.BROKEN] or (not faults and (other is None or other[2] == content))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_damage_is_an_error_or_what_another_reader_reads(
 def test_what_is_no_answer_is_a_broken_connection(answer: bytes) -> None:
     with pytest.raises(WireError) as caught:
         body(answer)
-    assert caught.value.fault is Fault.BROKEN
+    assert caught.value.fault is WireFault.BROKEN
 
 
 def test_a_line_without_an_end_is_given_up() -> None:
@@ -239,7 +239,7 @@ def test_an_early_answer_to_a_body_that_is_not_taken_is_heard() -> None:
 def test_a_field_cannot_carry_another(value: str) -> None:
     with pytest.raises(WireError) as caught:
         head("GET", "/", "host", {"Authorization": value})
-    assert caught.value.fault is Fault.UNSENDABLE
+    assert caught.value.fault is WireFault.UNSENDABLE
     assert value not in str(caught.value)
 
 
