@@ -426,7 +426,9 @@ def test_a_file_for_which_nobody_has_anything_stays_one_that_is_missing(
 def test_what_nobody_has_is_listed_and_may_be_asked_for(bundle: Path) -> None:
     for path in archives(bundle):
         flip(path, path.stat().st_size // 2)
+    damaged = files(bundle)
     report = repair(bundle)
+    assert files(bundle) == damaged, "a file that is there stays, whatever it lacks"
     document = report.to_document()
     assert document["ok"] is False
     lacking = report.lacking
