@@ -230,6 +230,8 @@ class Replication(RegistryTask):
                 return
         self._run.on_event(PhaseStarted(f"{name}: comparing by digest"))
         depth = Depth.DEEP if self._options.deep else Depth.LISTED
+        if not (known.repositories or self._options.full):
+            depth = Depth.PROBE  # a new replica: a few blobs tell of an interrupted sync
         found = self._observe(self._wanted, depth, known.repositories)
         held = found.held
         if self._options.deep:

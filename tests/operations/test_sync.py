@@ -29,7 +29,7 @@ from mirror.operations.prune import prune
 from mirror.operations.replicate import Outcome, ReplicaResult, SyncOptions
 from mirror.operations.sync import LeaderAudit, sync_replicas
 from mirror.reports.registries import sync_summary
-from mirror.run import Cancellation, Run
+from mirror.run import DEFAULT_JOBS, Cancellation, Run
 from mirror.sync import Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.plan import tags_of
 from mirror.sync.publication import TRIAL, announce
@@ -138,6 +138,20 @@ def test_empty_replicas_hold_everything_afterwards_and_state_the_same(
     # One reading of each blob a replica, and none of it a second time.
     gets = leader.registry.requests.count("GET", "/blobs/")
     assert gets <= 2 * (len(STORE.inventory().blob_sizes()) + 1) + 1
+
+
+def test_a_new_replica_is_not_asked_for_each_manifest_and_blob(two: list[Replica]) -> None:
+    """Of a repository without tags a few blobs tell whether a sync was interrupted there."""
+    leader, replica = two
+    store = MemoryStore()
+    put_image(store, "", "v1", layers=[b"%d" % number for number in range(60)])
+    leader.fill(store)
+    assert sync_replicas(leader.tree, [replica.tree]).exit_code == 0
+    asked = replica.registry.requests
+    assert asked.matching("HEAD", "/manifests/sha256", 404) == []
+    heads = asked.matching("HEAD", "/blobs/", 404)
+    assert len(heads) <= 2 * DEFAULT_JOBS + 1, "of 61 blobs, and one of the statement"
+    assert replica.held().repository("") == leader.held().repository("")
 
 
 def test_a_second_sync_asks_for_what_each_registry_states(three: list[Replica]) -> None:
