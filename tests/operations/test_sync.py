@@ -140,9 +140,9 @@ def test_empty_replicas_hold_everything_afterwards_and_state_the_same(
     assert gets <= 2 * (len(STORE.inventory().blob_sizes()) + 1) + 1
 
 
-def test_a_new_replica_is_not_asked_for_each_manifest_and_blob(two: list[Replica]) -> None:
+def test_a_new_replica_is_not_asked_for_each_manifest_and_blob(three_empty: list[Replica]) -> None:
     """Of a repository without tags a few blobs tell whether a sync was interrupted there."""
-    leader, replica = two
+    leader, replica, _ = three_empty
     store = MemoryStore()
     put_image(store, "", "v1", layers=[b"%d" % number for number in range(60)])
     leader.fill(store)
@@ -151,7 +151,7 @@ def test_a_new_replica_is_not_asked_for_each_manifest_and_blob(two: list[Replica
     assert asked.matching("HEAD", "/manifests/sha256", 404) == []
     heads = asked.matching("HEAD", "/blobs/", 404)
     assert len(heads) <= 2 * DEFAULT_JOBS + 1, "of 61 blobs, and one of the statement"
-    assert replica.held().repository("") == leader.held().repository("")
+    assert replica.held() == store.inventory()
 
 
 def test_a_second_sync_asks_for_what_each_registry_states(three: list[Replica]) -> None:
@@ -1045,7 +1045,7 @@ def test_storage_goes_with_deep_and_with_a_replica(two: list[Replica]) -> None:
     leader, replica = two
     words = ("sync", "--insecure", "--from", leader.name, "--to", replica.name)
     call_mirror(*words, "--storage", f"{replica.name}=/").failed(2, "--deep")
-    call_mirror(*words, "--deep", "--storage", "elsewhere=/").failed(2, "none of those")
+    call_mirror(*words, "--deep", "--storage", "elsewhere=/").failed(2, "is not among those")
     call_mirror(*words, "--deep", "--storage", "/").failed(2, "REGISTRY=DIR")
     call_mirror(*words, "--deep", "--storage", f"{replica.name}=/etc").failed(
         2, "not a registry's data folder"
