@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import shlex
 import signal
 import sys
@@ -130,7 +129,6 @@ class Kubelet:
         """End all containers at once, as a power cut does."""
         for _, containers in self._pods.values():
             for one in containers:
-                os.killpg(one.pid, signal.SIGKILL)
                 one.kill()
         self._pods.clear()
 

@@ -136,15 +136,13 @@ class ServerProcess:
         try:
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            _kill_all(process)
 
     def kill(self) -> None:
         """End it as a power cut would."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.wait()
+            _kill_all(process)
 
     def restart(self) -> None:
         """Stop it, if it runs, and start it again on the same port."""
@@ -167,3 +165,10 @@ class ServerProcess:
     ) -> None:
         self.stop()
         print(f"--- {self._argv[0]} on port {self.port} ---\n{self.log_tail()}")
+
+
+def _kill_all(process: subprocess.Popen[bytes]) -> None:
+    """With its own children, such as nginx's workers, which would keep the port."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # it leads a session
+    process.wait()
