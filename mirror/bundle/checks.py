@@ -26,6 +26,7 @@ from mirror.bundle.format import (
 from mirror.bundle.gost import check_gostsum
 from mirror.bundle.location import Location, Readable, Stretch, archive_at
 from mirror.bundle.seal import Seal
+from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.durable import os_errors
 from mirror.errors import (
     DamagedBundleError,
@@ -127,13 +128,31 @@ def _end_marker(archive: OpenArchive, offset: int, size: int) -> Check:
     return Check(archive.file, "the end marker", offset, 0, None, after=size)
 
 
+def end_findings(seal: Seal, archives: Iterable[OpenArchive]) -> Iterator[Finding]:
+    """Say which archives are longer or shorter than sealed, or have another end marker."""
+    for archive in archives:
+        expected = seal.archives.get(archive.name)
+        if expected is None or archive.broken is not None:
+            continue
+        if archive.file.size != expected.size:
+            yield _other_size(expected, archive)
+            continue
+        end = _end_marker(archive, expected.trailer_offset, TRAILER_SIZE)
+        if problem := end.problem(archive.file, Run(1), lambda _count: None):
+            yield Finding(archive.name, f"{end.title} {problem}")
+
+
+def _other_size(expected: Archive, archive: OpenArchive) -> Finding:
+    return Finding(archive.name, f"has {archive.file.size} bytes instead of {expected.size}")
+
+
 def _title(entry: Entry) -> str:
     return entry.path if entry.content is not None else f"blob {entry.digest}"
 
 
 def shift_findings(expected: Archive, archive: OpenArchive) -> Iterator[Finding]:
     """Report what an archive of another size than sealed is missing, or has besides."""
-    yield Finding(archive.name, f"has {archive.file.size} bytes instead of {expected.size}")
+    yield _other_size(expected, archive)
     if archive.problem is not None:
         yield Finding(archive.name, archive.problem.seen_from(archive.name))
     dependents: dict[str, Dependents] = {}
@@ -236,7 +255,24 @@ def file_findings(seal: Seal, folder: Location | None) -> Iterator[Finding]:
             file.close()
 
 
-def sums_findings(
+def sums_of(
+    seal: Seal, folder: Location, archives: Iterable[OpenArchive]
+) -> tuple[Mapping[str, Digest], list[Finding]]:
+    """What `SHA256SUMS` states, and what is wrong with it or with what only it speaks for."""
+    if not (folder / SUMS).is_file():
+        return {}, [Finding(SUMS, "the file is missing")]
+    try:
+        stated = sums.parse_whole(sums.read(folder / SUMS))
+    except DamagedBundleError as err:
+        return {}, [Finding(SUMS, err.seen_from(SUMS))]
+    packed = frozenset(one.name for one in archives if isinstance(one.file, _PACKED))
+    return stated, list(_sums_findings(seal, folder, stated, packed))
+
+
+_PACKED = (SeekableFile, Unreadable)
+
+
+def _sums_findings(
     seal: Seal, folder: Location, stated: Mapping[str, Digest], packed: frozenset[str]
 ) -> Iterator[Finding]:
     """Check the small files that only `SHA256SUMS` speaks for, and which files are missing.

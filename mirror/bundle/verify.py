@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
-from mirror.bundle import gost, sums
+from mirror.bundle import gost
 from mirror.bundle.archive import NO_OMISSIONS, Omissions, missing_archives, whole_archive
 from mirror.bundle.checks import (
     Check,
+    end_findings,
     file_findings,
     flattened,
     found_checks,
@@ -28,7 +29,7 @@ from mirror.bundle.checks import (
     parts_of,
     sealed_checks,
     shift_findings,
-    sums_findings,
+    sums_of,
     unlisted,
 )
 from mirror.bundle.contents import OpenArchive
@@ -38,7 +39,7 @@ from mirror.bundle.gost import gostsum_path
 from mirror.bundle.location import Location, Readable, size_of
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, check_limits, seal_bytes
-from mirror.bundle.seekable import Forward, SeekableFile, Unreadable
+from mirror.bundle.seekable import Forward, SeekableFile
 from mirror.bundle.share import Shard, owner, share
 from mirror.documents import document
 from mirror.errors import (
@@ -138,23 +139,34 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
         )
 
 
-def check_signed_files(reader: BundleReader) -> tuple[str, ...]:
-    """Check the files beside the archives, for which the signed seal speaks too; return notices
-    about files for which it does not.
+def check_signed(reader: BundleReader, public_pem: bytes, run: Run) -> None:
+    """Check the signature, and all that it covers and no digest of a blob will tell: the files
+    beside the archives, and how archives end. Warn of what it does not cover: sums that are not
+    what the pull wrote, and files for which no seal speaks.
 
     Raises:
-        DamagedBundleError: one is missing or changed.
+        SignatureError, InputError: as `check_signature`.
+        DamagedBundleError: a file is missing or changed, or an archive has another end.
     """
+    check_signature(reader, public_pem)
     folder, seal = reader.folder, reader._seal
     assert folder is not None, "a signed bundle is a folder"
     assert seal is not None, "its seal is signed"
-    findings = list(file_findings(seal, folder))
+    findings = [*file_findings(seal, folder), *end_findings(seal, reader._archives)]
     if findings:
         raise DamagedBundleError(
             f"{reader.name} is not what was signed: copy it again from its origin"
             + listed(findings)
         )
-    return unlisted(seal, folder)
+    if other := sums_of(seal, folder, reader._archives)[1]:
+        run.on_event(
+            Warned(
+                "the signature does not cover sums, and these are not what the pull wrote; what "
+                f"follows goes by the signed seal:{listed(other)}"
+            )
+        )
+    for notice in unlisted(seal, folder):
+        run.on_event(Warned(notice))
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,18 +270,8 @@ class _BundleVerification:
         self._findings += missing_archives(seal.archives, [archive.name for archive in archives])
         self._findings += file_findings(seal, folder)
         self._notices += unlisted(seal, folder)
-        if not (folder / SUMS).is_file():
-            self._findings.append(Finding(SUMS, "the file is missing"))
-            return
-        try:
-            self._sums = sums.parse_whole(sums.read(folder / SUMS))
-        except DamagedBundleError as err:
-            self._findings.append(Finding(SUMS, err.seen_from(SUMS)))
-            return
-        packed = frozenset(
-            one.name for one in archives if isinstance(one.file, SeekableFile | Unreadable)
-        )
-        self._findings += sums_findings(seal, folder, self._sums, packed)
+        self._sums, findings = sums_of(seal, folder, archives)
+        self._findings += findings
 
     def _plan_archive(self, archive: OpenArchive) -> None:
         """Note the checks of an archive, and what is wrong with it as a whole."""

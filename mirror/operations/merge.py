@@ -14,7 +14,7 @@ from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.location import Location
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits, read_files
-from mirror.bundle.verify import check_signature
+from mirror.bundle.verify import check_signed
 from mirror.errors import InputError, MissingBaseError
 from mirror.events import PhaseStarted
 from mirror.oci import Digest
@@ -93,7 +93,7 @@ def merge(
         if reader.folder is not None and _same(reader.folder, folder):
             raise InputError(f"{folder} is one of the bundles to merge; name another place")
         if key is not None:
-            check_signature(reader, key)
+            check_signed(reader, key, run)
     last = readers[-1]
     if last._seal is None or last.folder is None:
         raise InputError(

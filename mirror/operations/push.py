@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from mirror.bundle.archive import missing_findings
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.verify import check_signature, check_signed_files
+from mirror.bundle.verify import check_signed
 from mirror.errors import (
     CancelledError,
     ConflictError,
@@ -241,9 +241,7 @@ class PushWork:
         """A push of a bundle and of the images that index it, signed by the holder of `key`."""
         reader.follow(run)
         if key is not None:
-            check_signature(reader, key)
-            for notice in check_signed_files(reader):
-                run.on_event(Warned(notice))
+            check_signed(reader, key, run)
         bundle = reader.inventory()
         for notice in reader.warnings():
             run.on_event(Warned(notice))

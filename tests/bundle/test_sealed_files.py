@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,9 +22,11 @@ from mirror.bundle.folder import Packing
 from mirror.bundle.gost import gost_digest
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, read_files
-from mirror.bundle.verify import check_signature, check_signed_files, verify_bundle
+from mirror.bundle.verify import check_signature, check_signed, verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.errors import DamagedBundleError, IntegrityError, MirrorError, SignatureError
+from mirror.events import Event, Warned
+from mirror.operations.merge import merge
 from mirror.operations.push import plan_push
 from mirror.registry import RegistryClient
 from mirror.run import Run
@@ -51,13 +55,22 @@ def _sign(data: bytes) -> bytes:
     return signing.sign(data, PRIVATE)
 
 
-def pack(folder: Path, *, part_size: int = 0, gost: bool = False, signed: bool = False) -> None:
+def pack(
+    folder: Path,
+    *,
+    part_size: int = 0,
+    gost: bool = False,
+    signed: bool = False,
+    compress: bool = False,
+) -> None:
     seal = type(SEAL).over(SEAL.archives.values(), SEAL.selection, SEAL.tool, FILES)
     with BundleWriter(
         folder,
         seal,
         FILES,
-        Packing(part_size=part_size, gost_digest=gost, sign=_sign if signed else None),
+        Packing(
+            part_size=part_size, gost_digest=gost, sign=_sign if signed else None, compress=compress
+        ),
     ) as writer:
         transfer(make_plan(WANTED, writer.held(WANTED)), STORE, writer, run=Run(jobs=3))
         writer.finish()
@@ -247,6 +260,56 @@ def test_a_signed_bundle_is_pushed_only_with_every_file_that_was_signed(
             plan_push(reader, tree_of(registry), key=PUBLIC)
 
 
+ENDS: dict[str, Callable[[bytes], bytes]] = {
+    "longer": lambda data: data + b"hidden",
+    "shorter": lambda data: data[:-1],
+    "other end marker": lambda data: data[:-2] + b"\1\0",
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize(
+    "how", [{}, {"part_size": 5000}, {"compress": True}], ids=["whole", "parts", "compressed"]
+)
+def test_a_signed_bundle_is_used_only_with_archives_that_end_as_they_were_signed(
+    end: Callable[[bytes], bytes], how: dict[str, Any], tmp_path: Path
+) -> None:
+    """No content lies there, so that no digest of a blob tells."""
+    pack(tmp_path / "signed", signed=True, **how)
+    file = max((tmp_path / "signed").glob("platform.tar*"))
+    file.write_bytes(end(file.read_bytes()))
+    with BundleReader([tmp_path / "signed"]) as reader, RegistryClient("no.invalid") as registry:
+        told = r"copy it again from its origin.*\n  platform\.tar"
+        with pytest.raises(DamagedBundleError, match=told):
+            plan_push(reader, tree_of(registry), key=PUBLIC)
+        with pytest.raises(DamagedBundleError, match=told):
+            merge([reader], tmp_path / "merged", key=PUBLIC)
+    assert not list((tmp_path / "merged").glob("*"))
+
+
+@pytest.mark.parametrize("spoil", ["change", "empty", "lose"])
+@pytest.mark.parametrize("name", ["SHA256SUMS", "platform.tar.gostsum"])
+def test_sums_that_are_not_what_was_pulled_are_told_before_a_signed_bundle_is_used(
+    name: str, spoil: str, tmp_path: Path
+) -> None:
+    """The signature cannot cover them, and no image depends on them; `verify` refuses them."""
+    pack(tmp_path / "signed", signed=True, gost=True)
+    file = tmp_path / "signed" / name
+    if spoil == "lose":
+        file.unlink()
+    else:
+        file.write_bytes(b"" if spoil == "empty" else file.read_bytes()[::-1])
+    heard: list[Event] = []
+    with BundleReader([tmp_path / "signed"]) as reader:
+        assert name in {one.place for one in verify_bundle(reader).findings}
+        merge([reader], tmp_path / "merged", key=PUBLIC, run=Run(on_event=heard.append))
+    (warning,) = (event.message for event in heard if isinstance(event, Warned))
+    assert warning.startswith(
+        "the signature does not cover sums, and these are not what the pull wrote; what follows "
+        f"goes by the signed seal:\n  {name}: "
+    )
+
+
 def test_files_that_nothing_speaks_for_are_told(tmp_path: Path) -> None:
     pack(tmp_path, signed=True, gost=True)
     for name in ("install.sh", "NOTES.txt"):
@@ -254,7 +317,9 @@ def test_files_that_nothing_speaks_for_are_told(tmp_path: Path) -> None:
     (tmp_path / "platform.tar.0000.chunk.partial").write_text("a leftover")
     with BundleReader([tmp_path]) as reader:
         told = "not listed in inventory.json, so that no seal or signature speaks for it: "
-        assert check_signed_files(reader) == (f"{told}NOTES.txt, install.sh",)
+        heard: list[Event] = []
+        check_signed(reader, PUBLIC, Run(on_event=heard.append))
+        assert heard == [Warned(f"{told}NOTES.txt, install.sh")]
         report = verify_bundle(reader)
         assert not report.findings
         assert report.notices == (f"{told}NOTES.txt, install.sh",)
