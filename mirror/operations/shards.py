@@ -12,7 +12,7 @@ from mirror.bundle.bucket import Bucket
 from mirror.bundle.checks import once_each, state_of
 from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.format import PARTIAL_SEAL, VERIFIED
-from mirror.bundle.location import RemotePath
+from mirror.bundle.location import RemotePath, size_of
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, parse_seal
 from mirror.bundle.shards import AgreedPlan, ShardPlace
@@ -49,6 +49,7 @@ from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
 
 _ANEW = "name a new place for each verification, or remove these with `mirror clean`"
+_MOST_FINDINGS, _MOST_BYTES = 50_000, 64 << 20
 _MOST_LOOKS = 4
 """How often the end of a push is tried while other shards come to it, too."""
 
@@ -327,7 +328,10 @@ def verify_shard(
     else:
         findings.write({"about": about})  # what may not be written is told before the work
         began, report = datetime.now(UTC), _verified(bundle, shard, key, quick, run)
-        mine = _Found(began, datetime.now(UTC), report.findings, report.notices)
+        kept, notices = report.findings[:_MOST_FINDINGS], report.notices
+        if more := len(report.findings) - len(kept):
+            notices += (f"shard {shard} found {more} more, which are not listed",)
+        mine = _Found(began, datetime.now(UTC), kept, notices)
         findings.write({"about": about, **document(mine, "began", "ended", "findings", "notices")})
         found = {shard.number: mine, **findings.read(about)}  # a list may lag behind
     awaited = sorted(set(range(1, shard.count + 1)) - found.keys())
@@ -386,11 +390,12 @@ class _ShardFindings:
         found: dict[int, _Found] = {}
         folder = self.place if isinstance(self.place, Path) else RemotePath(self.place, self.run)
         for path in folder.iterdir():
-            if (of := VERIFIED.fullmatch(path.name)) is None:
+            if (of := VERIFIED.fullmatch(path.name)) is None or not path.is_file():
                 continue
             try:
                 with os_errors(path, "read"):
-                    record = parse_json(path.read_bytes())
+                    whole = size_of(path) <= _MOST_BYTES  # else nobody of us wrote it
+                    record = parse_json(path.read_bytes() if whole else b"")
                 theirs = {**record["about"], "count": int(of[2])}
                 if "ended" in record:
                     found[int(of[1])] = _Found.of(record)

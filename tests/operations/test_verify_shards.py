@@ -319,6 +319,16 @@ def test_what_is_no_record_of_a_shard_is_told(data: bytes, bundle: Path, tmp_pat
         check(bundle, "1/2", place)
 
 
+def test_no_more_is_read_of_a_place_than_shards_write_there(bundle: Path, tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    with (place / "verified-2-of-2.json").open("wb") as file:
+        file.truncate(1 << 40)
+    (place / "verified-1-of-2.json").symlink_to("/dev/zero")
+    with pytest.raises(DamagedBundleError, match="it is not what a shard of a verification writes"):
+        check(bundle, "1/2", place)
+
+
 def test_a_place_that_cannot_be_written_is_told_before_the_work(
     bundle: Path, tmp_path: Path
 ) -> None:
