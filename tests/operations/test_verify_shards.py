@@ -22,6 +22,7 @@ from mirror.bundle.share import Shard
 from mirror.bundle.verify import verify_bundle
 from mirror.errors import DamagedBundleError, FileSystemError, InputError, MirrorError
 from mirror.events import Event, TransferStarted, Warned
+from mirror.operations import shards
 from mirror.operations.clean import clean
 from mirror.operations.merge import merge
 from mirror.operations.shards import VerifyShardReport, verify_shard
@@ -327,6 +328,15 @@ def test_no_more_is_read_of_a_place_than_shards_write_there(bundle: Path, tmp_pa
     (place / "verified-1-of-2.json").symlink_to("/dev/zero")
     with pytest.raises(DamagedBundleError, match="it is not what a shard of a verification writes"):
         check(bundle, "1/2", place)
+
+
+def test_more_findings_than_a_record_has_room_for_are_counted(
+    damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_MOST_FINDINGS", 2)
+    done = check(damaged, "1/1", tmp_path / "run")
+    assert (done.is_whole, len(done.report.findings)) == (True, 2)
+    assert "shard 1/1 found 3 more, which are not listed" in done.report.notices
 
 
 def test_a_place_that_cannot_be_written_is_told_before_the_work(
