@@ -422,13 +422,27 @@ def test_a_file_for_which_nobody_has_anything_stays_one_that_is_missing(
         shutil.rmtree(folder)
 
 
+def test_of_a_lost_archive_what_somebody_has_is_kept_though_the_rest_is_nowhere(
+    tmp_path: Path,
+) -> None:
+    plain(tmp_path / "bundle")
+    shutil.copytree(tmp_path / "bundle", tmp_path / "copy")
+    flip(tmp_path / "copy/platform.tar", (tmp_path / "copy/platform.tar").stat().st_size // 2)
+    (tmp_path / "bundle/platform.tar").unlink()
+    report = repair(tmp_path / "bundle", [tmp_path / "copy"])
+    assert len(report.lacking.blob_sizes()) == 1
+    assert [one.digest for one in report.verified.findings] == [*report.lacking.blob_sizes()]
+    assert (tmp_path / "bundle/platform.tar").exists()
+
+
 @pytest.mark.parametrize("form", [plain, in_parts, delta])
 def test_what_nobody_has_is_listed_and_may_be_asked_for(bundle: Path) -> None:
     for path in archives(bundle):
         flip(path, path.stat().st_size // 2)
-    damaged = files(bundle)
+    sizes = {name: len(data) for name, data in files(bundle).items()}
     report = repair(bundle)
-    assert files(bundle) == damaged, "a file that is there stays, whatever it lacks"
+    after = {name: len(data) for name, data in files(bundle).items()}
+    assert after == sizes, "a file that is there stays, whatever it lacks"
     document = report.to_document()
     assert document["ok"] is False
     lacking = report.lacking
