@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
+from mirror.controller import rendered_state
 from mirror.controller.kube import KubeApi
 from mirror.modes.routes import Verdict
+from mirror.nodeconfig.service_secrets import parse_secrets
 from tests.controller.cluster_life import Life
 from tests.controller.leading import controller, settle, state_of
 from tests.support.kube_api import KubeCluster, KubeServer
@@ -108,3 +112,32 @@ def test_a_controller_goes_on_from_what_was_rendered_and_applied_by_hand(
     assert authority is not None
     assert (cluster.get("Secret", "registry-pki") or {})["data"] == authority["data"]
     assert state_of(cluster).mode == "Direct"
+
+
+@pytest.mark.usefixtures("made_once", "quick_keys")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("Direct", "Local"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.soak)
+            for pair in pairwise(("Unmanaged", "Direct", "Proxy", "Unmanaged"))
+        ),
+    ],
+)
+def test_a_controller_completes_a_transition_that_was_rendered(
+    cluster: KubeCluster, api: KubeApi, before: str, after: str
+) -> None:
+    life, texts = Life(cluster), []
+    for mode in (before, after):
+        life.want(mode)
+        texts.append(yaml.safe_dump(cluster.get("ModuleConfig", "deckhouse")))
+        if mode == before:
+            settle(controller(api), life)
+    private = state_of(cluster).private
+    assert private is not None
+    held = parse_secrets(json.loads(private.get_secret_value())["secrets"], "the state")
+    cluster.write(rendered_state(texts[1], held, texts[0]).to_secret())
+    settle(controller(api), life)
+    assert state_of(cluster).mode == after
+    assert life.broken == life.untrue == []
