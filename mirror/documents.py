@@ -200,8 +200,8 @@ _NUMBER = re.compile(r"[-+]?(?:0x[0-9A-Fa-f_]+|[0-9_:.]+(?:[eE][-+]?[0-9]+)?)")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def marks(data: bytes) -> int:
-    """Count the marks that JSON text has between its values, without the colons of digests.
+def value_count(data: bytes) -> int:
+    """Count the values of JSON text by what separates them, without the colons of digests.
 
     A parser makes some 50 bytes of each, which may be 30 times the text. The count tells how much
     memory it will take before it parses anything.

@@ -28,7 +28,7 @@ from mirror.bundle.location import Readable, Stretch
 from mirror.bundle.members import TarMember, laid_out, members
 from mirror.bundle.seal import has_long_media_type
 from mirror.bundle.seekable import SeekableFile
-from mirror.documents import marks, open_json
+from mirror.documents import open_json, value_count
 from mirror.errors import (
     DamagedBundleError,
     DigestMismatchError,
@@ -395,7 +395,7 @@ class _LayoutReading:
             raise DamagedBundleError(f"an index of {member.size} bytes is larger than any layout's")
         try:
             data = self._archive.file.read(member.offset, member.size)
-            if marks(data) > self._budget.limits.index_marks:
+            if value_count(data) > self._budget.limits.index_values:
                 raise DamagedBundleError("it has more values than the index of any layout")
             for descriptor in open_json(data)["manifests"] or ():
                 self._budget.take_names(1)

@@ -240,21 +240,21 @@ class BundleLimits:
 
     Attributes:
         seal_bytes: bytes of its seal, which has some 500 per image, and 100 per blob.
-        seal_marks: `marks` of its seal.
+        seal_values: `value_count` of its seal.
         members: files of one archive.
         files: files of all its archives together.
         names: tags, and descriptors in its manifests, each as often as it is mentioned.
         index_bytes: bytes of one layout's index, which has some 400 per tag.
-        index_marks: `marks` of that.
+        index_values: `value_count` of that.
     """
 
     seal_bytes: int
-    seal_marks: int
+    seal_values: int
     members: int
     files: int
     names: int
     index_bytes: int
-    index_marks: int
+    index_values: int
 
 
 ORDINARY = BundleLimits(32 << 20, 2_500_000, 100_000, 150_000, 120_000, 8 << 20, 1_000_000)

@@ -17,7 +17,7 @@ from mirror.registry.answers import TRANSIENT_STATUSES
 from mirror.registry.http1 import Headers
 from mirror.registry.retries import TransientFailure, retry_after_s
 
-_MOST_MARKS = 100_000
+_MOST_TAGS = 100_000
 """Of a page of 1,000 entries, each with up to 15 fields."""
 _LONGEST = 4096
 _OTHER_ENCODING = re.compile(r"<\?xml[^>]*encoding=.(?!utf-8.)", re.IGNORECASE)
@@ -46,7 +46,7 @@ def parsed(body: bytes) -> ElementTree.Element:
 
     Raises:
         ElementTree.ParseError: it is not XML in UTF-8, or has a document type or more than
-            `_MOST_MARKS` tags and attributes, as no S3 server's answer has.
+            `_MOST_TAGS` tags and attributes, as no S3 server's answer has.
     """
     try:
         words = body.decode().lstrip()
@@ -54,7 +54,7 @@ def parsed(body: bytes) -> ElementTree.Element:
         raise ElementTree.ParseError(str(err)) from err
     if _OTHER_ENCODING.match(words) or "<!" in words or "\0" in words:
         raise ElementTree.ParseError("it has a document type, or another encoding")
-    if words.count("<") + words.count("=") > _MOST_MARKS:
+    if words.count("<") + words.count("=") > _MOST_TAGS:
         raise ElementTree.ParseError("it has more in it than any list")
     return ElementTree.fromstring(words)  # noqa: S314 see above
 

@@ -41,7 +41,7 @@ from mirror.bundle.format import (
     limits_for,
 )
 from mirror.bundle.location import COPY_AGAIN, Location, size_of
-from mirror.documents import LargeJson, marks, open_json, parse_json
+from mirror.documents import LargeJson, open_json, parse_json, value_count
 from mirror.durable import Folder, os_errors
 from mirror.errors import (
     BundleLimitError,
@@ -331,7 +331,7 @@ def parse_seal(data: bytes, where: str, limits: BundleLimits = LARGE) -> Seal:
     """
     if len(data) > limits.seal_bytes:
         raise DamagedBundleError(f"{where} is larger than any bundle's table of contents")
-    if marks(data) > limits.seal_marks:
+    if value_count(data) > limits.seal_values:
         # A parser makes up to 30 times the text of it.
         raise DamagedBundleError(f"{where} has more values than any bundle's table of contents")
     try:
@@ -392,10 +392,10 @@ def check_limits(seal: Seal, *, compressed: bool = False) -> bytes:
     limits = limits_for(size)
     budget = Budget(limits)
     sealed = seal.to_json()
-    if len(sealed) > limits.seal_bytes or marks(sealed) > limits.seal_marks:
+    if len(sealed) > limits.seal_bytes or value_count(sealed) > limits.seal_values:
         raise BundleLimitError(
             f"its {SEAL} would have {len(sealed)} bytes, and {limits.seal_bytes} are read at most, "
-            f"with {limits.seal_marks} values",
+            f"with {limits.seal_values} values",
             where="the bundle",
             advice=_SPLIT,
         )
@@ -422,12 +422,11 @@ def check_limits(seal: Seal, *, compressed: bool = False) -> bytes:
         except DamagedBundleError as err:
             raise BundleLimitError(err.problem, where=err.where, advice=_SPLIT) from err
         for entry in archive.entries:
-            if entry.content is not None and (
-                len(entry.content) > limits.index_bytes or marks(entry.content) > limits.index_marks
-            ):
+            data = entry.content or b""
+            if len(data) > limits.index_bytes or value_count(data) > limits.index_values:
                 raise BundleLimitError(
-                    f"{entry.path} would have {len(entry.content)} bytes, and {limits.index_bytes} "
-                    f"are read at most, with {limits.index_marks} values",
+                    f"{entry.path} would have {len(data)} bytes, and {limits.index_bytes} are read "
+                    f"at most, with {limits.index_values} values",
                     where=archive.name,
                     advice=_SPLIT,
                 )

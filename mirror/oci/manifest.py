@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mirror.documents import marks, problems
+from mirror.documents import problems, value_count
 from mirror.errors import InvalidDigestError, InvalidManifestError
 from mirror.oci.reference import Digest
 
@@ -49,8 +49,8 @@ NONDISTRIBUTABLE_LAYERS = frozenset(
 MAX_MANIFEST_BYTES = 4 << 20
 """Larger documents are refused; distribution-spec asks registries for this much at least."""
 
-MAX_MANIFEST_MARKS = 250_000
-"""The most values, as `documents.marks` counts them: a parser makes up to 30 times the text."""
+MAX_MANIFEST_VALUES = 250_000
+"""The most values (`documents.value_count`): a parser makes up to 30 times the text of them."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -171,7 +171,7 @@ class Manifest:
             raise InvalidManifestError(
                 f"manifest {digest} has {len(raw)} bytes; at most {MAX_MANIFEST_BYTES} are read"
             )
-        if marks(raw) > MAX_MANIFEST_MARKS:
+        if value_count(raw) > MAX_MANIFEST_VALUES:
             raise InvalidManifestError(f"manifest {digest} has more values than any manifest has")
         try:
             wire = _WireManifest.model_validate_json(raw)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from mirror.documents import marks, parse_json
+from mirror.documents import parse_json, value_count
 from mirror.errors import (
     DigestMismatchError,
     InvalidDigestError,
@@ -418,7 +418,7 @@ def _pages(transport: Transport, url: str, wanted: Scopes, limit: int) -> Iterat
 
 def _names(transport: Transport, answer: WholeAnswer, key: str) -> list[str]:
     where = transport.where("GET", answer.url)
-    if marks(answer.body) > _MAX_LIST_NAMES:
+    if value_count(answer.body) > _MAX_LIST_NAMES:
         raise _broken(where, f"{transport.host} lists more than {_MAX_LIST_NAMES} {key}")
     try:
         names = parse_json(answer.body)[key] or []

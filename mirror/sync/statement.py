@@ -18,7 +18,7 @@ from functools import partial
 from io import BytesIO
 from typing import Any
 
-from mirror.documents import marks, open_json
+from mirror.documents import open_json, value_count
 from mirror.errors import (
     DamagedBundleError,
     InputError,
@@ -55,8 +55,8 @@ SIGNATURE = "io.deckhouse.mirror.signature"
 """Annotation of a signed statement: the signature over its layer (`mirror.signing`)."""
 
 MAX_STATEMENT_BYTES = 256 << 20
-MAX_STATEMENT_MARKS = 10_000_000
-"""Values of a statement, as `documents.marks` counts them. Both are those of the largest bundle,
+MAX_STATEMENT_VALUES = 10_000_000
+"""Values of a statement (`documents.value_count`). Both limits are those of the largest bundle,
 100,000 images of 10 layers. A usual statement has some 10 MB."""
 
 MAX_GENERATION = 10**18 - 1
@@ -129,9 +129,9 @@ class Statement:
             StatementError: this is not a statement.
             InputError: it is one of a newer schema.
         """
-        if marks(data) > MAX_STATEMENT_MARKS:
+        if value_count(data) > MAX_STATEMENT_VALUES:
             raise StatementError(
-                f"the published inventory has more than {MAX_STATEMENT_MARKS} values"
+                f"the published inventory has more than {MAX_STATEMENT_VALUES} values"
             )
         try:
             document = open_json(data)

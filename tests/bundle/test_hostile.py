@@ -393,7 +393,7 @@ def test_a_large_bundle_costs_who_reads_it_no_more_than_a_small_one(
     tar.member("hole", b"", size=LARGE_FROM)
     tar._out.seek(LARGE_FROM, os.SEEK_CUR)
     tar.close()
-    count = LARGE.seal_marks // 2 - 10
+    count = LARGE.seal_values // 2 - 10
     if text == "{}":
         seal = "[" + ",".join([text] * count) + "]"
     else:

@@ -17,12 +17,12 @@ from mirror.bundle.format import LARGE, ORDINARY, BundleLimits
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits
 from mirror.bundle.verify import verify_bundle
-from mirror.documents import marks
+from mirror.documents import value_count
 from mirror.errors import BundleLimitError, DamagedBundleError
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.serve import FolderStorage
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode, MemoryStore
-from mirror.sync.statement import MAX_STATEMENT_MARKS, Statement
+from mirror.sync.statement import MAX_STATEMENT_VALUES, Statement
 from mirror.testing import EmbeddedRegistry
 from tests.support.bundles import archives_of, pack, pack_store, seal_of
 from tests.support.inventories import put_image, sample_store, stores
@@ -81,7 +81,7 @@ def limit(patch: pytest.MonkeyPatch, **values: int) -> None:
     ("name", "value"),
     [
         *(("names", 20), ("files", 20), ("members", 10)),
-        *(("index_bytes", 100), ("index_marks", 5), ("media_type", 10)),
+        *(("index_bytes", 100), ("index_values", 5), ("media_type", 10)),
     ],
 )
 def test_writer_verification_and_reader_agree_on_every_limit(
@@ -98,7 +98,7 @@ def test_writer_verification_and_reader_agree_on_every_limit(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("seal_bytes", "is larger than"), ("seal_marks", "has more values than")]
+    ("name", "told"), [("seal_bytes", "is larger than"), ("seal_values", "has more values than")]
 )
 def test_a_seal_beyond_its_limits_is_neither_written_nor_parsed(
     name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -130,7 +130,7 @@ def test_what_a_reader_refuses_gets_no_seal(
 @settings(max_examples=25)
 @given(
     store=stores(),
-    name=st.sampled_from(["names", "files", "members", "index_bytes", "index_marks"]),
+    name=st.sampled_from(["names", "files", "members", "index_bytes", "index_values"]),
     share=st.floats(0.3, 1.5),
 )
 def test_whatever_a_pull_may_seal_every_reader_takes(
@@ -153,7 +153,7 @@ def test_whatever_a_pull_may_seal_every_reader_takes(
             for entry in archive.entries
             if entry.content is not None
         ),
-        "index_marks": 40,
+        "index_values": 40,
     }
     with pytest.MonkeyPatch.context() as patch:
         limit(patch, **{name: int(has[name] * share)})
@@ -179,7 +179,7 @@ def test_whatever_a_pull_may_seal_every_reader_takes(
 def test_a_bundle_with_large_archives_may_have_more_of_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit(monkeypatch, names=5, files=5, members=5, index_bytes=100, index_marks=5, seal_bytes=100)
+    limit(monkeypatch, names=5, files=5, members=5, index_bytes=100, index_values=5, seal_bytes=100)
     with pytest.raises(BundleLimitError):
         pack_store(STORE, tmp_path / "small")
     monkeypatch.setattr(bundle_format, "LARGE_FROM", 10_000)
@@ -218,9 +218,9 @@ def test_the_large_limits_have_room_for_100_000_images_of_10_layers(repositories
     entries = [one for archive in sealed.archives.values() for one in archive.entries]
     indexes = [one.content or b"" for one in entries if one.path.endswith("index.json")]
     scale = 100_000 // 200
-    assert scale * marks(sealed.to_json()) < LARGE.seal_marks
-    assert scale * marks(Statement(inventory, 1).to_json()) < MAX_STATEMENT_MARKS
-    assert scale * sum(map(marks, indexes)) < LARGE.index_marks
+    assert scale * value_count(sealed.to_json()) < LARGE.seal_values
+    assert scale * value_count(Statement(inventory, 1).to_json()) < MAX_STATEMENT_VALUES
+    assert scale * sum(map(value_count, indexes)) < LARGE.index_values
     assert scale * sum(map(len, indexes)) < LARGE.index_bytes
 
 
