@@ -383,10 +383,11 @@ class RegistryError(MirrorError):
     `where` is the request as `METHOD host/path`, `status` the HTTP status, `codes` the error codes
     of the answer's body (distribution-spec, "Error Codes"), such as `MANIFEST_BLOB_UNKNOWN`, and
     `reason` what the body says for people, clean and bounded.
-    `may_pass` says that it was the weather and no answer: the same request can succeed later.
+    `may_pass` says that it was the weather and no answer: the same request can succeed later;
+    `of_all`, that nobody should ask this registry on.
     """
 
-    may_pass: bool = False
+    may_pass = of_all = False
 
     def __init__(
         self,

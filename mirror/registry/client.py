@@ -26,6 +26,15 @@ from mirror.run import Run
 _MOST_TAGS = 1_000_000
 
 
+def too_much(where: str, what: str) -> RegistryError:
+    """The error about a registry that has more than `what`."""
+    error = RegistryError(
+        f"{where}: the registry has more than {what}; check that it is the right one", where=where
+    )
+    error.of_all = True
+    return error
+
+
 class _TagLists:
     """The lists of one registry, the newest of each repository: together they have a limit too."""
 
@@ -37,16 +46,12 @@ class _TagLists:
         """`tags`, or RegistryError if all lists have too many."""
         size = max(1, len(tags))
         with self._lock:
-            self._all += size - self._sizes.get(repository, 0)
-            self._sizes[repository] = size
-        if self._all > _MOST_TAGS:
-            where = f"{self._host}/{repository}"
-            raise RegistryError(
-                f"{where}: the registry lists more than {_MOST_TAGS} tags in all its repositories; "
-                "check that it is the right one",
-                where=where,
-            )
-        return tags
+            held = self._all + size - self._sizes.get(repository, 0)
+            if held <= _MOST_TAGS:
+                self._all, self._sizes[repository] = held, size
+                return tags
+        tags.clear()  # or the error's traceback would keep them
+        raise too_much(f"{self._host}/{repository}", f"{_MOST_TAGS} tags in all repositories")
 
 
 class RegistryReader(Protocol):

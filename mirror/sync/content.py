@@ -29,6 +29,7 @@ from mirror.errors import (
     InvalidManifestError,
     MirrorError,
     NotFoundError,
+    RegistryError,
     RegistryNotFoundError,
     UnreachableError,
 )
@@ -312,13 +313,14 @@ class PerItemErrors:
         self._lock = threading.Lock()  # guards the next two
         self._refused = 0
         self.asked = 0
-        self._answered = False  # only ever set, so it needs no lock
+        self._answered = False  # only ever set, so it needs no lock; so is the next
+        self._last: RegistryError | None = None
 
     def ask(self, question: Callable[[], Result]) -> Result | MirrorError:
         """The answer, or the error that belongs to this question alone.
 
         Raises:
-            UnreachableError, DeniedError: of the registry as a whole.
+            RegistryError: of the registry as a whole.
             CancelledError: the run was stopped.
         """
         with self._lock:
@@ -354,9 +356,13 @@ class PerItemErrors:
 
         run = self._run if wide else self._run.with_jobs(self._run.jobs)
         gather(range(len(items)), ask, run=run)
+        if self._last is not None:
+            raise self._last
         return cast("list[Result | MirrorError]", answers)
 
     def _ask(self, question: Callable[[Item], Result], item: Item) -> Result | MirrorError:
+        if self._last is not None:
+            return self._last
         try:
             answer = question(item)
         except CancelledError:
@@ -367,6 +373,8 @@ class PerItemErrors:
         except DeniedError as err:
             return self._counted(err)
         except MirrorError as err:
+            if isinstance(err, RegistryError) and err.of_all:
+                self._last = err
             return err
         self._answered = True
         return answer

@@ -13,12 +13,16 @@ from dataclasses import dataclass, field, replace
 
 from mirror.errors import MirrorError, RegistryNotFoundError
 from mirror.oci import Digest, ManifestNode
+from mirror.registry.client import too_much
 from mirror.run import Run
 from mirror.sync.content import AS_USUAL, ContentRules, ForeignLayers, PerItemErrors, SparseIndexes
 from mirror.sync.inventory import Inventory, InventoryBuilder
 from mirror.sync.observation import Item, Observation
 from mirror.sync.observe import listed_tags, named
 from mirror.sync.tree import RegistrySource
+
+_MOST_REFERENCES = 3_000_000
+"""Manifests that a walk reads, and what they refer to, each as often as it is mentioned."""
 
 _Held = tuple[str, Digest]
 """A manifest in a repository."""
@@ -106,6 +110,7 @@ class _Walker:
         self._has_referrers = self._seen.has_referrers
         self._referrers_seen: dict[_Held, tuple[Digest, ...]] = {}
         self._unclear: dict[Item, MirrorError] = {}
+        self._left = _MOST_REFERENCES  # threads may lose count of a few
 
     def walk(self, paths: list[str], rules: ContentRules) -> Observation:
         """See what lies in these repositories."""
@@ -262,9 +267,14 @@ class _Walker:
 
     def _read(self, path: str, reference: str | Digest) -> ManifestNode | None:
         try:
-            return ManifestNode.of(self._source.fetch(path, reference))
+            node = ManifestNode.of(self._source.fetch(path, reference))
         except RegistryNotFoundError:
             return None
+        self._left -= 1 + len(node.named)
+        if self._left < 0:
+            where = f"{self._source.name}/{path}"
+            raise too_much(where, f"{_MOST_REFERENCES} images and layers of images")
+        return node
 
     def _referrers(self, found: list[_Held]) -> set[_Held]:
         """What refers to these manifests, from registries that can be asked for it."""

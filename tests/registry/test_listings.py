@@ -114,7 +114,7 @@ def test_all_lists_of_a_registry_together_have_a_limit(
     reader = make_client(serve(lambda request: tags_reply(MANY[:999])).host)
     for repository in ("a", "b", "a", "b"):  # whoever looks again and again holds the newest
         assert len(reader.tags(repository)) == 999
-    with pytest.raises(RegistryError, match="/c: the registry lists more than 2500 tags in all"):
+    with pytest.raises(RegistryError, match="/c: the registry has more than 2500 tags in all rep"):
         reader.within(Run()).tags("c")
 
 

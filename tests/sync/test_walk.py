@@ -347,3 +347,19 @@ def test_a_list_that_lags_behind_hides_no_tag_that_is_known(
     embedded_registry.faults.add(deleted)
     tags = look(embedded_registry, known=known).held.repository("modules/console").tags
     assert set(tags) == set(known.repository("modules/console").tags) - {gone}
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        ("mirror.registry.client._MOST_TAGS", "has more than 3 tags in all repositories"),
+        ("mirror.sync.walk._MOST_REFERENCES", "has more than 3 images and layers of images"),
+    ],
+)
+def test_a_walk_ends_where_a_registry_has_more_than_any(
+    embedded_registry: EmbeddedRegistry, monkeypatch: pytest.MonkeyPatch, limit: str, told: str
+) -> None:
+    fill(embedded_registry)
+    monkeypatch.setattr(limit, 3)
+    with pytest.raises(RegistryError, match=told):
+        stroll(embedded_registry)
