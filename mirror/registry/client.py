@@ -128,8 +128,8 @@ class RegistryWriter(RegistryReader, Protocol):
     def proves_digests(self, repository: str) -> bool:
         """Whether the registry refuses an upload whose bytes do not hash to its digest.
 
-        A few bytes are sent under another digest (POST, PUT, and DELETE for what is left). Only
-        a refusal as DIGEST_INVALID is proof.
+        A few bytes are sent under another digest, in both forms in which blobs go, with DELETE for
+        what is left. Only a refusal as DIGEST_INVALID is proof, and nothing is asked twice.
         """
         return upload_sessions.proves_digests(*self._writing(repository))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import quote
@@ -40,11 +40,12 @@ def attempt(
     accept: tuple[int, ...],
     wanted: Scopes,
     content: bytes = b"",
+    headers: Mapping[str, str] | None = None,
 ) -> WholeAnswer:
     """One small request of an upload's life, without retries of its own (TransientFailure)."""
     where = transport.where(method, url)
     body = Body(len(content), lambda: (content,)) if method != "GET" else None
-    with transport.open(method, url, scopes=wanted, body=body) as response:
+    with transport.open(method, url, scopes=wanted, headers=headers, body=body) as response:
         return transport.whole(response, accept=accept, limit=MAX_ANSWER_BYTES, where=where)
 
 
@@ -108,12 +109,43 @@ def cancel(transport: Transport, location: str, wanted: Scopes) -> bool:
 
 def proves_digests(transport: Transport, repository: str) -> bool:
     """See `RegistryWriter.proves_digests`."""
-    opened, digest = open_upload(transport, repository), Digest.of(os.urandom(64))
-    url, wanted = with_digest(opened.location, digest), (PUSH.format(repository),)
+    return all(_refuses_wrong(transport, repository, in_chunks=form) for form in (False, True))
+
+
+def _refuses_wrong(transport: Transport, repository: str, *, in_chunks: bool) -> bool:
+    """Whether wrong bytes are refused for their digest, in one of the usual forms. Asked once."""
+    wanted, digest, location = (PUSH.format(repository),), Digest.of(os.urandom(64)), None
+    data, sent = b"not that", 0
+    fields = {"Content-Type": "application/octet-stream"}
     try:
-        attempt(transport, "PUT", url, accept=answers.PUT_BLOB, wanted=wanted, content=b"not that")
+        url = transport.at(repository, "blobs/uploads/")
+        answer = attempt(transport, "POST", url, accept=answers.OPEN, wanted=wanted)
+        location = location_of(transport, answer)
+        if in_chunks:
+            fields["Content-Range"], sent = "0-3", 4
+            answer = attempt(
+                transport,
+                "PATCH",
+                location,
+                accept=answers.CHUNK,
+                wanted=wanted,
+                content=data[:sent],
+                headers=fields,
+            )
+            location = location_of(transport, answer, location)
+            fields["Content-Range"] = "4-7"
+        attempt(
+            transport,
+            "PUT",
+            with_digest(location, digest),
+            accept=answers.PUT_BLOB,
+            wanted=wanted,
+            content=data[sent:],
+            headers=fields,
+        )
     except (RegistryError, TransientFailure) as err:
-        cancel(transport, opened.location, wanted)
+        if location is not None:
+            cancel(transport, location, wanted)
         return DIGEST_INVALID in getattr(err, "codes", ())
     cancel(transport, transport.at(repository, f"blobs/{digest}"), wanted)  # of no use
     return False

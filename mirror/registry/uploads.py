@@ -189,6 +189,8 @@ class Upload:
     def _carry(self, session: _UploadSession) -> None:
         """Bring the session from its offset to its end."""
         done, form = False, self._form
+        if not (self._hashed or form.is_first):  # as if it was refused: that form is unproved
+            raise RegistryError("unproved form", where=self._where, codes=(DIGEST_INVALID,))
         while not done:
             left = self._size - session.offset
             chunk = max(form.chunk, session.min_chunk) if form.chunk is not None else left
@@ -310,11 +312,7 @@ class Upload:
     def _recovered(
         self, session: _UploadSession | None, failure: TransientFailure
     ) -> _UploadSession | None:
-        """After a break: the session to go on with, None for a new one, or `_DONE`.
-
-        Raises:
-            RegistryError: patience is at its end.
-        """
+        """After a break: the session to go on with, None for a new one, or `_DONE`. May raise."""
         if session is not None:
             self._form.broke()
         while True:

@@ -19,6 +19,7 @@ from mirror.errors import (
     DeniedError,
     DigestMismatchError,
     FileSystemError,
+    IntegrityError,
     MirrorError,
     NoSoundCopyError,
     NotFoundError,
@@ -180,7 +181,8 @@ class FailoverSource:
     def extents(self, repository: str, digest: Digest, size: int, offset: int) -> Extents:
         copy = next(self._copies(repository, digest, is_blob=True), None)
         if copy is not None and isinstance(copy.source, FileSource):
-            with suppress(NotFoundError):  # whoever reads the blob asks the next place
+            # Whoever reads the blob meets it, and asks the next place.
+            with suppress(NotFoundError, FileSystemError, IntegrityError):
                 yield from copy.source.extents(copy.repository, digest, size, offset)
 
     def reject(self, digest: Digest, error: MirrorError) -> None:

@@ -312,6 +312,9 @@ class RegistryTarget:
                 raise
             # Hashing tells a damaged file from a line that damages, and another place may help.
             sent = send(content.chunks)
+            if isinstance(err, RegistryError) and err.status is None:
+                self._proves = False  # it wants another form, of which it has proved nothing
+                return sent
             self._run.on_event(
                 Warned(
                     f"{step.digest} was sent to {self._name} twice, as the first time it arrived "

@@ -27,7 +27,7 @@ from tests.support.tls import Authority
 
 DIGEST = Digest.of(BIG)
 STEP = CopyBlob(DIGEST, len(BIG), ("install",), "install")
-PROOF = ["POST", "PUT", "DELETE"]
+PROOF = ["POST", "PUT", "DELETE", "POST", "PATCH", "PUT", "DELETE"]
 """The requests that find out whether a registry proves digests."""
 
 
@@ -118,7 +118,7 @@ def test_a_registry_that_refuses_wrong_bytes_gets_files_as_they_lie(
     assert sum(sent_by_the_system) == sum(moved) == len(BIG)
     assert methods(server) == [*PROOF, "POST", "PUT"]
     target.put_blob(STEP, content(bundle))
-    assert methods(server)[5:] == ["POST", "PUT"], "it is found out once"
+    assert methods(server)[9:] == ["POST", "PUT"], "it is found out once"
 
 
 def test_little_is_hashed_and_costs_no_request_more(
@@ -151,13 +151,57 @@ def test_a_registry_that_does_not_prove_it_gets_hashed_bytes(
         fake.fault = once(lambda one: one.method == "PUT" and bool(one.body), lambda _: refusal)
     target.put_blob(STEP, content(bundle))
     assert fake.blobs == {str(DIGEST): BIG}, "what was taken under a wrong digest is deleted"
-    assert methods(server) == [*PROOF, "POST", "PUT"]
+    assert methods(server) == [*PROOF[:3], "POST", "PUT"]
     assert not sent_by_the_system
     damage(bundle)
     fake.blobs.clear()
     with pytest.raises(DigestMismatchError, match=f"^bundle .*: blob {DIGEST} of install"):
         target.put_blob(STEP, content(bundle))
     assert not fake.blobs
+
+
+def test_a_registry_that_compares_whole_uploads_only_has_proved_nothing(
+    target: RegistryTarget, bundle: BundleReader, fake: FakeRegistry, sent_by_the_system: list[int]
+) -> None:
+    """Chunks are put together by other code, and large blobs go in chunks."""
+
+    def take(request: Request) -> Reply | None:
+        name = request.path.rpartition("/")[2]
+        if request.method == "PUT":
+            fake.proves = not fake.sessions[name]
+        return None
+
+    fake.fault = take
+    target.put_blob(STEP, content(bundle))
+    assert not sent_by_the_system
+
+
+def test_a_form_that_was_not_proved_gets_hashed_bytes(
+    target: RegistryTarget, bundle: BundleReader, fake: FakeRegistry, events: list[Event]
+) -> None:
+    """Who refuses a whole blob gets it in chunks, which an empty `PUT` completes."""
+
+    def too_large(request: Request) -> Reply | None:
+        return error(413, "SIZE_INVALID") if request.length > 1 << 20 else None
+
+    fake.fault = too_large
+    damage(bundle)
+    with pytest.raises(DigestMismatchError, match=r"^bundle .*: blob"):
+        target.put_blob(STEP, content(bundle))
+    assert not fake.blobs
+    assert not [event for event in events if isinstance(event, Warned)]
+
+
+def test_a_registry_that_dies_while_it_is_asked_for_proof_is_asked_once(
+    target: RegistryTarget, bundle: BundleReader, fake: FakeRegistry, server: ScriptedServer
+) -> None:
+    def hang_up(_request: Request) -> Reply:
+        raise Hangup
+
+    fake.fault = once(lambda one: one.method == "POST", hang_up)
+    target.put_blob(STEP, content(bundle))
+    target.put_blob(STEP, content(bundle))
+    assert methods(server) == ["POST", *["POST", "PUT"] * 2]
 
 
 def test_a_damaged_archive_is_named_by_who_hashes_it_after_the_registry_refused(
@@ -196,6 +240,19 @@ def test_another_place_helps_where_the_file_is_damaged(
     assert fake.blobs == {str(DIGEST): BIG}
 
 
+def test_another_place_helps_where_a_part_cannot_be_opened(
+    target: RegistryTarget, fake: FakeRegistry, tmp_path: Path
+) -> None:
+    bundles.in_parts(tmp_path)
+    other = MemoryStore()
+    other.add_blob("install", BIG)
+    with BundleReader([tmp_path]) as reader:
+        for part in tmp_path.glob("platform.tar.*.chunk"):
+            part.unlink()
+        target.put_blob(STEP, content(FailoverSource([reader, other])))
+    assert fake.blobs == {str(DIGEST): BIG}
+
+
 def test_what_was_damaged_on_its_way_is_sent_again_and_told(
     target: RegistryTarget, bundle: BundleReader, fake: FakeRegistry, events: list[Event]
 ) -> None:
@@ -224,13 +281,13 @@ def test_a_cut_upload_continues_at_its_byte(
     cut: int, target: RegistryTarget, bundle: BundleReader, fake: FakeRegistry
 ) -> None:
     def take_some(request: Request) -> Reply:
-        fake.sessions["s2"] += request.read(cut)
+        fake.sessions["s3"] += request.read(cut)
         raise Hangup
 
     fake.fault = once(lambda one: one.length == len(BIG), take_some)
     sent = target.put_blob(STEP, content(bundle))
     assert fake.blobs == {str(DIGEST): BIG}
-    assert fake.opened == 2, "the session goes on"
+    assert fake.opened == 3, "the session goes on"
     assert sent >= len(BIG) - cut
 
 
@@ -292,7 +349,7 @@ def test_over_tls_nothing_is_hashed_either(
         with pytest.raises(DigestMismatchError):
             target.put_blob(CopyBlob(DIGEST, len(BIG), ("other",), "install"), content(bundle))
     refused = registry.requests.matching("PUT", "/blobs/uploads/", 400)
-    assert len(refused) == 2, "the proof, and the damaged file"
+    assert len(refused) == 3, "the proof in two forms, and the damaged file"
     assert not sent_by_the_system
 
 
