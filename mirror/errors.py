@@ -313,11 +313,18 @@ _TAKE_AGAIN = "this copy is damaged, take it again from its origin"
 
 
 class DigestMismatchError(IntegrityError):
-    """Content hashes to another digest than the one it goes by."""
+    """Content hashes to another digest than the one it goes by.
 
-    def __init__(self, *, where: str, expected: Digest, actual: Digest) -> None:
-        super().__init__(f"expected {expected}, got {actual}", where=where, advice=_TAKE_AGAIN)
-        self.expected, self.actual = expected, actual
+    `told`: so says a registry of what it took, and no bytes were hashed here.
+    """
+
+    def __init__(self, *, where: str, expected: Digest, actual: Digest, told: bool = False) -> None:
+        problem, advice = f"expected {expected}, got {actual}", _TAKE_AGAIN
+        if told:
+            problem = f"the registry was sent {expected} and says that it took {actual}"
+            advice = "look at the registry, or at what answers in its place"
+        super().__init__(problem, where=where, advice=advice)
+        self.expected, self.actual, self.told = expected, actual, told
 
 
 class SizeMismatchError(IntegrityError):

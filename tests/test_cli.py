@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import mirror
+from mirror.oci import Digest
 from mirror.serve import BasicAuth, User
 from mirror.sync import MemoryStore
 from mirror.testing import Answer, EmbeddedRegistry, Fault
@@ -175,6 +176,21 @@ def test_a_damaged_bundle_is_to_be_verified(
     embedded_registry.faults.add(Fault(Answer(405), "POST", "/blobs/", times=None))
     assert "mirror verify" not in call_mirror(*push).stderr
     assert run.stdout == ""
+
+
+def test_a_registry_that_says_it_took_something_else_is_blamed_and_not_the_bundle(
+    bundle: Path, embedded_registry: EmbeddedRegistry
+) -> None:
+    other = Digest.of(b"something else")
+    lie = Answer(201, {"Docker-Content-Digest": str(other), "Location": "/v2/x"}, b"")
+    embedded_registry.faults.add(Fault(lie, "PUT", "/manifests/", times=None))
+    run = call_mirror("push", bundle, f"{embedded_registry.address}/dkp", "--insecure").failed(
+        4,
+        "the registry was sent sha256:",
+        f" and says that it took {other}; look at the registry, or at what answers in its place",
+    )
+    assert "mirror verify" not in run.stderr
+    assert "take it again" not in run.stderr
 
 
 SOURCE_FLAGS = "Credentials are given by --source-login and --source-password, or --license, or"

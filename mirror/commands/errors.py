@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from mirror.commands.process import INTERRUPTED, MESSAGE, show, shows_unicode, stopping, tell
 from mirror.errors import (
     DeniedError,
+    DigestMismatchError,
     IncompleteError,
     IntegrityError,
     MirrorError,
@@ -174,7 +175,9 @@ def _hints(command: str | None, error: MirrorError) -> str:
     reasons: Sequence[MirrorError] = (error,)
     if isinstance(error, IncompleteError):
         reasons = [reason for _, reason in error.failures]
-        if command == "push" and all(isinstance(one, IntegrityError) for one in reasons):
+        lies = [one for one in reasons if isinstance(one, DigestMismatchError) and one.told]
+        damaged = [one for one in reasons if isinstance(one, IntegrityError) and one not in lies]
+        if command == "push" and len(damaged) == len(reasons):
             return "\n`mirror verify` names the archive"
     denied = [one for one in reasons if isinstance(one, DeniedError)]
     if command not in _OTHERS and any("://" not in one.where for one in denied):  # no bucket did

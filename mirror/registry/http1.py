@@ -12,6 +12,8 @@ from mirror.errors import printable
 from mirror.registry.streams import AnsweredError, Piece, Stream, Wait, WireError, WireFault
 
 _MAX_HEAD = 100 << 10
+_MOST_INTERIM = 64
+"""Of one request: a server that is at work says so (102) a few times a minute."""
 _READ = 64 << 10
 _PIECE = 1 << 20
 _MAX_REASON = 300
@@ -192,14 +194,16 @@ class Connection:
         """The status and the fields of the answer, and whether the connection may be kept."""
         wait = self._wait
         wait.until, wait.late = time.monotonic() + self._patience.answer_s, WireFault.READ_LATE
-        while True:
+        for _ in range(_MOST_INTERIM + 1):
             status, version, fields = self._one_head()
             wait.check()
-            wait.left_s()  # a server may send interim answers for ever
+            wait.left_s()  # interim answers do not prolong it
             if status == 101:
                 raise WireError(WireFault.BROKEN, "an answer in another protocol")
             if status >= 200:
                 break
+        else:
+            raise WireError(WireFault.BROKEN, f"more than {_MOST_INTERIM} interim answers")
         headers = Headers(fields)
         closes = version == "0" or "close" in headers.get("connection", "").lower()
         return status, headers, not closes and not self._is_broken

@@ -145,7 +145,10 @@ def put(transport: Transport, repository: str, reference: str | Digest, manifest
     if told is None or told.algorithm != manifest.digest.algorithm or told == manifest.digest:
         return
     raise DigestMismatchError(
-        where=_name(transport, repository, reference), expected=manifest.digest, actual=told
+        where=_name(transport, repository, reference),
+        expected=manifest.digest,
+        actual=told,
+        told=True,
     )
 
 

@@ -126,6 +126,8 @@ def test_a_pull_whose_last_phase_fails_anywhere_is_completed_by_the_next(
             assert_whole(folder)
         else:
             assert "Input/output error" in told, told
+            last_name = (failed is not None) and failed.new == "inventory.json"
+            assert last_name == told.startswith(f"the bundle in {folder} is complete, but"), told
         pull(folder, packing)
         assert files_in(folder) == expected, at
     assert committed

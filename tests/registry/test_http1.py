@@ -44,6 +44,17 @@ def line() -> Iterator[Line]:
         yield Line(ours, theirs)
 
 
+@pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints"])
+def test_a_few_interim_answers_are_passed_over_and_a_flood_breaks_the_connection(
+    status: str,
+) -> None:
+    interim, final = f"HTTP/1.1 {status}\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    assert body((interim * 64 + final).encode()) == b"ok"
+    with pytest.raises(WireError, match="more than 64 interim answers") as told:
+        body((interim * 65 + final).encode())
+    assert told.value.fault is WireFault.BROKEN
+
+
 def body(answer: bytes, method: str = "GET") -> bytes:
     with line() as end:
         return b"".join(end.ask(answer, method).pieces())

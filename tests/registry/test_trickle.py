@@ -69,6 +69,7 @@ def a_slow_head(connection: socket.socket, _head: bytes) -> None:
 def interim_answers_for_ever(connection: socket.socket, _head: bytes) -> None:
     while True:
         connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        time.sleep(0.05)
 
 
 def a_slow_error(connection: socket.socket, _head: bytes) -> None:
