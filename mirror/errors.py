@@ -313,17 +313,12 @@ _TAKE_AGAIN = "this copy is damaged, take it again from its origin"
 
 
 class DigestMismatchError(IntegrityError):
-    """Content hashes to another digest than the one it goes by.
-
-    `told`: so says a registry of what it took, and no bytes were hashed here.
-    """
+    """Content hashes to another digest than the one it goes by; if `told`, a registry says so."""
 
     def __init__(self, *, where: str, expected: Digest, actual: Digest, told: bool = False) -> None:
-        problem, advice = f"expected {expected}, got {actual}", _TAKE_AGAIN
-        if told:
-            problem = f"the registry was sent {expected} and says that it took {actual}"
-            advice = "look at the registry, or at what answers in its place"
-        super().__init__(problem, where=where, advice=advice)
+        got = "the registry says that it took" if told else "got"
+        advice = "look at the registry, or at what answers in its place" if told else _TAKE_AGAIN
+        super().__init__(f"expected {expected}, {got} {actual}", where=where, advice=advice)
         self.expected, self.actual, self.told = expected, actual, told
 
 
@@ -331,9 +326,8 @@ class SizeMismatchError(IntegrityError):
     """Content is longer or shorter than its descriptor says (sizes in bytes)."""
 
     def __init__(self, *, where: str, expected: int, actual: int) -> None:
-        super().__init__(
-            f"expected {expected} bytes, got {actual}", where=where, advice=_TAKE_AGAIN
-        )
+        problem = f"expected {expected} bytes, got {actual}"
+        super().__init__(problem, where=where, advice=_TAKE_AGAIN)
         self.expected, self.actual = expected, actual
 
 
@@ -438,8 +432,7 @@ class InvalidSettingsError(InputError):
     def __init__(self, findings: Sequence[tuple[str, str]], where: str = "") -> None:
         at = f"{where}: " if where else ""
         super().__init__(
-            f"{at}the registry settings have {len(findings)} "
-            f"{'mistake' if len(findings) == 1 else 'mistakes'}:"
+            f"{at}the registry settings have {counted(len(findings), 'mistake')}:"
             + "".join(f"\n  {path}: {message}" for path, message in findings)
         )
         self.findings = tuple(findings)

@@ -186,8 +186,8 @@ def test_a_registry_that_says_it_took_something_else_is_blamed_and_not_the_bundl
     embedded_registry.faults.add(Fault(lie, "PUT", "/manifests/", times=None))
     run = call_mirror("push", bundle, f"{embedded_registry.address}/dkp", "--insecure").failed(
         4,
-        "the registry was sent sha256:",
-        f" and says that it took {other}; look at the registry, or at what answers in its place",
+        "expected sha256:",
+        f", the registry says that it took {other}; look at the registry, or at what answers in its place",
     )
     assert "mirror verify" not in run.stderr
     assert "take it again" not in run.stderr

@@ -37,7 +37,7 @@ from mirror.bundle.format import (
 from mirror.bundle.seal import Seal, seal_in
 from mirror.bundle.staging import JOURNAL, ArchiveStaging, folder_staging, read_journal
 from mirror.durable import Folder, os_errors
-from mirror.errors import DamagedBundleError, FileSystemError, InputError, NoSpaceError
+from mirror.errors import DamagedBundleError, InputError, NoSpaceError
 from mirror.layout import RELEASES_FILE, TOOL_FILE, is_archive_name
 from mirror.oci import Digest
 
@@ -376,9 +376,7 @@ def take_the_place(
         # First, since it would speak for archives that are about to change.
         folder.unlink(SEAL)
         folder.sync()
-        if _brought_tool(folder):
-            folder.unlink(TOOL_FILE)
-        for name in OWN_FILES:
+        for name in (*OWN_FILES, TOOL_FILE) if _brought_tool(folder) else OWN_FILES:
             folder.unlink(name)
         for name in archives:
             folder.rename(name, name.removesuffix(PARTIAL_SUFFIX))
@@ -392,14 +390,8 @@ def take_the_place(
             with suppress(OSError):  # a disk without permissions, as FAT, lets all be run or none
                 os.chmod(TOOL_FILE, 0o755, dir_fd=folder.fd)  # noqa: S103 who reads may run
         folder.rename(PARTIAL_SEAL, SEAL)
-    try:
+    with os_errors(folder.path, "bring the last name of the complete bundle onto the disk in"):
         folder.sync()
-    except OSError as err:
-        raise FileSystemError(
-            f"the bundle in {folder.path} is complete, but its last name may not be on the disk: "
-            f"{err.strerror or err}",
-            advice="the medium may be failing, copy the bundle to another and verify it there",
-        ) from err
 
 
 def _brought_tool(folder: Folder) -> bool:

@@ -127,7 +127,7 @@ def test_a_pull_whose_last_phase_fails_anywhere_is_completed_by_the_next(
         else:
             assert "Input/output error" in told, told
             last_name = (failed is not None) and failed.new == "inventory.json"
-            assert last_name == told.startswith(f"the bundle in {folder} is complete, but"), told
+            assert last_name == told.startswith("cannot bring the last name of the complete"), told
         pull(folder, packing)
         assert files_in(folder) == expected, at
     assert committed

@@ -16,7 +16,7 @@ from mirror.errors import (
     StalledError,
     UnreachableError,
 )
-from mirror.oci import Manifest
+from mirror.oci import Digest, Manifest
 from mirror.oci.manifest import OCI_INDEX
 from mirror.serve import BasicAuth, TokenAuth, User
 from mirror.sync.removal import check_deletes
@@ -334,6 +334,21 @@ def _other_bytes(lab: Lab) -> Told:
     manifest = client.manifest(source.tree.root, source.tree.platform["v1.70.0"].image)
     blob = manifest.blobs[0]
     return lab.raised(lambda: list(client.blob(source.tree.root, blob.digest, size=blob.size)))
+
+
+@situation(
+    DigestMismatchError,
+    "A registry that says it took something else",
+    cause="It answers a manifest with another digest: it changes it, or is something else.",
+    cure="Look at the registry, or at what answers in its place. The bundle is not at fault.",
+)
+def _took_something_else(lab: Lab) -> Told:
+    source = lab.own_source()
+    told = {"Docker-Content-Digest": str(Digest.of(b"something else"))}
+    source.registry.faults.add(Fault(Answer(201, told), "PUT", "/manifests/"))
+    client = lab.client(source.address)
+    manifest = client.manifest(source.tree.root, source.tree.platform["v1.70.0"].image)
+    return lab.raised(lambda: client.put_manifest(source.tree.root, "v1.70.0", manifest))
 
 
 @situation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -23,8 +24,8 @@ from mirror.serve import FolderStorage, MemoryStorage
 from mirror.testing import EmbeddedRegistry
 from tests.bundle.test_power_cut import ALL, FILES, SEAL, STORE, WHOLE
 from tests.support.disk import Disk
-from tests.support.program import PROGRAM, ROOT, environment
-from tests.support.release_source import serve
+from tests.support.program import PROGRAM, ROOT, call_mirror, environment
+from tests.support.release_source import Source, serve
 from tests.support.rendered_cluster import NODES, kept, local
 from tests.support.sample_images import fill
 from tests.support.tools import require_tool
@@ -97,6 +98,71 @@ def test_a_full_disk_is_called_that_and_the_next_run_completes(
         assert "free some space there and run the command again" in str(told.value)
         work(folder, tmp_path / "beside")
         assert files_in(folder) == expected, room
+
+
+def damaged(bundle: Path, folder: Path) -> None:
+    """A copy of a bundle with damage in each archive, and without its list of releases."""
+    shutil.copytree(bundle, folder)
+    for archive in folder.glob("*.tar"):
+        data = bytearray(archive.read_bytes())
+        for at in range(700, len(data), 3000):
+            data[at] ^= 1
+        archive.write_bytes(data)
+    (folder / "deckhousereleases.yaml").unlink(missing_ok=True)
+
+
+def sizes_up_to(size: int, count: int = 4) -> range:
+    assert size > count, "it writes something"
+    return range(0, size, size // count)
+
+
+def test_a_repair_on_a_full_disk_is_completed_by_the_next(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    damaged(tiny_bundle, tmp_path / "whole")
+    with Disk(tmp_path / "whole") as disk:
+        call_mirror("repair", tmp_path / "whole", "--from", tiny_bundle).succeeded()
+    expected = files_in(tiny_bundle)
+    assert files_in(tmp_path / "whole") == expected
+    for room in sizes_up_to(written(disk)):
+        folder = tmp_path / str(room)
+        damaged(tiny_bundle, folder)
+        with Disk.full(folder, room):
+            call_mirror("repair", folder, "--from", tiny_bundle).failed(
+                NoSpaceError.exit_code, "No space left on device", "free some space there"
+            )
+        call_mirror("repair", folder, "--from", tiny_bundle).succeeded()
+        assert files_in(folder) == expected, room
+
+
+RESULTS: dict[str, tuple[str, ...]] = {
+    "inventory": ("inventory", "{registry}", "--insecure", "-o", "{file}"),
+    "inspect": ("inspect", "{bundle}", "--html", "{file}"),
+    "verify": ("verify", "{bundle}", "--html", "{file}"),
+    "diff": ("diff", "{bundle}", "{bundle}", "--html", "{file}"),
+    "repair": ("repair", "{bundle}", "--from", "{bundle}", "--html", "{file}"),
+}
+
+
+@pytest.mark.parametrize("command", RESULTS.values(), ids=RESULTS)
+def test_a_result_that_finds_no_room_leaves_the_earlier_one(
+    command: tuple[str, ...], source: Source, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "here" / "result"
+    places = {"bundle": tiny_bundle, "registry": source.root, "file": file}
+    arguments = [one.format(**places) for one in command]
+    with Disk(file.parent) as disk:
+        call_mirror(*arguments).succeeded()
+    expected = file.read_bytes()
+    for room in sizes_up_to(written(disk), 2):
+        file.write_bytes(b"earlier")
+        with Disk.full(file.parent, room):
+            call_mirror(*arguments).failed(
+                NoSpaceError.exit_code, "No space left on device", "free some space there"
+            )
+        assert files_in(file.parent) == {file.name: b"earlier"}, room
+    call_mirror(*arguments).succeeded()
+    assert len(file.read_bytes()) == len(expected)
 
 
 def test_a_registrys_full_disk_loses_nothing_that_was_there(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import stat
 import time
 from collections.abc import Callable, Generator
@@ -61,6 +62,32 @@ def test_a_journal_with_nothing_in_it_is_gone(folder: Path) -> None:
         assert journal.path.exists()
         journal.forget("a", DIGEST)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("room", [0, 1, 200, 500, 1000])
+def test_a_journal_that_finds_no_room_fails_no_upload_and_keeps_what_it_could_write(
+    room: int, folder: Path
+) -> None:
+    """The system refuses it as a full disk does, part of a line taken."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with UploadJournal(folder, HOST) as journal:
+            for number in range(10):
+                journal.note("a", Digest.of(bytes([number])), f"http://r/{number}", number)
+            written = journal.path.read_bytes()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(written) == room
+    with UploadJournal(folder, HOST) as journal:
+        for number in range(written.count(b"\n")):
+            kept = journal.find("a", Digest.of(bytes([number])))
+            assert kept is not None
+            assert (kept.location, kept.offset) == (f"http://r/{number}", number)
+        assert journal.find("a", Digest.of(b"\x09")) is None
+        journal.note("a", DIGEST, "http://r/new", 5)
+    with UploadJournal(folder, HOST) as journal:
+        assert journal.find("a", DIGEST) is not None
 
 
 def test_only_its_owner_may_read_it(folder: Path) -> None:
