@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
 
 _ANEW = "name a new place for each verification, or remove these with `mirror clean`"
+_SAME_RUN = timedelta(hours=1)
+"""How long a shard that ended may come again, as a pod does that died before it could say so."""
 _MOST_FINDINGS, _MOST_BYTES = 50_000, 64 << 20
 _MOST_LOOKS = 4
 """How often the end of a push is tried while other shards come to it, too."""
@@ -263,7 +265,7 @@ class VerifyShardReport:
 
     `report` is of the whole bundle if all shards have ended, the last between `began` and `ended`
     (UTC); else of this share. `awaited` are the shards that have not ended; None where nobody
-    gathers what they find.
+    gathers what they find. Unless it has `read` its share now, it says what it had found then.
     """
 
     report: BundleReport
@@ -271,15 +273,22 @@ class VerifyShardReport:
     awaited: tuple[int, ...] | None = None
     began: datetime | None = None
     ended: datetime | None = None
+    read: bool = True
 
     @property
     def is_whole(self) -> bool:
         """Whether `report` is of the whole bundle."""
         return self.awaited == ()
 
+    @property
+    def between(self) -> str:
+        """When the bundle was read; an empty text where nobody gathers."""
+        times = [f"{one:%Y-%m-%d %H:%M:%S}" for one in (self.began, self.ended) if one is not None]
+        return f"between {' and '.join(times)} UTC" if times else ""
+
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        own = document(self, "whole=is_whole", "awaited", "began", "ended")
+        own = document(self, "whole=is_whole", "read", "awaited", "began", "ended")
         return {**self.report.to_document(), "shard": str(self.shard), **own}
 
 
@@ -295,12 +304,13 @@ def verify_shard(
     """Check a share of a bundle's bytes, and put what was found into `place`, where the last shard
     to come finds what all have found. That place is the run: name a new one for each.
 
-    A shard that was stopped is run again. One that had ended there reads nothing, and tells what it
-    had found. Arguments and errors are those of `verify`.
+    A shard that was stopped is run again. One that ended there within the hour, and died before it
+    could say so, reads nothing and tells what it had found. Arguments and errors are those of
+    `verify`.
 
     Raises:
         InputError: `place` has findings about another bundle, changed files or other options, or
-            of another number of shards.
+            of another number of shards, or this one ended there more than an hour ago.
         DamagedBundleError: `place` has something else under the name of findings.
     """
     run = Run.of(run)
@@ -320,9 +330,12 @@ def verify_shard(
         "version": tool_name(),
     }
     found = findings.read(about)
-    if shard.number in found:
-        told = f"shard {shard} has ended in {place} before, and nothing was read; name another"
-        run.on_event(Warned(f"{told} place to verify the bundle anew"))
+    earlier = found.get(shard.number)
+    if earlier is not None:
+        told = f"{place}: shard {shard} ended there at {earlier.ended:%Y-%m-%d %H:%M:%S} UTC"
+        if datetime.now(UTC) - earlier.ended > _SAME_RUN:  # as where a place is named every night
+            raise InputError(f"{told}, and nothing was read; {_ANEW}")
+        run.on_event(Warned(f"{told}, and nothing was read now"))
         # Counts are the same in all shares, and nobody's share takes no reading.
         report = replace(_verified(bundle, Shard(0, shard.count), None, quick, run), shard=shard)
     else:
@@ -343,7 +356,8 @@ def verify_shard(
         notices=tuple(dict.fromkeys(one for each in told_by for one in each.notices)),
     )
     began_at, ended_at = min(one.began for one in told_by), max(one.ended for one in told_by)
-    return VerifyShardReport(report, shard, tuple(awaited), began_at, ended_at)
+    times = began_at, ended_at
+    return VerifyShardReport(report, shard, tuple(awaited), *times, read=earlier is None)
 
 
 def _verified(

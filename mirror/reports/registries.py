@@ -424,7 +424,7 @@ def push_shard_summary(report: PushShardReport, elapsed_s: float) -> str:
     shard = f"shard {report.shard}: {f'{sent} sent' if report.blobs else 'all of it was there'}"
     if report.finished is not None:
         return f"{push_summary(report.finished, elapsed_s)}\n  {shard}"
-    others = _shards(report.awaited, report.shard.count)
+    others = few([f"{number}/{report.shard.count}" for number in report.awaited], 8)
     title = f"Registry {report.target} has the blobs of shard {report.shard}"
     awaited = f"  no tag was set: it lacks blobs of {others}; the last shard sets the tags"
     return page(title, [], [awaited], foot=(shard, f"done in {duration_text(elapsed_s)}"))
@@ -432,18 +432,18 @@ def push_shard_summary(report: PushShardReport, elapsed_s: float) -> str:
 
 def verify_shard_summary(report: VerifyShardReport, elapsed_s: float) -> str:
     """What one of several machines found, or all of them if it was the last."""
-    shard, whole = report.shard, bundle_summary(report.report, elapsed_s)
+    shard, told = report.shard, bundle_summary(report.report, elapsed_s)
     if report.is_whole:
-        between = f"{report.began:%Y-%m-%d %H:%M:%S} and {report.ended:%Y-%m-%d %H:%M:%S} UTC"
-        return f"{whole}\n  {counted(shard.count, 'shard')} read it between {between}"
-    if report.report.findings:
-        return whole.replace("The bundle is", f"Shard {shard} of the bundle is", 1)
-    rest = f"each of the {shard.count} shards says so"
-    if report.awaited is not None:
-        rest = f"these find nothing either: {_shards(report.awaited, shard.count)}"
-    title, told = f"Shard {shard} of the bundle has no damage", f"  the bundle is whole if {rest}"
-    return page(title, [], [told], foot=(f"read in {duration_text(elapsed_s)}",))
-
-
-def _shards(numbers: Sequence[int], count: int) -> str:
-    return few([f"{number}/{count}" for number in numbers], 8)
+        told += f"\n  {counted(shard.count, 'shard')} read it {report.between}"
+    elif report.report.findings:
+        told = told.replace("The bundle is", f"Shard {shard} of the bundle is", 1)
+    else:
+        rest = f"each of the {shard.count} shards says so"
+        if report.awaited is not None:
+            others = few([f"{number}/{shard.count}" for number in report.awaited], 8)
+            rest = f"these find nothing either: {others}"
+        lines = [f"Shard {shard} of the bundle is right, and the bundle is whole if {rest}"]
+        told = lines_of([*lines, "", f"  read in {duration_text(elapsed_s)}"])
+    past = told.replace(" is ", " was ", 1)
+    then = f"Nothing was read now. This was found {report.between}:\n{past}"
+    return told if report.read else then

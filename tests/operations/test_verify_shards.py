@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from mirror.operations import shards
 from mirror.operations.clean import clean
 from mirror.operations.merge import merge
 from mirror.operations.shards import VerifyShardReport, verify_shard
+from mirror.reports.registries import verify_shard_summary
 from mirror.run import Run
 from mirror.sync import Finding
 from mirror.testing import Answer, Fault, Faults, FaultyProxy
@@ -207,18 +210,38 @@ def test_findings_may_be_gathered_in_a_bucket_and_are_cleaned_there(
 def test_a_shard_that_comes_again_reads_nothing_and_tells_what_it_had_found(
     damaged: Path, tmp_path: Path
 ) -> None:
+    """As a pod does that died before it could say so."""
     place = tmp_path / "run"
     first = check(damaged, "1/2", place)
     events: list[Event] = []
     again = check(damaged, "1/2", place, run=Run(on_event=events.append))
-    assert again == first
+    assert again == replace(first, read=False)
     (started,) = (one for one in events if isinstance(one, TransferStarted))
     assert started.size == 0
     (told,) = (one.message for one in events if isinstance(one, Warned))
-    assert f"shard 1/2 has ended in {place} before, and nothing was read; name another" in told
+    assert re.fullmatch(
+        rf"{place}: shard 1/2 ended there at .* UTC, and nothing was read now", told
+    )
     check(damaged, "2/2", place)
     told_later = check(damaged, "1/2", place)
     assert told_later.report.findings == whole(damaged), "anybody may ask for the result"
+    text = verify_shard_summary(told_later, 0.1)
+    assert re.match(r"Nothing was read now\. This was found between .* UTC:\nThe bundle was ", text)
+
+
+def test_a_place_that_is_named_every_night_is_refused(bundle: Path, tmp_path: Path) -> None:
+    """What was right yesterday may have rotted since, and keeps its size and date."""
+    place = tmp_path / "run"
+    for text in ("1/2", "2/2"):
+        check(bundle, text, place)
+    record = place / "verified-1-of-2.json"
+    yesterday = {**json.loads(record.read_bytes()), "ended": "2020-02-28T01:10:00Z"}
+    record.write_text(json.dumps(yesterday))
+    told = (
+        r"shard 1/2 ended there at 2020-02-28 01:10:00 UTC, and nothing was read; name a new place"
+    )
+    with pytest.raises(InputError, match=told):
+        check(bundle, "1/2", place)
 
 
 def test_what_was_found_in_a_bundle_that_has_changed_counts_no_more(
