@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import zstandard
@@ -23,6 +23,7 @@ _ZSTD_WINDOW = 128 << 20
 _USUAL_WINDOW = 8 << 20
 """What encoders ask for by default. Of streams that ask for more, one is unpacked at a time."""
 _LARGE_WINDOW = threading.Lock()
+_LOOK_S = 0.2
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE_MAGICS = frozenset(bytes([0x50 + low]) + b"\x2a\x4d\x18" for low in range(16))
@@ -37,11 +38,14 @@ class Unpacked(NamedTuple):
     self_checking: bool
 
 
-def decompressed(chunks: Iterator[bytes], where: str) -> Unpacked:
+def decompressed(
+    chunks: Iterator[bytes], where: str, check: Callable[[], None] = lambda: None
+) -> Unpacked:
     """Unpack a layer, in the compression that its first bytes show.
 
     It reads all members of a gzip stream and all frames of a zstd stream, to the end of `chunks`.
-    `where` names the layer in messages.
+    `where` names the layer in messages. `check` is called while another stream with a large window
+    is unpacked; it raises what is to end that wait.
 
     Raises:
         UnreadableImageError: at once, or while the result is read: the data is damaged or cut off,
@@ -57,7 +61,7 @@ def decompressed(chunks: Iterator[bytes], where: str) -> Unpacked:
     if head.startswith(_GZIP_MAGIC):
         return Unpacked(_gunzip(whole, where), self_checking=True)
     if head.startswith(_ZSTD_MAGIC) or head[:4] in _ZSTD_SKIPPABLE_MAGICS:
-        return Unpacked(_unzstd(whole, where), self_checking=True)
+        return Unpacked(_unzstd(whole, where, check), self_checking=True)
     for magic, name in _OTHER_MAGICS.items():
         if head.startswith(magic):
             raise UnreadableImageError(
@@ -107,9 +111,9 @@ def _gunzip(chunks: Iterator[bytes], where: str) -> Iterator[bytes]:
 # -- zstd ----------------------------------------------------------------------------------------
 
 
-def _unzstd(chunks: Iterator[bytes], where: str) -> Iterator[bytes]:
+def _unzstd(chunks: Iterator[bytes], where: str, check: Callable[[], None]) -> Iterator[bytes]:
     """Unpack the frames of a zstd stream (RFC 8878); checksums are checked where there are any."""
-    source = _ZstdSource(chunks)
+    source = _ZstdSource(chunks, check)
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     # Not `decompressobj`: its output per call has no bound, 64 KiB of input can make 2 GiB.
     reader = decompressor.stream_reader(
@@ -135,8 +139,8 @@ class _ZstdSource:
     headers that say where frames and blocks end; the decompressor judges the data.
     """
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
+    def __init__(self, chunks: Iterator[bytes], check: Callable[[], None]) -> None:
+        self._chunks, self._check = chunks, check
         self._left = b""
         self._between_frames = True
         self._holds_lock = False
@@ -200,7 +204,9 @@ class _ZstdSource:
                 history = (8 + (header[0] & 7)) << (7 + (header[0] >> 3))
             if history > _USUAL_WINDOW and not self._holds_lock:
                 # Whoever holds it reads on from the network, or gives up there.
-                self._holds_lock = _LARGE_WINDOW.acquire()
+                while not _LARGE_WINDOW.acquire(timeout=_LOOK_S):
+                    self._check()
+                self._holds_lock = True
             last = False
             while not last:
                 block = int.from_bytes((yield 3), "little")

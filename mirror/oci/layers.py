@@ -33,6 +33,7 @@ def read_files(
     max_file_bytes: int = 32 << 20,
     max_unpacked_bytes: int = 8 << 30,
     where: str = "image",
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, bytes]:
     """Read those of `paths` that are regular files in the image's merged root file system.
 
@@ -43,6 +44,7 @@ def read_files(
     A layer that is opened is read to its end, even if its content is broken, so that an opener that
     verifies digests has the last word. It is then closed, if it can be. A layer is opened again
     only to look for the target of a link. `max_unpacked_bytes` bounds what this call unpacks.
+    `check` is called again and again meanwhile; it raises what is to end that.
 
     Raises:
         UnreadableImageError: a layer is cut off, damaged or of an unknown kind; a limit is
@@ -54,7 +56,7 @@ def read_files(
     for path, inside in wanted.items():
         if not inside:
             raise ValueError(f"{path!r} does not name a file inside an image")
-    image = _Image(layers, where, max_file_bytes, max_unpacked_bytes)
+    image = _Image(layers, where, max_file_bytes, max_unpacked_bytes, check)
     found: dict[str, bytes] = {}
     while wanted:
         questions: list[_UnreadError] = []
@@ -93,7 +95,7 @@ def opened(layer: LayerOpener, name: str, count: Callable[[int], None]) -> Itera
         if close is not None:
             stack.callback(close)
         try:
-            unpacked = decompressed(raw, name)
+            unpacked = decompressed(raw, name, lambda: count(0))
             stack.callback(getattr(unpacked.chunks, "close", lambda: None))
             marked = not unpacked.self_checking
             yield TarStream(counted(unpacked.chunks), name, end_marker=marked)
@@ -266,8 +268,9 @@ class _Image:
         where: str,
         max_file_bytes: int,
         max_unpacked_bytes: int,
+        check: Callable[[], None],
     ) -> None:
-        self._layers, self._where = layers, where
+        self._layers, self._where, self._check = layers, where, check
         self._max_file_bytes, self._max_unpacked_bytes = max_file_bytes, max_unpacked_bytes
         self._unpacked = 0
         self._views = [_LayerView() for _ in layers]
@@ -359,6 +362,7 @@ class _Image:
         self._views[layer] = view
 
     def _count(self, size: int) -> None:
+        self._check()
         self._unpacked += size
         check_unpacked(self._unpacked, self._max_unpacked_bytes, self._where)
 

@@ -175,7 +175,8 @@ class ReleaseSource:
         def ask() -> dict[str, bytes]:
             image = self._image(repository, manifest)
             layers = [partial(self._layer, repository, layer) for layer in image.layers]
-            return read_files(layers, paths, where=self.where(repository, manifest.digest))
+            where = self.where(repository, manifest.digest)
+            return read_files(layers, paths, where=where, check=self._run.check)
 
         return self._once(("files", repository, manifest.digest, *paths), ask)
 

@@ -17,11 +17,12 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.errors import DigestMismatchError, UnreadableImageError
-from mirror.oci import Digest, verified
+from mirror.errors import CancelledError, DigestMismatchError, UnreadableImageError
+from mirror.oci import Digest, compression, verified
 from mirror.oci.layers import LayerOpener, read_files
 from mirror.oci.root_fs import Leaf, RootFs
 from mirror.oci.tar_stream import EntryKind, TarStream
+from mirror.run import Cancellation, Run
 from tests.support.program import ROOT
 
 FILE, DIR, SYM, LINK = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
@@ -623,6 +624,21 @@ def test_large_windows_of_many_layers_are_held_one_after_the_other() -> None:
     refused, grown = map(int, done.stdout.split())
     assert refused == 4
     assert grown < 200 << 20
+
+
+def test_who_waits_for_a_large_window_hears_that_it_is_over() -> None:
+    info = tarfile.TarInfo("zeros")
+    info.size = 20 << 20
+    run = Run(cancellation=(cancellation := Cancellation()))
+    layers = [Layer(_long_window(info.tobuf() + bytes(info.size)))]
+
+    def stop() -> None:
+        cancellation.cancel()
+        run.check()
+
+    with compression._LARGE_WINDOW, pytest.raises(CancelledError):
+        read_files(layers, ["a"], check=stop)
+    assert read_files(layers, ["a"], check=Run().check) == {}
 
 
 def test_a_layer_that_was_given_up_lets_the_next_large_window_begin() -> None:
