@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -324,9 +325,12 @@ def test_threads_of_wide_work_begin_no_wide_work() -> None:
     run = Run(2, widest=5)
     run.width.bears = 5
     counts: list[int] = []
+    more = threading.Barrier(3)  # one more than may be there
 
     def inner(_number: int) -> None:
         counts.append(len(ours()))
+        with suppress(threading.BrokenBarrierError):
+            more.wait(0.05)
 
     def outer(_number: int) -> None:
         gather(range(5), inner, run=run)

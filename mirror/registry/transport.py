@@ -276,7 +276,7 @@ class Transport:
             try:
                 asked = response.headers.get("retry-after")
                 admission.head(response.status, asked, quick=body is None)
-                if body is None or body.size < _SMALL:
+                if response.status < 429 and (body is None or body.size < _SMALL):
                     self.run.width.hear(self.host, *admission.heard)
                 yield response
             finally:

@@ -218,7 +218,7 @@ class Upload:
                     self._ask(session, err)
                     return False
                 raise _RestartError(err, at_once=True) from err
-            if not self._hashed and DIGEST_INVALID in err.codes:
+            if not self._hashed and DIGEST_INVALID in err.codes and not session.resumed:
                 raise  # the bytes may be wrong
             if _session_lost(err, session):
                 raise _RestartError(err) from err

@@ -15,13 +15,13 @@ import pytest
 from mirror.errors import CancelledError, DeadlineError
 from mirror.events import Event, Retrying
 from mirror.oci import Digest
-from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
 from mirror.run import Cancellation, Run, Width
 from mirror.testing import EmbeddedRegistry
 from tests.registry.conftest import Serve
 from tests.registry.test_trickle import raw_server
 from tests.support.patience import PATIENCE_S, wait_until
-from tests.support.scripted_server import Reply, Request
+from tests.support.scripted_server import Reply, Request, ScriptedServer
 
 SOON_S = 8.0
 """On a machine that does other things too. What is stopped would go on for a multiple of it."""
@@ -234,3 +234,16 @@ def test_a_run_hears_how_soon_small_requests_are_answered(
         assert heard == [(client.host, 1)]
         view.upload("a", Digest.of(data), len(data), lambda at: (one for one in [data[at:]]))
     assert len(heard) == 2, "the opening of the upload, but not the upload itself"
+
+
+def test_a_refusal_says_nothing_of_a_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is asked too often refuses at once, and bears no more for that."""
+    heard: list[str] = []
+    monkeypatch.setattr(Width, "hear", lambda _width, host, *_rest: heard.append(host))
+    answers = iter([Reply(429), Reply(503), Reply(404)])
+    retries = RetryPolicy(attempts=3, base_delay_s=0, sleep=lambda _seconds: None)
+    with ScriptedServer(lambda _request: next(answers)) as server:
+        options = ConnectionOptions(plain_http=True, retries=retries)
+        with RegistryClient(server.host, options=options) as client:
+            assert client.within(Run()).blob_size("a", Digest.of(b"")) is None
+    assert heard == [server.host]

@@ -557,6 +557,7 @@ class Counting(MemoryStore):
     def __init__(self, meeting: int) -> None:
         super().__init__("counting")
         self._guard, self._meeting = threading.Lock(), threading.Barrier(meeting)
+        self._together = threading.Barrier(3)
         self.busy, self.most = 0, 0
 
     def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
@@ -566,6 +567,8 @@ class Counting(MemoryStore):
         with self._guard:
             self.busy += 1
             self.most = max(self.most, self.busy)
+        with suppress(threading.BrokenBarrierError):
+            self._together.wait(0.05)  # for one more than may be here
         try:
             return super().put_blob(step, content)
         finally:

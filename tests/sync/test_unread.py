@@ -12,7 +12,7 @@ from mirror.bundle.reader import BundleReader
 from mirror.errors import DamagedBundleError, DigestMismatchError, MirrorError
 from mirror.events import Event, Warned
 from mirror.oci import Digest
-from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy
+from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy, upload_sessions
 from mirror.run import Run
 from mirror.sync import CopyBlob, FailoverSource, MemoryStore, Source, tree
 from mirror.sync.failover import BlobContent
@@ -253,9 +253,16 @@ def test_another_place_helps_where_a_part_cannot_be_opened(
     assert fake.blobs == {str(DIGEST): BIG}
 
 
+@pytest.mark.parametrize("chunk", [16 << 20, 1 << 20])
 def test_what_was_damaged_on_its_way_is_sent_again_and_told(
-    target: RegistryTarget, bundle: BundleReader, fake: FakeRegistry, events: list[Event]
+    chunk: int,
+    target: RegistryTarget,
+    bundle: BundleReader,
+    fake: FakeRegistry,
+    events: list[Event],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(upload_sessions, "CHUNK", chunk)
     fake.fault = once(
         lambda one: one.method == "PUT" and one.length > 100,
         lambda _: error(400, "DIGEST_INVALID"),
@@ -265,6 +272,36 @@ def test_what_was_damaged_on_its_way_is_sent_again_and_told(
     (warning,) = (event.message for event in events if isinstance(event, Warned))
     assert warning.startswith(f"{DIGEST} was sent to {target.name} twice, as the first time it")
     assert warning.endswith("look at the disk, the memory and the network of this machine")
+
+
+def test_what_a_broken_connection_spoiled_is_not_told_of_this_machine(
+    target: RegistryTarget, bundle: BundleReader, fake: FakeRegistry, events: list[Event]
+) -> None:
+    """A registry that counts what was lost on the way as arrived, and so refuses the sum."""
+
+    def spoil(request: Request) -> Reply:
+        fake.sessions["s3"] += bytes(len(request.read(70_000)))
+        raise Hangup
+
+    fake.fault = once(lambda one: one.length == len(BIG), spoil)
+    target.put_blob(STEP, content(bundle))
+    assert fake.blobs == {str(DIGEST): BIG}
+    assert not [event for event in events if isinstance(event, Warned)]
+
+
+def test_another_digest_than_the_proved_kind_is_hashed(
+    target: RegistryTarget,
+    bundle: BundleReader,
+    fake: FakeRegistry,
+    sent_by_the_system: list[int],
+) -> None:
+    """A registry that compares SHA-256 need not compare SHA-512."""
+    target.put_blob(STEP, content(bundle))
+    assert sum(sent_by_the_system) == len(BIG)
+    fake.proves = False
+    step = CopyBlob(Digest.of(BIG, "sha512"), len(BIG), ("install",), "install")
+    target.put_blob(step, content(bundle))
+    assert sum(sent_by_the_system) == len(BIG)
 
 
 def test_another_refusal_is_no_reason_to_send_it_twice(
