@@ -15,6 +15,7 @@ from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import PartedReader, beginning, open_file
 from mirror.bundle.folder import belongs, is_leftover
 from mirror.bundle.format import (
+    GOST_SUFFIX,
     MAX_SIGNATURE_BYTES,
     SEAL,
     SIGNATURE,
@@ -36,7 +37,7 @@ from mirror.errors import (
     IntegrityError,
     SignatureError,
 )
-from mirror.layout import RELEASES_FILE, digest_of_tag
+from mirror.layout import RELEASES_FILE, TOOL_FILE, digest_of_tag
 from mirror.oci import Digest, Verifier
 from mirror.run import Run
 from mirror.sync import Dependents, Finding, Inventory
@@ -228,7 +229,8 @@ def state_of(folder: Location) -> Digest:
         archives = list(filter(archive_at, paths))
         if not archives:
             raise InputError(f"{folder} has no archives, so that nothing tells if its files change")
-        beside = [path for path in paths if path.name in (SEAL, SIGNATURE, SUMS)]
+        named = (SEAL, SIGNATURE, SUMS, RELEASES_FILE, TOOL_FILE)
+        beside = [one for one in paths if one.name in named or one.name.endswith(GOST_SUFFIX)]
         return Digest.of(canonical_json(sorted(map(state, (*archives, *beside)))))
 
 

@@ -219,9 +219,12 @@ class ShardPlace(BucketPlace):
         names, plan = self._names(seal), self._plan_for(sealed)
         begun = gather(names, lambda name: self._bucket.begin(name, plan, self._run), run=self._run)
         uploads = dict(zip(names, begun, strict=True))
-        data = AgreedPlan(self._asked, sealed, files, uploads).signed(self.packing.sign).to_json()
+        mine = AgreedPlan(self._asked, sealed, files, uploads).signed(self.packing.sign)
+        data = mine.to_json()
         states = self._put_first(SHARDS, data)
         if not self._bucket.knows_conditions(SHARDS, data, self._run):
+            if self.is_sealed():  # by the others, just now
+                return mine
             super().clear()
             raise InputError(
                 f"{self.where}: this S3 server does not know conditional writes (If-None-Match: *),"

@@ -185,9 +185,12 @@ def push_shard(
             sent = done.done.sent
         finally:
             target.release()
+    conflict: ConflictError | None = None
     for looks_left in reversed(range(_MOST_LOOKS)):
         state = work.look(tree)
         goal = work.goal(tree, state)
+        if conflict is not None and goal.new:  # somebody else's, not of another shard of this
+            raise conflict
         rest = missing_content(work.wanted, goal.held).repositories.values()
         awaited = sorted({whose[digest] for content in rest for digest in content.blobs})
         if shard.number in awaited:
@@ -201,9 +204,10 @@ def push_shard(
         if not awaited:
             try:
                 finished = work.finish(tree, state, goal)
-            except ConflictError:  # another shard came to the end at the same time
+            except ConflictError as err:
                 if not looks_left:
                     raise
+                conflict = err  # if another shard came to the end at the same time, it is stated
                 continue
         break
     return PushShardReport(tree.name, shard, len(plan.blobs), sent, tuple(awaited), finished)
@@ -341,6 +345,12 @@ def verify_shard(
     else:
         findings.write({"about": about})  # what may not be written is told before the work
         began, report = datetime.now(UTC), _verified(bundle, shard, key, quick, run)
+        if about["files"] != str(state_of(bundle.folder)):
+            raise ConflictError(
+                "its files changed while they were read",
+                where=str(bundle.folder),
+                advice="let nobody write there, and run all shards again with a new --findings",
+            )
         kept, notices = report.findings[:_MOST_FINDINGS], report.notices
         if more := len(report.findings) - len(kept):
             notices += (f"shard {shard} found {more} more, which are not listed",)

@@ -18,7 +18,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from mirror.bundle.archive import against
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.share import Shard
-from mirror.errors import DowngradeError, IncompleteError, MirrorError, MissingBaseError
+from mirror.errors import (
+    ConflictError,
+    DowngradeError,
+    IncompleteError,
+    MirrorError,
+    MissingBaseError,
+)
 from mirror.events import Event, TagDone, TransferStarted
 from mirror.oci import Digest
 from mirror.operations import shards
@@ -27,6 +33,7 @@ from mirror.operations.push_reports import PushShardReport
 from mirror.operations.shards import plan_push_shard, push_shard
 from mirror.run import Run
 from mirror.signing import sign
+from mirror.sync import MemoryStore
 from mirror.sync.observe import Verification
 from mirror.sync.publication_state import generations, read_state
 from mirror.sync.statement import StatementKeys
@@ -35,6 +42,7 @@ from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.faults.shelves import WatchedStorage
 from tests.support import push_shards
 from tests.support.bundles import pack
+from tests.support.inventories import put_image
 from tests.support.patience import PATIENCE_S
 from tests.support.places import client_of, tree_of
 from tests.support.push_shards import STORE
@@ -272,6 +280,27 @@ def test_a_push_that_finds_another_one_under_way_which_ends_meanwhile_ends_well(
         ended.set()
         others[0].result()
     assert made(target) == made(plain)
+
+
+def test_what_somebody_else_published_at_the_end_is_not_pushed_over(
+    reader: BundleReader, target: Replica, tmp_path: Path
+) -> None:
+    """As a plain push stops: it might be a rollback."""
+    other = MemoryStore()
+    put_image(other, "install", "v1.71.0", layers=(b"of another bundle",))
+    pack(other, other.inventory(), tmp_path / "other")
+    send(reader, target, "1/2")
+    published: list[object] = []
+
+    def meanwhile(event: Event) -> None:
+        if isinstance(event, TransferStarted) and not event.blobs and not published:
+            with BundleReader([tmp_path / "other"]) as another:
+                published.append(push(another, target.tree))
+
+    with pytest.raises(ConflictError, match="published something since this one began; no tag"):
+        send(reader, target, "2/2", Run(jobs=1, on_event=meanwhile))
+    assert published
+    assert list(target.held().repository("install").tags) == ["v1.71.0"]
 
 
 # -- deaths ----------------------------------------------------------------------------------------

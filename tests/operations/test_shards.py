@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.bundle.bucket import Bucket
 from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.multipart import BucketArchive, Object
 from mirror.bundle.seal import Seal
@@ -24,7 +25,7 @@ from mirror.errors import ConflictError, InputError, IntegrityError, MirrorError
 from mirror.events import Event, TransferStarted, Warned
 from mirror.oci import Digest
 from mirror.operations.clean import clean
-from mirror.operations.pull import pack
+from mirror.operations.pull import PullPlan, pack
 from mirror.operations.shards import ShardReport, pull_shard
 from mirror.run import Run
 from mirror.sync import MemoryStore, Source
@@ -281,6 +282,27 @@ def test_a_shard_may_be_late_at_any_moment_of_another_ones_end(
     monkeypatch.setattr(ShardPlace, method, late)
     assert carry(storage, prefix, "1/4").is_sealed
     assert (storage.content(prefix), storage.pending(prefix)) == (plain, [])
+
+
+def test_a_shard_that_plans_while_the_others_seal_ends_well(
+    storage: ObjectStorage, plain: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is about to ask of the server has gone with what the others had agreed upon."""
+    original = Bucket.knows_conditions
+
+    def late(bucket: Bucket, name: str, data: bytes, run: Run) -> bool:
+        monkeypatch.setattr(Bucket, "knows_conditions", original)
+        assert carry(storage, "while-planning", "2/2").is_sealed
+        return original(bucket, name, data, run)
+
+    def planned() -> PullPlan:
+        carry(storage, "while-planning", "1/2")
+        monkeypatch.setattr(Bucket, "knows_conditions", late)
+        return shards.plan_of(SEAL)
+
+    with closing(storage.bucket("while-planning")) as bucket:
+        assert pull_shard(bucket, Shard(2, 2), ASKED, planned, STORE, run=Run(jobs=2)).is_sealed
+    assert (storage.content("while-planning"), storage.pending("while-planning")) == (plain, [])
 
 
 def test_a_file_that_is_removed_when_it_was_complete_is_told(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.bundle import gost
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.checks import Check
 from mirror.bundle.folder import Packing
@@ -22,7 +23,13 @@ from mirror.bundle.location import Readable, RemotePath
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.share import Shard
 from mirror.bundle.verify import verify_bundle
-from mirror.errors import DamagedBundleError, FileSystemError, InputError, MirrorError
+from mirror.errors import (
+    ConflictError,
+    DamagedBundleError,
+    FileSystemError,
+    InputError,
+    MirrorError,
+)
 from mirror.events import Event, TransferStarted, Warned
 from mirror.operations import shards
 from mirror.operations.clean import clean
@@ -147,6 +154,8 @@ def test_shares_find_together_what_one_machine_finds(damaged: Path) -> None:
         assert {one for each in found for one in each.report.findings} == set(alone)
         assert [each.awaited for each in found] == [None] * count, "nobody gathers"
         assert not any(each.is_whole for each in found)
+        beside = [sum(one.place == "SHA256SUMS" for one in each.report.findings) for each in found]
+        assert beside == [1, *[0] * (count - 1)], "the first tells what is no stretch of an archive"
 
 
 @pytest.mark.parametrize("kind", ["parts", "compressed", "foreign", "truncated", "missing"])
@@ -166,6 +175,23 @@ def test_shares_find_together_what_one_machine_finds_in_bundles_of_all_kinds(
     assert alone
     found = [check(folder, f"{number}/3", tmp_path / "run") for number in (1, 2, 3)]
     assert found[-1].report.findings == alone
+
+
+def test_each_gost_digest_is_computed_by_one_shard(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "of"))
+    archives = list(folder.glob("*.tar"))
+    for path in archives:
+        path.with_name(f"{path.name}.gostsum").write_text("0" * 64)
+    monkeypatch.setattr(gost, "available", lambda: None)
+    told = [
+        int(notice.split()[0])
+        for number in (1, 2, 3)
+        for notice in check(folder, f"{number}/3").report.notices
+        if "ending in .gostsum were not checked" in notice
+    ]
+    assert sum(told) == len(archives)
 
 
 # -- what all have found ---------------------------------------------------------------------------
@@ -274,6 +300,25 @@ def test_a_shard_that_died_has_said_nothing(bundle: Path, tmp_path: Path) -> Non
     assert "ended" not in json.loads((place / "verified-1-of-2.json").read_bytes())
     assert check(bundle, "2/2", place).awaited == (1,)
     assert check(bundle, "1/2", place).is_whole
+
+
+def test_a_bundle_that_changes_while_it_is_read_is_told(bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "of"))
+
+    def changes(event: Event) -> None:
+        if isinstance(event, TransferStarted):
+            os.utime(folder / "platform.tar", (1_000_000_000, 1_000_000_000))
+
+    with pytest.raises(ConflictError, match="its files changed while they were read; let nobody"):
+        check(folder, "1/2", tmp_path / "run", run=Run(on_event=changes))
+    assert "ended" not in json.loads((tmp_path / "run/verified-1-of-2.json").read_bytes())
+
+
+def test_a_shard_knows_what_it_found_where_a_list_lags_behind(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards._ShardFindings, "read", lambda _self, _about: {})
+    assert check(bundle, "1/2", tmp_path / "run").awaited == (2,)
 
 
 @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.soak)])
