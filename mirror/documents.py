@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -245,31 +244,34 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a number of JSON")
 
 
-_AT_ONCE = 64 << 10
+_AT_ONCE = 1 << 20
 """Bytes of JSON that become objects at a time."""
 _TEXT = rb'"(?:[^"\\]++|\\.)*+"'
 _VALUE = _SCALAR = rb"[^\s\",:\[\]{}]++|" + _TEXT
 for _ in range(12):  # levels
     _VALUE = rb"%b|[\[{](?:[^\"\[\]{}]++|%b)*+[\]}]" % (_SCALAR, _VALUE)
+_PAIR = rb"\s*+(%b)\s*+:\s*+(%b)\s*+" % (_TEXT, _VALUE)
 _ITEM = re.compile(rb"()\s*+(%b)\s*+[,\]]" % _VALUE, re.DOTALL)
-_MEMBER = re.compile(rb"\s*+(%b)\s*+:\s*+(%b)\s*+[,}]" % (_TEXT, _VALUE), re.DOTALL)
+_MEMBER = re.compile(_PAIR + rb"[,}]", re.DOTALL)
+_ITEMS = re.compile(rb"(?:\s*+(?:%b)\s*+,){1,100}+" % _VALUE, re.DOTALL)
+_MEMBERS = re.compile(rb"(?:%b,){1,100}+" % _PAIR, re.DOTALL)
 _MOST_KEYS = 100
 
 
 class LargeJson:
     """An object or a list of JSON, whose values are made as they are gone through.
 
-    A large value is one of these. ValueError tells where it is no JSON, or a text has over 64 KiB.
+    A large value is one of these. ValueError tells where it is no JSON, or a text has over 1 MiB.
     """
 
     def __init__(self, data: bytes, start: int, end: int) -> None:
         self._data, self._start, self._end = data, start, end
         self._places: dict[str, tuple[int, int, int]] = {}
 
-    def _spans(self) -> Iterator[re.Match[bytes]]:
-        data, position, end = self._data, self._start + 1, self._end
+    def _spans(self, position: int) -> Iterator[re.Match[bytes]]:
+        data, first, end = self._data, self._start + 1, self._end
         pattern = _MEMBER if data[self._start] == ord("{") else _ITEM
-        while position < end or position == self._start + 1:
+        while position < end or position == first:
             found = pattern.match(data, position, end)
             if found is None or (found.end() == end) == data.endswith(b",", 0, found.end()):
                 # Either this says what is wrong, or it is empty.
@@ -281,18 +283,25 @@ class LargeJson:
 
     def __iter__(self) -> Iterator[Any]:
         """The values of a list; the pairs of key and value of an object, repeated ones too."""
-        data, start, end = self._data, 0, 0
-        frame = b"{%b}" if data[self._start] == ord("{") else b"[%b]"
-        for found in chain(self._spans(), [None]):
-            if start and (found is None or found.end(2) - start > _AT_ONCE):
-                parsed = parse_json(frame % data[start:end])
-                yield from parsed.items() if isinstance(parsed, dict) else parsed
-                start = 0
-            if found and found.end(2) - found.start(1) > _AT_ONCE:
-                value = _opened(data, *found.span(2))
-                yield (_opened(data, *found.span(1)), value) if found[1] else value
-            elif found:
-                start, end = start or found.start(1), found.end(2)
+        data, position = self._data, self._start + 1
+        of_pairs = data[self._start] == ord("{")
+        several, frame = (_MEMBERS, b"{%b}") if of_pairs else (_ITEMS, b"[%b]")
+        while run := several.match(data, position, self._end):
+            if run.end() - position <= _AT_ONCE:
+                parsed = parse_json(frame % data[position : run.end() - 1])
+                yield from parsed.items() if of_pairs else parsed
+                position = run.end()
+                continue
+            for found in self._spans(position):
+                yield self._value(found)
+                position = found.end()
+                if position >= run.end():
+                    break
+        yield from map(self._value, self._spans(position))
+
+    def _value(self, found: re.Match[bytes]) -> Any:
+        value = _opened(self._data, *found.span(2))
+        return (_opened(self._data, *found.span(1)), value) if found[1] else value
 
     items = __iter__
 
@@ -303,7 +312,7 @@ class LargeJson:
             ValueError: it is not JSON, has a key twice, or more than anybody asks for.
         """
         if not self._places:
-            for found in self._spans():
+            for found in self._spans(self._start + 1):
                 key = _opened(self._data, *found.span(1))
                 if key in self._places or len(self._places) == _MOST_KEYS:
                     raise ValueError(f"{key!r:.50} is there twice, or one of too many keys")
