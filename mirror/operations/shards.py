@@ -20,7 +20,7 @@ from mirror.bundle.share import Shard, owners
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.documents import document, parse_json
-from mirror.durable import make_folder, os_errors, write_durably
+from mirror.durable import os_errors, write_durably
 from mirror.errors import (
     ChangedLeftoversError,
     ConflictError,
@@ -280,7 +280,7 @@ class VerifyShardReport:
     read: bool = True
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether `report` is of the whole bundle."""
         return self.awaited == ()
 
@@ -292,7 +292,7 @@ class VerifyShardReport:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        own = document(self, "whole=is_whole", "read", "awaited", "began", "ended")
+        own = document(self, "complete=is_complete", "read", "awaited", "began", "ended")
         return {**self.report.to_document(), "shard": str(self.shard), **own}
 
 
@@ -313,8 +313,8 @@ def verify_shard(
     `verify`.
 
     Raises:
-        InputError: `place` has findings about another bundle, changed files or other options, or
-            of another number of shards, or this one ended there more than an hour ago.
+        InputError: `place` has findings about another bundle, changed files, other options or
+            another number of shards, or this one ended there more than an hour ago.
         DamagedBundleError: `place` has something else under the name of findings.
     """
     run = Run.of(run)
@@ -322,16 +322,18 @@ def verify_shard(
         return VerifyShardReport(_verified(bundle, shard, key, quick, run), shard)
     bundle.follow(run)
     if bundle.folder is None or str(place) == str(bundle.folder):
-        raise InputError(f"{place}: name a place for findings, and a bundle that is another folder")
+        raise InputError(f"{place}: findings need a place of their own, and a bundle in one folder")
     findings = _ShardFindings(place, shard, run)
     if isinstance(place, Path):
-        with os_errors(place, "create"):
-            make_folder(place)
-    about = {
-        "files": str(state_of(bundle.folder)),
-        "quick": quick,
-        "key": None if key is None else str(Digest.of(key)),
-        "version": tool_name(),
+        with os_errors(place, "create"):  # the last folder alone: what all share may not be mounted
+            place.mkdir(0o755, exist_ok=True)
+    here, files = bundle.folder, str(state_of(bundle.folder))
+    about = {  # by the words of the message that tells what differs
+        "place of the bundle": str(here.resolve() if isinstance(here, Path) else here),
+        "size or date of its files": files,
+        "--quick": quick,
+        "--verify-key": None if key is None else str(Digest.of(key)),
+        "version of mirror": tool_name(),
     }
     found = findings.read(about)
     earlier = found.get(shard.number)
@@ -345,10 +347,10 @@ def verify_shard(
     else:
         findings.write({"about": about})  # what may not be written is told before the work
         began, report = datetime.now(UTC), _verified(bundle, shard, key, quick, run)
-        if about["files"] != str(state_of(bundle.folder)):
+        if files != str(state_of(here)):
             raise ConflictError(
                 "its files changed while they were read",
-                where=str(bundle.folder),
+                where=str(here),
                 advice="let nobody write there, and run all shards again with a new --findings",
             )
         kept, notices = report.findings[:_MOST_FINDINGS], report.notices
@@ -420,17 +422,17 @@ class _ShardFindings:
                 with os_errors(path, "read"):
                     whole = size_of(path) <= _MOST_BYTES  # else nobody of us wrote it
                     record = parse_json(path.read_bytes() if whole else b"")
-                theirs = {**record["about"], "count": int(of[2])}
+                theirs = {**record["about"], "number of shards": int(of[2])}
                 if "ended" in record:
                     found[int(of[1])] = _Found.of(record)
             except MALFORMED as err:
                 told = f"it is not what a shard of a verification writes down: {err}"
                 advice = f"find out who writes there; {_ANEW}"
                 raise DamagedBundleError(told, where=str(path), advice=advice) from err
-            ours = {**about, "count": self.shard.count}
+            ours = {**about, "number of shards": self.shard.count}
             if theirs != ours:
                 names = (one for one in {**theirs, **ours} if theirs.get(one) != ours.get(one))
-                told = f"{path} is about something else: {', '.join(sorted(names))} differ"
+                told = f"{path} is of a verification with another {' and '.join(sorted(names))}"
                 raise InputError(f"{told}; {_ANEW}")
         return found
 

@@ -433,7 +433,7 @@ def push_shard_summary(report: PushShardReport, elapsed_s: float) -> str:
 def verify_shard_summary(report: VerifyShardReport, elapsed_s: float) -> str:
     """What one of several machines found, or all of them if it was the last."""
     shard, told = report.shard, bundle_summary(report.report, elapsed_s)
-    if report.is_whole:
+    if report.is_complete:
         told += f"\n  {counted(shard.count, 'shard')} read it {report.between}"
     elif report.report.findings:
         told = told.replace("The bundle is", f"Shard {shard} of the bundle is", 1)

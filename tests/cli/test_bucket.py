@@ -122,7 +122,7 @@ def test_machines_that_share_a_verification_gather_what_they_find(
     assert "The bundle is whole (sealed: every byte is accounted for)" in last.stdout
     assert "2 shards read it between " in last.stdout
     shown = call_mirror(*verify, "2/2", *place, "--json", env=env).succeeded().document
-    assert (shown["ok"], shown["whole"], shown["awaited"]) == (True, True, [])
+    assert (shown["ok"], shown["complete"], shown["awaited"]) == (True, True, [])
     assert (shown["findings"], shown["read"]) == ([], False)
     again = call_mirror(*verify, "2/2", *place, env=env).succeeded()
     assert again.stdout.startswith("Nothing was read now. This was found between ")

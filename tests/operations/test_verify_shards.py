@@ -153,7 +153,7 @@ def test_shares_find_together_what_one_machine_finds(damaged: Path) -> None:
         found = [check(damaged, f"{number}/{count}") for number in range(1, count + 1)]
         assert {one for each in found for one in each.report.findings} == set(alone)
         assert [each.awaited for each in found] == [None] * count, "nobody gathers"
-        assert not any(each.is_whole for each in found)
+        assert not any(each.is_complete for each in found)
         beside = [sum(one.place == "SHA256SUMS" for one in each.report.findings) for each in found]
         assert beside == [1, *[0] * (count - 1)], "the first tells what is no stretch of an archive"
 
@@ -198,10 +198,10 @@ def test_each_gost_digest_is_computed_by_one_shard(
 
 
 def test_the_last_shard_tells_what_all_have_found(damaged: Path, tmp_path: Path) -> None:
-    place = tmp_path / "new" / "run"
+    place = tmp_path / "run"
     reports = [check(damaged, f"{number}/4", place) for number in (3, 1, 4, 2)]
     assert [one.awaited for one in reports] == [(1, 2, 4), (2, 4), (2,), ()]
-    assert [one.is_whole for one in reports] == [False, False, False, True]
+    assert [one.is_complete for one in reports] == [False, False, False, True]
     assert reports[-1].report.findings == whole(damaged)
     assert reports[-1].report.shard is None
     assert reports[-1].began is not None
@@ -209,11 +209,11 @@ def test_the_last_shard_tells_what_all_have_found(damaged: Path, tmp_path: Path)
     assert reports[-1].began <= reports[-1].ended
 
 
-def test_a_bundle_is_whole_when_each_shard_has_said_so(bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_complete_when_each_shard_has_said_so(bundle: Path, tmp_path: Path) -> None:
     place = tmp_path / "run"
-    assert not check(bundle, "1/2", place).is_whole
+    assert not check(bundle, "1/2", place).is_complete
     done = check(bundle, "2/2", place)
-    assert (done.is_whole, done.report.findings) == (True, ())
+    assert (done.is_complete, done.report.findings) == (True, ())
     with BundleReader([bundle]) as reader:
         assert done.report == verify_bundle(reader)
 
@@ -276,16 +276,37 @@ def test_what_was_found_in_a_bundle_that_has_changed_counts_no_more(
     """Neither last week's records, nor those of other options, speak for this run."""
     folder, place = Path(shutil.copytree(bundle, tmp_path / "of")), tmp_path / "run"
     check(folder, "1/2", place)
-    with pytest.raises(InputError, match=r"verified-1-of-2\.json is about something else: quick"):
+    with pytest.raises(
+        InputError, match=r"-1-of-2\.json is of a verification with another --quick; name"
+    ):
         check(folder, "2/2", place, quick=True)
-    with pytest.raises(InputError, match="is about something else: count differ; name a new place"):
+    with pytest.raises(InputError, match="with another number of shards; name a new place"):
         check(folder, "2/3", place)
     shutil.copyfile(bundle / "platform.tar", folder / "platform.tar")  # has another date then
     os.utime(folder / "platform.tar", (1_000_000_000, 1_000_000_000))
-    with pytest.raises(InputError, match="is about something else: files differ; name a new place"):
+    with pytest.raises(InputError, match="with another size or date of its files; name"):
         check(folder, "2/2", place)
     assert list(clean(place).removed) == ["verified-1-of-2.json"]
     check(folder, "2/2", place)
+
+
+def test_what_was_found_in_a_copy_does_not_count(bundle: Path, tmp_path: Path) -> None:
+    """It may be equal by names, sizes and dates, and damaged."""
+    one, other = (Path(shutil.copytree(bundle, tmp_path / name)) for name in ("one", "other"))
+    place = tmp_path / "run"
+    check(one, "1/2", place)
+    with pytest.raises(InputError, match="with another place of the bundle; name a new place"):
+        check(other, "2/2", place)
+    with pytest.raises(InputError, match="one: findings need a place of their own"):
+        check(one, "2/2", one)
+
+
+def test_findings_go_into_no_folder_whose_share_is_not_mounted(
+    bundle: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MirrorError, match=r"cannot create .*/share/run: No such file or directory"):
+        check(bundle, "1/2", tmp_path / "share" / "run")
+    assert not (tmp_path / "share").exists()
 
 
 def test_a_shard_that_died_has_said_nothing(bundle: Path, tmp_path: Path) -> None:
@@ -299,7 +320,7 @@ def test_a_shard_that_died_has_said_nothing(bundle: Path, tmp_path: Path) -> Non
         check(bundle, "1/2", place, run=Run(on_event=dies))
     assert "ended" not in json.loads((place / "verified-1-of-2.json").read_bytes())
     assert check(bundle, "2/2", place).awaited == (1,)
-    assert check(bundle, "1/2", place).is_whole
+    assert check(bundle, "1/2", place).is_complete
 
 
 def test_a_bundle_that_changes_while_it_is_read_is_told(bundle: Path, tmp_path: Path) -> None:
@@ -372,7 +393,7 @@ def test_machines_that_are_killed_in_turn_find_what_one_machine_finds(
             )
             machine.join()
     reports = [check(damaged, f"{number}/{count}", place) for number in range(1, count + 1)]
-    assert reports[-1].is_whole
+    assert reports[-1].is_complete
     assert reports[-1].report.findings == whole(damaged)
 
 
@@ -403,7 +424,7 @@ def test_more_findings_than_a_record_has_room_for_are_counted(
 ) -> None:
     monkeypatch.setattr(shards, "_MOST_FINDINGS", 2)
     done = check(damaged, "1/1", tmp_path / "run")
-    assert (done.is_whole, len(done.report.findings)) == (True, 2)
+    assert (done.is_complete, len(done.report.findings)) == (True, 2)
     assert "shard 1/1 found 3 more, which are not listed" in done.report.notices
 
 
@@ -414,7 +435,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     events: list[Event] = []
     with pytest.raises(FileSystemError, match="file"):
         check(bundle, "1/2", tmp_path / "file" / "run", run=Run(on_event=events.append))
-    with pytest.raises(InputError, match="name a place for findings, and a bundle that is another"):
+    with pytest.raises(InputError, match="findings need a place of their own"):
         check(bundle, "1/2", bundle, run=Run(on_event=events.append))
     assert events == []
 
