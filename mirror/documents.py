@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -39,9 +40,8 @@ class StrictLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise RepeatedKeyError(
-                        None, None, f"{key.value} is set twice; keep one", key.start_mark
-                    )
+                    told = f"{key.value} is set twice; keep one"
+                    raise RepeatedKeyError(None, None, told, key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -50,20 +50,12 @@ class StrictLoader(yaml.SafeLoader):
             value = super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as err:
             # PyYAML trusts that what looks like a date or a number is one: 2024-99-99.
-            raise ConstructorError(
-                None,
-                None,
-                f"{node.value!r} is not what it looks like ({err}); write it in quotes",
-                node.start_mark,
-            ) from err
+            told = f"{node.value!r} is not what it looks like ({err}); write it in quotes"
+            raise ConstructorError(None, None, told, node.start_mark) from err
         if node.tag in _NUMBERS and _ODD_NUMBER.match(node.value):
             # YAML 1.1 reads 4_7 as 47, which nobody expects who slipped on the key beside the dot.
-            raise ConstructorError(
-                None,
-                None,
-                f"{node.value!r} would be the number {value}; write that, or write it in quotes",
-                node.start_mark,
-            )
+            told = f"{node.value!r} would be the number {value}; write that, or write it in quotes"
+            raise ConstructorError(None, None, told, node.start_mark)
         return value
 
 
@@ -244,8 +236,8 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a number of JSON")
 
 
-_AT_ONCE = 1 << 20
-"""Bytes of JSON that become objects at a time."""
+_AT_ONCE, _AT_MOST = 1 << 20, 100
+"""Bytes of JSON that become objects at a time, and members of an object or a list."""
 _TEXT = rb'"(?:[^"\\]++|\\.)*+"'
 _VALUE = _SCALAR = rb"[^\s\",:\[\]{}]++|" + _TEXT
 for _ in range(12):  # levels
@@ -253,9 +245,8 @@ for _ in range(12):  # levels
 _PAIR = rb"\s*+(%b)\s*+:\s*+(%b)\s*+" % (_TEXT, _VALUE)
 _ITEM = re.compile(rb"()\s*+(%b)\s*+[,\]]" % _VALUE, re.DOTALL)
 _MEMBER = re.compile(_PAIR + rb"[,}]", re.DOTALL)
-_ITEMS = re.compile(rb"(?:\s*+(?:%b)\s*+,){1,100}+" % _VALUE, re.DOTALL)
-_MEMBERS = re.compile(rb"(?:%b,){1,100}+" % _PAIR, re.DOTALL)
-_MOST_KEYS = 100
+_ITEMS = re.compile(rb"(?:\s*+(?:%b)\s*+,){1,%d}+" % (_VALUE, _AT_MOST), re.DOTALL)
+_MEMBERS = re.compile(rb"(?:%b,){1,%d}+" % (_PAIR, _AT_MOST), re.DOTALL)
 
 
 class LargeJson:
@@ -291,12 +282,10 @@ class LargeJson:
                 parsed = parse_json(frame % data[position : run.end() - 1])
                 yield from parsed.items() if of_pairs else parsed
                 position = run.end()
-                continue
-            for found in self._spans(position):
-                yield self._value(found)
-                position = found.end()
-                if position >= run.end():
-                    break
+            else:
+                for found in islice(self._spans(position), _AT_MOST):
+                    yield self._value(found)
+                    position = found.end()
         yield from map(self._value, self._spans(position))
 
     def _value(self, found: re.Match[bytes]) -> Any:
@@ -314,7 +303,7 @@ class LargeJson:
         if not self._places:
             for found in self._spans(self._start + 1):
                 key = _opened(self._data, *found.span(1))
-                if key in self._places or len(self._places) == _MOST_KEYS:
+                if key in self._places or len(self._places) == _AT_MOST:
                     raise ValueError(f"{key!r:.50} is there twice, or one of too many keys")
                 self._places[key] = (found.start(1), *found.span(2))
         return self._places
