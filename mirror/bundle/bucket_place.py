@@ -154,6 +154,15 @@ class BucketPlace:
     def check(self, *, force: bool) -> None:
         self._look(force=force)
 
+    def found_seal(self) -> Seal | None:
+        return self._seal_in(self._bucket.states(self._run), SEAL)
+
+    def _seal_in(self, states: Mapping[str, FileState], name: str) -> Seal | None:
+        try:
+            return parse_seal(self._read(name, states), name)
+        except DamagedBundleError:
+            return None
+
     def _look(self, *, force: bool) -> dict[str, FileState]:
         states = self._bucket.states(self._run)
         if self._alone and SHARDS in states and SEAL not in states:
@@ -161,13 +170,8 @@ class BucketPlace:
                 f"several machines make a bundle in {self.where}; run this pull with --shard as "
                 "before, or give that bundle up with `mirror clean`"
             )
-        name = SEAL if SEAL in states else PARTIAL_SEAL
-        known = None
-        if name in states:
-            try:
-                known = parse_seal(self._read(name, states), name)
-            except DamagedBundleError:
-                known = None  # so nothing there is known
+        # Where it cannot be read, nothing there is known.
+        known = self._seal_in(states, SEAL if SEAL in states else PARTIAL_SEAL)
         check_names(self.where, states, known, force=force)
         return states
 

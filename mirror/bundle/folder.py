@@ -187,8 +187,9 @@ def check_names(where: str, names: Iterable[str], known: Seal | None, *, force: 
 
 
 def not_empty(where: str, name: str) -> InputError:
+    kind = "place" if "://" in where else "folder"
     return InputError(
-        f"{where} is not empty (it has {name}); name an empty folder, or add --force "
+        f"{where} is not empty (it has {name}); name an empty {kind}, or add --force "
         "to replace the bundle that is there"
     )
 

@@ -231,7 +231,7 @@ def inspect_bundle(
 ) -> BundleInsight:
     """What the bundle behind `reader` holds, with its `layers` largest layers.
 
-    Of a damaged bundle it is what could be read, or `as_sealed`; a verification reports the rest.
+    Of a damaged bundle it is what could be read, or `as_sealed`; the inventory's digest is sealed.
     """
     seal, spoken_of = reader._seal, reader.contents.archives
     sizes = {archive.name: archive.file.size for archive in reader._archives}
@@ -239,16 +239,16 @@ def inspect_bundle(
         spoken_of = {name: archive.inventory for name, archive in seal.archives.items()}
         sizes |= {name: archive.size for name, archive in seal.archives.items()}
     found = insight(reader.name, spoken_of, sizes, sealed=seal is not None, layers=layers)
-    omissions = NO_OMISSIONS if seal is None else seal.omissions
-    carried = None
+    if seal is not None and seal.inventory != reader.contents.inventory:
+        found = replace(found, inventory=seal.inventory.digest())
+    omissions, carried = (NO_OMISSIONS if seal is None else seal.omissions), None
     if seal is not None and omissions.base is not None:
         own = {name: archive.carried for name, archive in seal.archives.items()}
         carried = insight(reader.name, own, sizes, layers=layers)
     written = None
-    if isinstance(reader.folder, Path):
+    if isinstance(folder := reader.folder, Path):
         with suppress(OSError):
-            moment = (reader.folder / SEAL).stat().st_mtime
-            written = datetime.fromtimestamp(moment, UTC)
+            written = datetime.fromtimestamp((folder / SEAL).stat().st_mtime, UTC)
     packed = {
         archive.name: archive.file.packed.size
         for archive in reader._archives

@@ -6,7 +6,7 @@ A bucket is the other one (`mirror.bundle.multipart`). Both get the same bytes u
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -39,7 +39,7 @@ from mirror.bundle.format import (
     SUMS,
     size_text,
 )
-from mirror.bundle.seal import Seal
+from mirror.bundle.seal import Seal, seal_in
 from mirror.bundle.staging import JOURNAL, ArchiveStaging, Follow, folder_staging
 from mirror.durable import Folder, make_folder, os_errors
 from mirror.events import OnEvent, Warned, ignore
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 class BundlePlace(Protocol):
     """A place in which one bundle is made. Used by one writer at a time; `where` is its name.
 
-    Everything but `check` is called while it is `held`.
+    Everything but `check` and `found_seal` is called while it is `held`.
     """
 
     @property
@@ -67,6 +67,10 @@ class BundlePlace(Protocol):
         Raises:
             InputError: something else is there, and `force` is not given, or it is in the way.
         """
+        ...
+
+    def found_seal(self) -> Seal | None:
+        """The seal of the bundle that is there; None if there is none, or not a whole one."""
         ...
 
     def held(self) -> AbstractContextManager[None]:
@@ -155,6 +159,11 @@ class FolderPlace:
 
     def check(self, *, force: bool) -> None:
         check_folder(self.path, force=force)
+
+    def found_seal(self) -> Seal | None:
+        with suppress(OSError), Folder(self.path) as folder:
+            return seal_in(folder, SEAL)
+        return None
 
     @contextmanager
     def held(self) -> Iterator[None]:

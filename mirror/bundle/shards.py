@@ -197,12 +197,13 @@ class ShardPlace(BucketPlace):
                 advice=_AGAIN,
             ) from err
         theirs, ours = dict(found.asked), self._asked
-        differing = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+        names = {name: name for name in {**theirs, **ours}} | {"shards": "number of shards"}
+        differing = [names[name] for name in names if theirs.get(name) != ours.get(name)]
         if differing:
             raise InputError(
                 f"{self.where}: shard {self._shard} is asked for something else than the first one "
-                f"was: {', '.join(sorted(differing))} differ; run all with the same options and "
-                "version, or name another place"
+                f"was; they differ in {', '.join(sorted(differing))}; run all with the same "
+                "options and version, or name another place"
             )
         if (key := self.packing.public_key) is not None:
             try:

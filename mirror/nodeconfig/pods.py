@@ -300,17 +300,15 @@ def notes_of_pods(
     notes: list[str] = []
     used = set(proxy)
     if missing := used - set(images.given):
-        notes.append(
-            "no Deployment of the in-cluster proxy was written: give the images "
-            f"{' and '.join(sorted(missing))}"
-        )
+        named = " ".join(f"--image {name}=IMAGE" for name in sorted(missing))
+        notes.append(f"no Deployment of the in-cluster proxy was written; name its images: {named}")
+    needed = services_needed(replication=replication)
     if services and images.serve(replication=replication):
-        used.update(services_needed(replication=replication))
+        used.update(needed)
     elif services:
         of = "" if images.nginx is None else "of the masters' services "
-        notes.append(
-            f"no static pod {of}was written: give the images of registry, token server and mirror"
-        )
+        named = " ".join(f"--image {name}=IMAGE" for name in needed)
+        notes.append(f"no static pod {of}was written; name its images: {named}")
     if any(constants.BALANCER_POD in tree or constants.RELAY_POD in tree for tree in trees):
         used.add("nginx")
     if unused := [name for name in images.given if name not in used]:

@@ -80,8 +80,8 @@ def begin_rotation(
     if kept.rotation is not None:
         raise RenderingError(
             f"a rotation of {', '.join(kept.rotation.what)} is under way and has come to "
-            f"{kept.rotation.phase}; complete it first: render with --facts FILE when the nodes "
-            "have applied its files"
+            f"{kept.rotation.phase}; complete it first: leave --rotate out, and render with "
+            "--facts FILE when the nodes have applied its files"
         )
     rotated = _all_of(what)
     authorities, tokens = kept.authorities, kept.tokens

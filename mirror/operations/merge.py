@@ -12,6 +12,7 @@ from mirror.bundle.archive import Compressed, Coverage, Omissions, missing_findi
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.location import Location
+from mirror.bundle.place import BundlePlace
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits, read_files
 from mirror.bundle.verify import check_signed
@@ -76,8 +77,8 @@ def merge(
 
     Raises:
         InputError: `folder` holds something else than the outcome and `force` is not given, or is
-            one of the bundles, or the last bundle has no seal, or a delta comes before what it was
-            made against.
+            one of the bundles, or has a delta, or the last bundle has no seal, or a delta comes
+            before what it was made against.
         SignatureError: a bundle was not signed by the holder of `key`.
         DamagedBundleError: a bundle is not whole.
         BundleLimitError: the outcome would be larger than any reader takes.
@@ -87,7 +88,9 @@ def merge(
         CancelledError: `run` was stopped.
     """
     run = Run.of(run)
-    place_of(folder, run).check(force=force)
+    place = place_of(folder, run)
+    _refuse_delta(place, readers)
+    place.check(force=force)
     for reader in readers:
         reader.follow(run)
         if reader.folder is not None and _same(reader.folder, folder):
@@ -133,6 +136,17 @@ def _same(bundle: Location, place: Path | Bucket) -> bool:
     if isinstance(bundle, Path) and isinstance(place, Path):
         return bundle.resolve() == place.resolve()
     return str(bundle) == str(place)
+
+
+def _refuse_delta(place: BundlePlace, readers: Sequence[BundleReader]) -> None:
+    """Raise InputError if a delta is there: it was to be merged, and would be replaced."""
+    there = place.found_seal()
+    if there is None or (base := there.coverage.base) is None:
+        return
+    seals = ((f" to {one.folder}", one._seal) for one in readers if one._seal is not None)
+    to = next((name for name, seal in seals if seal.inventory.digest() == base), "")
+    told = f"{place.where}, the last place named, is where the result goes, and has a delta"
+    raise InputError(f"{told}{to}; name OUT behind it")
 
 
 def _check_order(readers: Sequence[BundleReader], inventories: Sequence[Inventory]) -> None:

@@ -413,7 +413,7 @@ def shard_summary(report: ShardReport, elapsed_s: float) -> str:
     title = f"Shard {report.shard} of bundle {report.bundle} is there"
     if report.is_sealed:
         title = f"Bundle {report.bundle} is complete"
-    awaited = [f"  {counted(len(report.awaited), 'file')} of it await other shards"]
+    awaited = [f"  {counted(len(report.awaited), 'file')} of it still to come from other shards"]
     fetched = f"{size_text(report.fetched)} fetched in {duration_text(elapsed_s)}"
     return page(title, [], awaited if report.awaited else [], foot=(fetched,))
 

@@ -320,6 +320,29 @@ def test_a_bundle_without_a_seal_may_be_the_base_and_not_the_end(tmp_path: Path)
     assert _files(tmp_path / "out") == _files(tmp_path / "all")
 
 
+def test_a_merge_whose_outcome_was_not_named_replaces_no_delta(
+    delta: tuple[MemoryStore, MemoryStore, Path], tmp_path: Path
+) -> None:
+    """The last place named is the outcome's: with its name forgotten, that is the newest delta."""
+    before, after, place = delta
+    pack(before, before.inventory(), tmp_path / "base")
+    pack(after, after.inventory(), tmp_path / "other")
+    kept = _files(place)
+    told = f"{place}, the last place named, is where the result goes, and has a delta"
+    for name, rest in (
+        ("base", f" to {tmp_path / 'base'}; name OUT behind it"),
+        ("other", "; name OUT behind it"),
+    ):
+        for force in (False, True):
+            with (
+                BundleReader([tmp_path / name]) as reader,
+                pytest.raises(InputError) as caught,
+            ):
+                merge([reader], place, force=force)
+            assert str(caught.value) == told + rest
+    assert _files(place) == kept
+
+
 def test_an_interrupted_merge_is_completed_by_the_next(tmp_path: Path) -> None:
     before, after = before_and_after()
     wanted = after.inventory()

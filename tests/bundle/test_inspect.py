@@ -270,6 +270,16 @@ def test_a_bundle_on_disk_tells_the_same_as_its_inventory(bundle: Path) -> None:
         assert words in text
 
 
+@pytest.mark.parametrize("as_sealed", [False, True])
+def test_of_a_damaged_bundle_the_inventory_is_the_sealed_one(as_sealed: bool, bundle: Path) -> None:
+    """What is left of it may be all of another bundle, and is not to be taken for that."""
+    (bundle / "platform.tar").unlink()
+    with BundleReader([bundle]) as reader:
+        found = inspect_bundle(reader, as_sealed=as_sealed)
+    assert found.inventory == sample_store().inventory().digest()
+    assert f"{found.inventory}, sealed" in insight_text(found)
+
+
 def test_numbers_stand_in_columns(bundle: Path) -> None:
     with BundleReader([bundle]) as reader:
         lines = insight_text(inspect_bundle(reader)).splitlines()

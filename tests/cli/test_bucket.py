@@ -48,7 +48,7 @@ def test_machines_that_share_a_pull_make_the_same_bundle(
     env = {**storage.environment(), "JOB_COMPLETIONS": "3"}
     first = call_mirror(*pull, "auto", env={**env, "JOB_COMPLETION_INDEX": "0"}).succeeded()
     assert f"Shard 1/3 of bundle {place} is there" in first.stdout
-    assert "of it await other shards" in first.stdout
+    assert "of it still to come from other shards" in first.stdout
     third = call_mirror(*pull, "auto", "--json", env={**env, "JOB_COMPLETION_INDEX": "2"})
     assert (third.document["shard"], third.document["sealed"]) == ("3/3", False)
     done = call_mirror(*pull, "2/3", env=env).succeeded()
@@ -206,7 +206,9 @@ def test_a_merge_makes_in_a_bucket_what_it_makes_in_a_folder(
     assert "holds this bundle already; nothing was written" in again.stderr
     told = f"{ADDRESS} is one of the bundles to merge; name another place"
     call_mirror("merge", ADDRESS, ADDRESS, "--force", "--yes", env=env).failed(2, told)
-    there = "s3://bundles/merged/1 is not empty (it has "
+    there = (
+        "s3://bundles/merged/1 is not empty (it has inventory.json); name an empty place, or add "
+    )
     call_mirror("merge", bundle, "s3://bundles/merged/1", env=env).failed(2, there)
     call_mirror("merge", bundle, "https://h/x").failed(2, "a bundle cannot be made at https://h/x")
 

@@ -308,6 +308,9 @@ def test_a_delta_has_parts_sums_and_a_signature_as_any_bundle(
     assert check.returncode == 0
     target = f"{source.address}/targets/delta"
     call_mirror("push", base, target, "--insecure").succeeded()
+    call_mirror("merge", base, delta, "--force").failed(
+        2, f"{delta}, the last place named, is where the result goes, and has a delta to {base}; "
+    )
     call_mirror("push", delta, target, "--insecure", "--verify-key", public).succeeded()
     # Merged and cut it is the complete bundle, but for the signatures, of which no two are equal.
     settings = ("-c", "1MB", "--gost-digest", "--sign-key", private)

@@ -55,7 +55,10 @@ def test_a_mode_is_written_for_every_node(folder: Path) -> None:
     assert "Configuration of Local mode in" in done.output
     assert "nodes/master-0: 14 written, 0 unchanged, 0 removed" in done.output
     assert "nodes/w: 4 written" in done.output
-    assert "Note: no static pod was written" in done.output
+    assert (
+        "Note: no static pod was written; name its images: --image distribution=IMAGE "
+        "--image auth=IMAGE --image mirror=IMAGE\n" in done.output
+    )
     secrets = folder / "out/registry-secrets.json"
     assert secrets.stat().st_mode & 0o777 == 0o600
 
@@ -135,8 +138,8 @@ def test_the_image_of_nginx_alone_brings_the_balancers_pod_to_every_node(folder:
         assert document["trees"][tree]["written"] == [pod]
     (note,) = document["notes"]
     assert note == (
-        "no static pod of the masters' services was written: give the images of registry, token "
-        "server and mirror"
+        "no static pod of the masters' services was written; name its images: "
+        "--image distribution=IMAGE --image auth=IMAGE --image mirror=IMAGE"
     )
     text = (folder / f"out/nodes/w{pod}").read_text()
     assert yaml.safe_load(text)["spec"]["containers"][0]["image"] == "r.example/nginx:1"
@@ -150,8 +153,8 @@ def test_an_image_that_nothing_runs_from_is_told(folder: Path) -> None:
     done = run(folder, *arguments, *given("nginx", "mirror"))
     assert "Note: no pod here has a container of the image mirror, nginx\n" in done.output
     assert (
-        "Note: no Deployment of the in-cluster proxy was written: give the images auth and "
-        "distribution\n" in done.output
+        "Note: no Deployment of the in-cluster proxy was written; name its images: "
+        "--image auth=IMAGE --image distribution=IMAGE\n" in done.output
     )
     stock = run(folder, *arguments, "--flavour", "stock", *given("nginx"))
     assert "Note" not in stock.output

@@ -440,8 +440,10 @@ def test_the_proxy_environment_reaches_the_in_cluster_proxy() -> None:
 def test_without_its_images_the_proxy_is_not_rendered_and_that_is_said() -> None:
     rendered = render(direct(), NODES, kept(), options=RenderOptions())
     assert names(rendered, "Deployment") == []
-    assert rendered.notes == (
-        "no Deployment of the in-cluster proxy was written: give the images auth and distribution",
+    (note,) = rendered.notes
+    assert note == (
+        "no Deployment of the in-cluster proxy was written; name its images: "
+        "--image auth=IMAGE --image distribution=IMAGE"
     )
 
 

@@ -138,8 +138,8 @@ def test_a_second_rotation_waits_for_the_first(held: ServiceSecrets) -> None:
     with pytest.raises(RenderingError) as caught:
         begin_rotation(begun, [Rotated.TOKEN], NOW)
     assert str(caught.value) == (
-        "a rotation of users is under way and has come to trusted; complete it first: render "
-        "with --facts FILE when the nodes have applied its files"
+        "a rotation of users is under way and has come to trusted; complete it first: leave "
+        "--rotate out, and render with --facts FILE when the nodes have applied its files"
     )
     with pytest.raises(ValueError, match="nothing is to be rotated"):
         begin_rotation(held, [], NOW)

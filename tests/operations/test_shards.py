@@ -344,9 +344,9 @@ def test_all_go_by_the_plan_of_the_first(storage: ObjectStorage, plain: dict[str
 @pytest.mark.parametrize(
     ("text", "asked", "packing", "told"),
     [
-        ("2/3", ASKED, AS_USUAL, "shards differ"),
-        ("2/2", {"selection": {}}, AS_USUAL, "selection differ"),
-        ("2/2", ASKED, Packing(part_size=1 << 30), "images-bundle-chunk-size differ"),
+        ("2/3", ASKED, AS_USUAL, "they differ in number of shards; run all"),
+        ("2/2", {"selection": {}}, AS_USUAL, "they differ in selection;"),
+        ("2/2", ASKED, Packing(part_size=1 << 30), "they differ in images-bundle-chunk-size;"),
         ("2/2", ASKED, Packing(resume=False), "takes no --no-pull-resume"),
         ("2/2", ASKED, Packing(compress=True), "takes no --compress"),
     ],
