@@ -188,6 +188,18 @@ def test_a_place_where_no_bundle_can_be_made_is_told(
     assert "secret@" not in call_mirror(*pull).failed(2, told).stderr
 
 
+def test_a_merge_replaces_no_delta_in_a_bucket(
+    storage: ObjectStorage, source: Source, bundle: Path
+) -> None:
+    env, place = storage.environment(), "s3://bundles/delta"
+    pull = ("pull", place, "--source", source.root, "--insecure", "--base", bundle)
+    call_mirror(*pull, env=env).succeeded()
+    kept = storage.content("delta")
+    told = f"{place}, the last place named, is where the result goes, and has a delta to {bundle}; "
+    call_mirror("merge", bundle, place, "--force", "--yes", env=env).failed(2, told)
+    assert storage.content("delta") == kept
+
+
 def test_a_merge_makes_in_a_bucket_what_it_makes_in_a_folder(
     storage: ObjectStorage, bundle: Path, tmp_path: Path
 ) -> None:
