@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import pickle
 import sys
 
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.errors import InputError, InvalidReferenceError
-from mirror.oci import Digest, Reference, Repository
+from mirror.errors import InputError, InvalidReferenceError, SizeMismatchError
+from mirror.oci import Digest, Reference, Repository, verified
 from mirror.oci.reference import valid_repository
 
 DIGEST = Digest.of(b"")
@@ -131,3 +132,10 @@ def test_a_digest_takes_little_memory_and_leads_the_garbage_collector_nowhere() 
     """Large inventories hold millions of them."""
     assert sys.getsizeof(Digest.of(b"data")) < 90
     assert gc.get_referents(Digest.of(b"data")) == [Digest]
+
+
+def test_content_without_end_is_refused_with_the_first_byte_too_many() -> None:
+    endless = map(bytes, itertools.repeat(1, 1000))  # so that the test itself has an end
+    passing = verified(endless, Digest.of(b""), 10, where="blob")
+    with pytest.raises(SizeMismatchError, match="blob: expected 10 bytes, got 11"):
+        list(passing)
