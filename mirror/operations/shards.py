@@ -1,4 +1,4 @@
-"""Works that several machines share: each carries its share, and who finds all there completes."""
+"""Work that several machines share: each does its share; who finds the rest done completes it."""
 
 from __future__ import annotations
 

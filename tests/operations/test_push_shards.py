@@ -47,6 +47,7 @@ from tests.support.patience import PATIENCE_S
 from tests.support.places import client_of, tree_of
 from tests.support.push_shards import STORE
 from tests.support.replicas import ROOT, Replica
+from tests.support.shards import killed_in_turn
 
 BYTES = sum(STORE.inventory().blob_sizes().values())
 
@@ -348,22 +349,12 @@ def test_machines_that_are_killed_in_turn_make_what_one_push_makes(
 ) -> None:
     """All work at the same time. Whoever was killed is started again, as Kubernetes does."""
     moments = random.Random(7)
-    left = {f"{number}/{count}": deaths for number in range(1, count + 1)}
-    at_work: dict[str, BaseProcess] = {}
-    while left or at_work:
-        for shard in [*left]:
-            moment = None
-            if left[shard]:
-                left[shard] -= 1
-                moment = moments.uniform(0.01, 0.3)
-            else:
-                del left[shard]
-            if shard in at_work:
-                at_work[shard].join()
-            at_work[shard] = push_shards.start(bundle, target.name, shard, killed_after_s=moment)
-        for shard in [one for one in at_work if one not in left]:
-            at_work[shard].join()
-            assert at_work.pop(shard).exitcode == 0
+
+    def start(shard: str, is_killed: bool) -> BaseProcess:
+        moment = moments.uniform(0.01, 0.3) if is_killed else None
+        return push_shards.start(bundle, target.name, shard, killed_after_s=moment)
+
+    killed_in_turn(count, deaths, start)
     assert made(target) == made(plain)
 
 

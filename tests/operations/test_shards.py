@@ -187,22 +187,12 @@ def test_machines_that_are_killed_in_turn_make_what_one_makes(
 ) -> None:
     """All work at the same time. Whoever was killed is started again, as Kubernetes does."""
     place, env = f"s3://bundles/killed/{count}", storage.environment()
-    left = {f"{number}/{count}": deaths for number in range(1, count + 1)}
-    at_work: dict[str, BaseProcess] = {}
-    while left or at_work:
-        for shard in [*left]:
-            moment = None
-            if left[shard]:
-                left[shard] -= 1
-                moment = _random.uniform(0.01, 0.5)
-            else:
-                del left[shard]
-            if shard in at_work:
-                at_work[shard].join()
-            at_work[shard] = shards.start(place, shard, env, killed_after_s=moment)
-        for shard in [one for one in at_work if one not in left]:
-            at_work[shard].join()
-            assert at_work.pop(shard).exitcode == 0
+
+    def start(shard: str, is_killed: bool) -> BaseProcess:
+        moment = _random.uniform(0.01, 0.5) if is_killed else None
+        return shards.start(place, shard, env, killed_after_s=moment)
+
+    shards.killed_in_turn(count, deaths, start)
     pack(shards.SEAL, FILES, shards.STORE, tmp_path, AS_USUAL)
     assert storage.content(f"killed/{count}") == content(tmp_path)
     assert storage.pending(f"killed/{count}") == []

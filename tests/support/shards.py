@@ -10,7 +10,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from functools import partial
 from multiprocessing import get_context
@@ -110,6 +110,28 @@ def _work(
         else:
             plan = partial(plan_of, seal)
             pull_shard(bucket, Shard.parse(shard), ASKED, plan, source, packing=packing, run=run)
+
+
+def killed_in_turn(count: int, deaths: int, start: Callable[[str, bool], BaseProcess]) -> None:
+    """Run all shards at the same time. Each dies so often, is started again, and ends well.
+
+    `start` is given a shard, such as 3/8, and whether that process is to be killed.
+    """
+    left = {f"{number}/{count}": deaths for number in range(1, count + 1)}
+    at_work: dict[str, BaseProcess] = {}
+    while left or at_work:
+        for shard in [*left]:
+            is_killed = left[shard] > 0
+            if is_killed:
+                left[shard] -= 1
+            else:
+                del left[shard]
+            if shard in at_work:
+                at_work[shard].join()
+            at_work[shard] = start(shard, is_killed)
+        for shard in [one for one in at_work if one not in left]:
+            at_work[shard].join()
+            assert at_work.pop(shard).exitcode == 0
 
 
 def start(
