@@ -15,14 +15,17 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 from urllib.parse import urlencode, urlsplit
 
 from mirror.documents import parse_json
 from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError, same
-from mirror.registry.addresses import check_address
-from mirror.registry.answers import Login
+from mirror.registry.addresses import check_address, host_of, path_of
+from mirror.registry.answers import Login, unreadable
+from mirror.registry.connections import Connections, read_whole
+from mirror.registry.http1 import Body, Patience
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +34,8 @@ _MIN_LIFETIME_S = 60.0  # the token specification's default, and its lower bound
 _MARGIN_S = 10.0
 _LOOK_UP_S = 0.2  # how often a thread that waits for another's token looks whether it may go on
 _MARGIN_SHARE = 0.1
-
+_MAX_REDIRECTS = 5
+_MAX_TOKEN_BYTES = 1 << 20
 
 Scopes: TypeAlias = tuple[str, ...]
 """In canonical form, as `merge_scopes` makes them: one entry a resource, sorted; a key."""
@@ -150,13 +154,8 @@ class Authenticator:
             UnreachableError, RegistryError: it does not answer as it must.
         """
         with self._lock:
-            way = self.way
-            wanted = self._widened.get(scopes, scopes)
-        if way is None:
-            return None
-        if way.scheme == "basic":
-            return self._credentials.basic if self._credentials else None
-        return f"Bearer {self._token(way, wanted, carrier, stale=None)}"
+            way, wanted = self.way, self._widened.get(scopes, scopes)
+        return None if way is None else self._proof(way, wanted, carrier)
 
     def login(self, authorization: str | None) -> Login:
         """Who sent `authorization`, for messages."""
@@ -190,21 +189,25 @@ class Authenticator:
             if scopes or way.get("error") == "insufficient_scope":
                 wanted = merge_scopes(wanted, way.get("scope").split())
                 self._widened[scopes] = wanted
-        if way.scheme == "basic":
-            basic = self._credentials.basic if self._credentials else None
-            return basic if basic != rejected else None
-        stale = rejected.removeprefix("Bearer ") if rejected else None
-        return f"Bearer {self._token(way, wanted, carrier, stale=stale)}"
+        return self._proof(way, wanted, carrier, rejected)
+
+    @property
+    def _basic(self) -> str | None:
+        return self._credentials.basic if self._credentials else None
 
     def _choose(self, challenges: Sequence[Challenge]) -> Challenge | None:
-        for challenge in challenges:
-            if challenge.scheme == "bearer" and challenge.get("realm"):
-                return challenge
-        basic = self._credentials is not None and self._credentials.basic is not None
-        for challenge in challenges:
-            if challenge.scheme == "basic" and basic:
-                return challenge
-        return None
+        bearers = [one for one in challenges if one.scheme == "bearer" and one.get("realm")]
+        basics = [one for one in challenges if one.scheme == "basic" and self._basic]
+        return next(iter(bearers + basics), None)
+
+    def _proof(
+        self, way: Challenge, wanted: Scopes, carrier: Carrier, rejected: str | None = None
+    ) -> str | None:
+        if way.scheme == "basic":
+            basic = self._basic
+            return basic if basic != rejected else None
+        stale = rejected.removeprefix("Bearer ") if rejected else None
+        return f"Bearer {self._token(way, wanted, carrier, stale)}"
 
     def _token(self, way: Challenge, wanted: Scopes, carrier: Carrier, stale: str | None) -> str:
         """A token for `wanted` that is not `stale`: cached, or fetched by one thread for all."""
@@ -274,9 +277,9 @@ class Authenticator:
         query = [("service", way.get("service"))] if way.get("service") else []
         query += [("scope", scope) for scope in wanted]
         headers = {}
-        if self._credentials and self._credentials.basic:
+        if self._credentials and self._basic:
             query += [("account", self._credentials.username), ("client_id", _CLIENT_ID)]
-            headers["Authorization"] = self._credentials.basic
+            headers["Authorization"] = self._basic
         joint = "&" if urlsplit(realm).query else "?"
         url = realm.partition("#")[0] + (joint + urlencode(query) if query else "")
         return carrier.fetch_token("GET", url, headers=headers, content=b"")
@@ -317,11 +320,75 @@ class Authenticator:
         return _Token(value, began + lifetime_s - margin_s)
 
 
+def ask_token_server(
+    connections: Connections,
+    patience: Patience,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    content: bytes,
+    *,
+    head: Callable[[int, str | None], None],
+    watched: Callable[[Iterable[bytes]], Iterable[bytes]],
+) -> tuple[int, Mapping[str, str], bytes]:
+    """Send a request and return the status, the headers and the body of its answer.
+
+    httpx sends it over our connections, as it knows how redirects treat a login. `head` hears of
+    status and `Retry-After`, and `watched` passes the body on. An identity token travels in the
+    body of a request, which goes where it was meant to and no further.
+
+    Raises:
+        WireError: the network failed.
+        RegistryError: it is not what a token server answers.
+    """
+    import httpx  # it takes a while to load
+
+    where, opened = f"{method} {path_of(url)}", ExitStack()
+
+    class OurConnections(httpx.BaseTransport):
+        """Trust, proxies and patience are those of all requests."""
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            content, fields = request.read(), dict(request.headers)
+            del fields["host"]
+            body = Body(len(content), lambda: (content,)) if content else None
+            answer = connections.send(request.method, str(request.url), fields, body, patience)
+            opened.callback(answer.close)
+            told = dict(answer.headers)
+            if not 300 <= answer.status < 400:
+                return httpx.Response(answer.status, headers=told, content=answer.pieces())
+            # httpx would read and decompress whatever comes with a redirect.
+            answer.close()
+            told.pop("content-encoding", None)
+            return httpx.Response(answer.status, headers=told)
+
+    try:
+        client = httpx.Client(
+            transport=OurConnections(), trust_env=False, max_redirects=_MAX_REDIRECTS
+        )
+        with opened, client:
+            request = httpx.Request(method, url, headers=headers, content=content)
+            response = client.send(request, stream=True, follow_redirects=method == "GET")
+            status, told = response.status_code, response.headers
+            head(status, told.get("retry-after"))
+            # Raw: httpx would decompress a whole piece, to whatever size.
+            data = read_whole(told, watched(response.iter_raw()), _MAX_TOKEN_BYTES)
+            if status == 200 and (data is None or len(data) > _MAX_TOKEN_BYTES):
+                server = host_of(str(response.url))
+                raise unreadable(status, told, _MAX_TOKEN_BYTES, where, server)
+            return status, told, (data or b"")[:_MAX_TOKEN_BYTES]
+    except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as err:
+        raise RegistryError(
+            f"{where}: the token server cannot be used this way ({type(err).__name__}); "
+            "check the registry's configuration",
+            where=where,
+        ) from err
+
+
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 (a grammar rule of that name, no secret)
-_PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
-_SCHEME = re.compile(rf"({_TOKEN})(?=[ \t]|,|$)")
-_TOKEN68 = re.compile(r"[ \t]+([A-Za-z0-9._~+/-]+=*)[ \t]*(?=,|$)")
-_GAP = re.compile(r"[ \t,]*")
+_PARAMETER = re.compile(rf'[ \t,]*({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+# `Negotiate dGVzdA==`: one opaque value in place of parameters; of no use to us.
+_SCHEME = re.compile(rf"[ \t,]*({_TOKEN})(?=[ \t]|,|$)(?:[ \t]+[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,36 +411,19 @@ def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
     are understood. What cannot be understood ends the reading of its header and is left out: it
     is for the caller to say that no usable challenge came.
     """
-    return [challenge for header in headers for challenge in _parse(header)]
-
-
-def _parse(header: str) -> list[Challenge]:
     found: list[Challenge] = []
-    parameters: dict[str, str] = {}
-    at = _skip(header, 0)
-    while at < len(header):
-        # A parameter first: `name=` never starts a scheme, while a scheme may look like a name.
-        match = _PARAMETER.match(header, at) if found else None
-        if match:
-            name, quoted, bare = match.groups()
-            value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare
-            parameters.setdefault(name.lower(), value)
-            at = _skip(header, match.end())
-            continue
-        match = _SCHEME.match(header, at)
-        if not match:
-            break
-        parameters = {}
-        found.append(Challenge(match.group(1).lower(), parameters))
-        at = match.end()
-        # `Negotiate dGVzdA==`: one opaque value in place of parameters; of no use to us.
-        opaque = _TOKEN68.match(header, at)
-        if opaque:
-            at = opaque.end()
-        at = _skip(header, at)
+    for header in headers:
+        at, parameters = 0, None
+        while True:
+            # A parameter first: `name=` never starts a scheme, while a scheme may look like a name.
+            if parameters is not None and (match := _PARAMETER.match(header, at)):
+                name, quoted, bare = match.groups()
+                value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare
+                parameters.setdefault(name.lower(), value)
+            elif match := _SCHEME.match(header, at):
+                parameters = dict[str, str]()
+                found.append(Challenge(match[1].lower(), parameters))
+            else:
+                break
+            at = match.end()
     return found
-
-
-def _skip(header: str, at: int) -> int:
-    match = _GAP.match(header, at)
-    return match.end() if match else at

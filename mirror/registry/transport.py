@@ -19,7 +19,13 @@ from mirror.oci import Repository
 from mirror.oci.reference import check_repository
 from mirror.registry import answers, failures
 from mirror.registry.addresses import Home, Origin, host_of, path_of
-from mirror.registry.auth import Authenticator, Credentials, Scopes, parse_challenges
+from mirror.registry.auth import (
+    Authenticator,
+    Credentials,
+    Scopes,
+    ask_token_server,
+    parse_challenges,
+)
 from mirror.registry.connections import Connections, read_whole
 from mirror.registry.gate import Admission, HostGate, StallWatch
 from mirror.registry.http1 import Body, Headers, Patience, Response, is_page
@@ -419,14 +425,12 @@ class Transport:
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes
     ) -> bytes:
         """Carry a request of the authenticator, which alone decides what it may contain."""
-        from mirror.registry import token_server  # httpx takes a while to load
-
         fields, where = {**self._headers, **headers}, self.where(method, url)
         shown = headers.get("Authorization") or ("token" if content else None)
 
         def attempt() -> bytes:
             with self._guarded(method, url) as admission:
-                answer, body = token_server.ask(
+                status, answered, body = ask_token_server(
                     self._wire.connections,
                     self._patience,
                     method,
@@ -436,15 +440,11 @@ class Transport:
                     head=admission.head,
                     watched=self.watch(where).received,
                 )
-            if answer.status_code == 200:
+            if status == 200:
                 return body
+            login = self._auth.login(shown)
             raise answers.from_token_server(
-                answer.status_code,
-                answer.headers,
-                body,
-                where=where,
-                host=self.host,
-                login=self._auth.login(shown),
+                status, answered, body, where=where, host=self.host, login=login
             )
 
         return self.patiently(where, attempt)

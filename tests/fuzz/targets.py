@@ -600,7 +600,7 @@ TARGETS: dict[str, Target] = {
         tokens=_YAML,
     ),
     "stored logins": of(
-        lambda data: len((stored._read(Memory.of(data)) or {})["auths"]),
+        lambda data: len(stored._read(Memory.of(data))[0]),
         b'{"auths":{"a":{"auth":"YTpi"}},"credHelpers":{"b":"c"},"credsStore":"d"}',
         tokens=_JSON,
     ),
