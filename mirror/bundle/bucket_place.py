@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mirror.bundle import sums
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.bucket import Bucket
-from mirror.bundle.folder import (
-    AS_USUAL,
-    OWN_FILES,
-    Packing,
-    check_names,
-    is_leftover,
-    is_of_a_bundle,
-    not_empty,
-    stored_as,
-)
 from mirror.bundle.follow import Follower
 from mirror.bundle.format import LARGE, PARTIAL_SEAL, SEAL, SHARDS, SUMS
 from mirror.bundle.multipart import BucketArchive, Stretch
 from mirror.bundle.part_memory import PART, PartMemory
-from mirror.bundle.place import give_up, sign_anew
+from mirror.bundle.place import (
+    AS_USUAL,
+    OWN_FILES,
+    BundlePlace,
+    Packing,
+    check_names,
+    give_up,
+    is_leftover,
+    is_of_a_bundle,
+)
 from mirror.bundle.seal import Seal, parse_seal
 from mirror.bundle.staging import JOURNAL, ArchiveFile, ArchiveStaging, BlobSlot, Follow
 from mirror.errors import ConflictError, DamagedBundleError, InputError, MirrorError
@@ -130,7 +129,7 @@ def _is_own(place: BlobSlot) -> bool:
     return place.file.is_own(place.entry)
 
 
-class BucketPlace:
+class BucketPlace(BundlePlace):
     """A place in a bucket in which a bundle is made. `run` is the work that its waiting belongs to.
 
     What is being made there is said by two small objects, as in a folder: the partial seal, and how
@@ -139,20 +138,13 @@ class BucketPlace:
     """
 
     def __init__(self, bucket: Bucket, run: Run, *, alone: bool = False) -> None:
-        self._bucket, self._run, self._alone = bucket, run, alone
+        self._bucket, self._run, self._alone, self.where = bucket, run, alone, bucket.where
         self._sealed, self._plan = b"", ""
         self._packing = AS_USUAL
         self._files: dict[str, BucketArchive] = {}
         self._packed: dict[str, BucketFiles] = {}
         self._former: frozenset[str] = frozenset()
         self._before: FileState | None = None  # the seal that was here
-
-    @property
-    def where(self) -> str:
-        return self._bucket.where
-
-    def check(self, *, force: bool) -> None:
-        self._look(force=force)
 
     def found_seal(self) -> Seal | None:
         return self._seal_in(self._bucket.states(self._run), SEAL)
@@ -182,35 +174,12 @@ class BucketPlace:
             return b""
         return self._bucket.read(name, state, self._run)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Nothing keeps another from making the same bundle there: both make the same objects."""
-        yield
+    def _write(self, name: str, data: bytes) -> None:
+        self._bucket.put(name, data, self._run)
 
-    def complete(
-        self, seal: Seal, sealed: bytes, packing: Packing, *, force: bool
-    ) -> tuple[dict[str, int], str] | None:
-        states = self._look(force=force)
-        if SEAL not in states:
-            return None
-        if not force and self._read(SEAL, states) == sealed:
-            try:
-                stated = sums.parse_whole(self._read(SUMS, states))
-            except DamagedBundleError:
-                stated = {}
-            sizes = {name: states[name].size for name in stated if name in states}
-            stored = stored_as(packing, seal, sizes) if len(sizes) == len(stated) else None
-            if stored is not None:
-                done = sign_anew(
-                    lambda name: self._read(name, states),
-                    lambda name, data: self._bucket.put(name, data, self._run),
-                    sealed,
-                    packing,
-                )
-                return stored, done
-        if not force:
-            raise not_empty(self.where, SEAL)
-        return None
+    def held(self) -> AbstractContextManager[None]:
+        """Nothing keeps another from making the same bundle there: both make the same objects."""
+        return nullcontext()
 
     def begin(self, _seal: Seal, sealed: bytes, packing: Packing, _needed: int) -> bool:
         self._packing, how = packing, " in zstd" if packing.compress else ""

@@ -13,7 +13,6 @@ from mirror.bundle import sums
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
 from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import PartedReader, beginning, open_file
-from mirror.bundle.folder import belongs, is_leftover
 from mirror.bundle.format import (
     GOST_SUFFIX,
     MAX_SIGNATURE_BYTES,
@@ -26,6 +25,7 @@ from mirror.bundle.format import (
 )
 from mirror.bundle.gost import check_gostsum
 from mirror.bundle.location import Location, Readable, Stretch, archive_at
+from mirror.bundle.place import belongs, is_leftover
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import SeekableFile, Unreadable
 from mirror.durable import os_errors

@@ -22,7 +22,6 @@ import zstandard
 
 from mirror.bundle.archive import Archive
 from mirror.bundle.files import WriteAt
-from mirror.bundle.folder import Packing
 from mirror.bundle.follow import Hash, MakeHash
 from mirror.bundle.format import (
     FRAME,
@@ -35,6 +34,7 @@ from mirror.bundle.format import (
 )
 from mirror.bundle.multipart import Object
 from mirror.bundle.part_memory import PART, PartMemory
+from mirror.bundle.place import Packing
 from mirror.bundle.seekable import table
 from mirror.documents import parse_json
 from mirror.durable import Folder

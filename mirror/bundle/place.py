@@ -1,248 +1,170 @@
-"""Where a bundle is made: what its writer needs of a place, and a folder as one.
+"""Where a bundle is made: what its writer needs of a place, and which files a bundle is there.
 
-A bucket is the other one (`mirror.bundle.multipart`). Both get the same bytes under the same names.
+A place is a folder (`mirror.bundle.folder`) or in a bucket (`mirror.bundle.bucket_place`). Both get
+the same bytes under the same names.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mirror.bundle import sums
 from mirror.bundle.archive import Archive
-from mirror.bundle.folder import (
-    Packing,
-    allocated,
-    check_content,
-    check_folder,
-    check_space,
-    clear_leftovers,
-    complete_bundle,
-    earlier_staging,
-    is_leftover,
-    leftovers,
-    listed,
-    not_empty,
-    only_writer,
-    sort_leftovers,
-    take_the_place,
-    write_partial_seal,
-)
 from mirror.bundle.format import (
-    MAX_SUMS_BYTES,
+    GOST_SUFFIX,
     PARTIAL_SEAL,
     PARTIAL_SUFFIX,
     SEAL,
+    SHARD_MARK,
     SIGNATURE,
     SUMS,
+    ZSTD_SUFFIX,
+    compressed_bound,
+    file_names,
+    parse_part_name,
+    part_sizes,
     size_text,
 )
-from mirror.bundle.seal import Seal, seal_in
-from mirror.bundle.staging import JOURNAL, ArchiveStaging, Follow, folder_staging
-from mirror.durable import Folder, make_folder, os_errors
-from mirror.events import OnEvent, Warned, ignore
+from mirror.bundle.seal import Seal
+from mirror.bundle.staging import JOURNAL, ArchiveStaging, Follow
+from mirror.errors import DamagedBundleError, InputError
+from mirror.events import OnEvent, Warned
+from mirror.layout import RELEASES_FILE, TOOL_FILE, is_archive_name
 from mirror.oci import Digest
+from mirror.registry.downloads import FileState
 from mirror.sync import Inventory, Plan
 
 if TYPE_CHECKING:
     from mirror.bundle.compress import PackedFiles
 
+EARLIER = "earlier" + PARTIAL_SUFFIX
+"""The folder of an interrupted pull of another plan, while its content is still of use."""
 
-class BundlePlace(Protocol):
-    """A place in which one bundle is made. Used by one writer at a time; `where` is its name.
+OWN_FILES = (RELEASES_FILE, SUMS, SIGNATURE)
+"""What the format has beside archives and seal. Only these names are removed with a bundle: a seal
+may list any name, and it may come from anywhere."""
 
-    Everything but `check` and `found_seal` is called while it is `held`.
+
+# -- which files a bundle is -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a bundle is written, whatever is in it.
+
+    `part_size` in bytes cuts archives into parts; 0 leaves them whole. `gost_digest` writes a
+    GOST R 34.11-2012 digest beside each file. `sign` makes a signature over the seal; without its
+    `public_key`, shards believe any plan in the bucket. Without `resume` nothing of an interrupted
+    run is used, and nothing is kept for the next one. `compress` writes archives in zstd frames,
+    which `part_size` then cuts; until they have their names, the disk holds both forms.
     """
 
-    @property
-    def where(self) -> str:
-        """What it is called, for messages."""
-        ...
-
-    def check(self, *, force: bool) -> None:
-        """Check that a new bundle may go there; nothing is changed.
-
-        Raises:
-            InputError: something else is there, and `force` is not given, or it is in the way.
-        """
-        ...
-
-    def found_seal(self) -> Seal | None:
-        """The seal of the bundle that is there; None if there is none, or not a whole one."""
-        ...
-
-    def held(self) -> AbstractContextManager[None]:
-        """Be the one who makes a bundle there, during the block.
-
-        Raises:
-            InputError: somebody does so already.
-        """
-        ...
-
-    def complete(
-        self, seal: Seal, sealed: bytes, packing: Packing, *, force: bool
-    ) -> tuple[dict[str, int], str] | None:
-        """Archive → bytes, and what was done, if this very bundle is there; else None.
-
-        Raises:
-            InputError: another bundle is there, and `force` is not given.
-        """
-        ...
-
-    def begin(self, seal: Seal, sealed: bytes, packing: Packing, needed: int, /) -> bool:
-        """Say durably what is being made; whether an interrupted run had begun the same.
-
-        `needed` is the bytes that all files take.
-
-        Raises:
-            NoSpaceError: there is no room for them.
-        """
-        ...
-
-    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
-        """The archives under way; with `keep`, those of the interrupted run."""
-        ...
-
-    def packed(self, archive: Archive) -> PackedFiles:
-        """Where its compressed files go, if the `packing` has such; asked once, by `follow`."""
-        ...
-
-    def earlier(self) -> AbstractContextManager[ArchiveStaging | None]:
-        """What a run with another plan has left that is of use; None if there is nothing."""
-        ...
-
-    def stages(self, plan: Plan, staging: ArchiveStaging) -> Iterator[Plan]:
-        """`plan` in the order in which it is best carried out, as one plan or several."""
-        ...
-
-    def brought(self, carried: Inventory, plan: Plan, staging: ArchiveStaging) -> int:
-        """Bytes of blobs that are there before `plan`, counted as its `stages` count blobs."""
-        ...
-
-    def give_way(self) -> None:
-        """Take a former bundle's word back: archives are about to get their names."""
-        ...
-
-    def take(
-        self, archives: Iterable[str], files: Mapping[str, bytes], names: Collection[str], /
-    ) -> None:
-        """Make a bundle of the files of `archives`, with `files` beside them, the seal last.
-
-        `names` are the final names of the archives' files. An earlier bundle is gone then.
-        """
-        ...
-
-    def leftovers(self) -> dict[str, int]:
-        """What interrupted runs have left: name → bytes that it takes.
-
-        Files of a sealed bundle are not among them, nor files that are not a bundle's.
-        """
-        ...
-
-    def clear(self) -> None:
-        """Remove the `leftovers`."""
-        ...
+    part_size: int = 0
+    gost_digest: bool = False
+    sign: Callable[[bytes], bytes] | None = None
+    public_key: bytes | None = None
+    resume: bool = True
+    compress: bool = False
 
 
-class FolderPlace:
-    """A folder in which a bundle is made (`mirror.bundle.folder`)."""
+AS_USUAL = Packing()
 
-    def __init__(self, path: Path, on_event: OnEvent = ignore) -> None:
-        self.path, self._on_event = path, on_event
-        self.folder: Folder
 
-    @property
-    def where(self) -> str:
-        return str(self.path)
+def possible_names(packing: Packing, archive: Archive) -> Iterator[str]:
+    """Name the files of an archive; of a compressed one, as many as there may be."""
+    name, size = archive.name, archive.size
+    if packing.compress:
+        name, size = name + ZSTD_SUFFIX, compressed_bound(size)
+    yield from file_names(name, size, packing.part_size)
 
-    def check(self, *, force: bool) -> None:
-        check_folder(self.path, force=force)
 
-    def found_seal(self) -> Seal | None:
-        with suppress(OSError), Folder(self.path) as folder:
-            return seal_in(folder, SEAL)
-        return None
+def _stored_as(packing: Packing, seal: Seal, files: Mapping[str, int]) -> dict[str, int] | None:
+    """Archive → bytes on the disk, if `files` (name → size) are exactly those that a bundle of this
+    packing has, `SHA256SUMS` aside; else None."""
+    names = {*seal.files, SEAL}
+    if packing.sign is not None:
+        names.add(SIGNATURE)
+    stored: dict[str, int] = {}
+    for archive in seal.archives.values():
+        name, size = archive.name, archive.size
+        if packing.compress:
+            name += ZSTD_SUFFIX
+            size = sum(n for one, n in files.items() if name == _whole(one))
+        if not size:
+            return None
+        own = file_names(name, size, packing.part_size)
+        sizes = part_sizes(size, packing.part_size or size)
+        if any(files.get(one) != n for one, n in zip(own, sizes, strict=True)):
+            return None
+        names.update(own)
+        if packing.gost_digest:
+            names.update(one + GOST_SUFFIX for one in own)
+        stored[archive.name] = size
+    return stored if names == files.keys() else None
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        with os_errors(self.path, "create"):
-            make_folder(self.path)
-        with only_writer(self.path) as self.folder:
-            yield
 
-    def complete(
-        self, seal: Seal, sealed: bytes, packing: Packing, *, force: bool
-    ) -> tuple[dict[str, int], str] | None:
-        check_content(self.folder, force=force)
-        names = listed(self.folder)
-        # Behind the last step the partial seal has become the seal, and leftovers are cleared up.
-        if not force or (PARTIAL_SEAL not in names and any(map(is_leftover, names))):
-            stored = complete_bundle(self.folder, seal, sealed, packing)
-            if stored is not None:
-                with os_errors(self.folder / SIGNATURE, "replace"):
-                    return stored, sign_anew(self._read, self._write, sealed, packing)
-        if not force and SEAL in names:
-            raise not_empty(self.where, SEAL)
-        return None
+def _whole(name: str) -> str:
+    """The file that one is, or is a part of."""
+    part = parse_part_name(name)
+    return part[0] if part else name
 
-    def _read(self, name: str) -> bytes:
-        return self.folder.read(name, MAX_SUMS_BYTES)
 
-    def _write(self, name: str, data: bytes) -> None:
-        self.folder.write(name, data, staged=name + PARTIAL_SUFFIX)
+def archive_of(name: str) -> str:
+    """The archive that a file holds, or a part of, or the sum of one of these."""
+    return _whole(name.removesuffix(GOST_SUFFIX)).removesuffix(ZSTD_SUFFIX)
 
-    def begin(self, seal: Seal, sealed: bytes, packing: Packing, needed: int) -> bool:
-        part_size = 0 if packing.compress else packing.part_size  # frames are cut, not the tar
-        left = leftovers(self.folder) if packing.resume else {}
-        keep = packing.resume and sort_leftovers(self.folder, seal, part_size)
-        if not packing.resume:
-            clear_leftovers(self.folder)
-        elif not keep:
-            give_up(left, self.where, "this one takes over what it needs of it", self._on_event)
-        check_space(self.folder, needed - (allocated(self.folder) if keep else 0))
-        if not keep:
-            write_partial_seal(self.folder, sealed)
-        return keep
 
-    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
-        return folder_staging(self.folder, seal, part_size, keep=keep, follow=follow)
+def is_of_a_bundle(name: str) -> bool:
+    """Whether the format has files of this name: archives, their parts, and sums beside them."""
+    return is_archive_name(archive_of(name))
 
-    def packed(self, _archive: Archive) -> PackedFiles:
-        from mirror.bundle.compress import FolderFiles  # few need it
 
-        return FolderFiles(self.folder)
+def belongs(name: str, seal: Seal) -> bool:
+    """Whether a file of this name belongs to the sealed bundle, complete or under way."""
+    return name in (*seal.files, SEAL, SUMS, SIGNATURE) or archive_of(name) in seal.archives
 
-    def earlier(self) -> AbstractContextManager[ArchiveStaging | None]:
-        return earlier_staging(self.folder)
 
-    def stages(self, plan: Plan, staging: ArchiveStaging) -> Iterator[Plan]:
-        """One, with blobs in the order in which they lie in the archives.
+def is_leftover(name: str) -> bool:
+    """Whether interrupted pulls leave files of this name."""
+    final = name.removesuffix(PARTIAL_SUFFIX)
+    if SHARD_MARK.fullmatch(name) or {name, final} & {JOURNAL, EARLIER, PARTIAL_SEAL}:
+        return True  # or what was to take its place
+    return final != name and (final in (*OWN_FILES, TOOL_FILE) or is_of_a_bundle(final))
 
-        Writes then move through the disk from front to back, which is fast on spinning disks, and
-        spares file systems without holes (FAT) from writing zeros that are overwritten.
-        """
-        yield staging.in_archive_order(plan)
 
-    def brought(self, carried: Inventory, plan: Plan, _staging: ArchiveStaging) -> int:
-        lacking = {step.digest for step in plan.blobs}
-        blobs = carried.blob_sizes()
-        return sum(size for digest, size in blobs.items() if digest not in lacking)
+def check_names(where: str, names: Iterable[str], known: Seal | None, *, force: bool) -> None:
+    """Refuse files that are there and neither leftovers nor of the `known` bundle.
 
-    def give_way(self) -> None:
-        """Do nothing: archives have other names until `take`."""
+    Raises:
+        InputError: as `BundlePlace.check`.
+    """
+    others = [
+        name
+        for name in names
+        if not is_leftover(name) and not (known is not None and belongs(name, known))
+    ]
+    if others and not force:
+        raise _not_empty(where, others[0])
+    for name in others:
+        if not is_of_a_bundle(name) and (
+            name.removesuffix(ZSTD_SUFFIX).endswith(".tar") or parse_part_name(name)
+        ):
+            raise InputError(
+                f"{where} has {name}, which is not a bundle's archive, but a push would take "
+                "it for one; move it elsewhere"
+            )
 
-    def take(
-        self, archives: Iterable[str], files: Mapping[str, bytes], names: Collection[str]
-    ) -> None:
-        take_the_place(self.folder, archives, files, names)
 
-    def leftovers(self) -> dict[str, int]:
-        return leftovers(self.folder)
-
-    def clear(self) -> None:
-        clear_leftovers(self.folder)
+def _not_empty(where: str, name: str) -> InputError:
+    kind = "place" if "://" in where else "folder"
+    return InputError(
+        f"{where} is not empty (it has {name}); name an empty {kind}, or add --force "
+        "to replace the bundle that is there"
+    )
 
 
 def give_up(left: Mapping[str, int], where: str, how: str, on_event: OnEvent) -> None:
@@ -253,25 +175,158 @@ def give_up(left: Mapping[str, int], where: str, how: str, on_event: OnEvent) ->
         on_event(Warned(told + f"{where}; {how}"))
 
 
-def sign_anew(
-    read: Callable[[str], bytes],
-    write: Callable[[str, bytes], object],
-    sealed: bytes,
-    packing: Packing,
-) -> str:
-    """Sign a complete bundle as the packing says; what was done, in words.
+# -- what a writer needs ---------------------------------------------------------------------------
 
-    `read` and `write` do so with files of the bundle. Who signed it before may be another. The seal
-    stays, and stays true: whenever this is cut short, the bundle is complete, and the next pull
-    signs it.
+
+class BundlePlace(ABC):
+    """A place in which one bundle is made. Used by one writer at a time; `where` is its name.
+
+    Everything but `check` and `found_seal` is called while it is `held`.
     """
-    nothing = "nothing was written"
-    if packing.sign is None:
-        return nothing
-    signature = packing.sign(sealed)
-    stated = sums.parse_whole(read(SUMS))
-    if read(SIGNATURE) == signature and stated[SIGNATURE] == Digest.of(signature):
-        return nothing
-    write(SIGNATURE, signature)
-    write(SUMS, sums.render_sealed({**stated, SIGNATURE: Digest.of(signature)}))
-    return "only its signature was written anew"
+
+    where: str
+
+    def check(self, *, force: bool) -> None:
+        """Check that a new bundle may go there; nothing is changed.
+
+        It may be missing, be empty, or hold only what an interrupted pull left. It may hold a
+        complete bundle and nothing else, too: that may be the very one that is wanted (`complete`).
+        With `force` anything else may be there, except what a push would take for a part of the
+        bundle. Once the new bundle is complete it takes the place of an earlier one, of which
+        nothing stays behind; files that are not a bundle's stay.
+
+        Raises:
+            InputError: something else is there, and `force` is not given, or it is in the way.
+        """
+        self._look(force=force)
+
+    @abstractmethod
+    def _look(self, *, force: bool) -> Mapping[str, FileState]:
+        """Do what `check` does; return what is there. What is no file has a size of -1."""
+
+    @abstractmethod
+    def found_seal(self) -> Seal | None:
+        """The seal of the bundle that is there; None if there is none, or not a whole one."""
+
+    @abstractmethod
+    def held(self) -> AbstractContextManager[None]:
+        """Be the one who makes a bundle there, during the block.
+
+        Raises:
+            InputError: somebody does so already.
+        """
+
+    def complete(
+        self, seal: Seal, sealed: bytes, packing: Packing, *, force: bool
+    ) -> tuple[dict[str, int], str] | None:
+        """Archive → bytes, and what was done, if this very bundle is there; else None.
+
+        `sealed` is the file of the seal, which takes its name last, so that all else was there by
+        then. Files that were taken away or cut short since are noticed; changed bytes are a matter
+        of `mirror verify`.
+
+        Raises:
+            InputError: another bundle is there, and `force` is not given.
+        """
+        found = self._look(force=force)
+        if SEAL not in found:
+            return None
+        # Behind the last step the partial seal has become the seal, and leftovers are cleared up.
+        had_ended = PARTIAL_SEAL not in found and any(map(is_leftover, found))
+        if (had_ended or not force) and self._read(SEAL, found) == sealed:
+            try:
+                stated = sums.parse_whole(self._read(SUMS, found))
+            except DamagedBundleError:
+                stated = {}
+            files = {name: one.size for name, one in found.items() if one.size >= 0}
+            sizes = {name: files[name] for name in stated if name in files}
+            stored = _stored_as(packing, seal, sizes) if len(sizes) == len(stated) else None
+            if stored is not None:
+                return stored, self._sign_anew(found, stated, sealed, packing)
+        if not force:
+            raise _not_empty(self.where, SEAL)
+        return None
+
+    def _sign_anew(
+        self,
+        found: Mapping[str, FileState],
+        stated: Mapping[str, Digest],
+        sealed: bytes,
+        packing: Packing,
+    ) -> str:
+        """Sign a complete bundle as the packing says; what was done, in words.
+
+        Who signed it before may be another. The seal stays, and stays true: whenever this is cut
+        short, the bundle is complete, and the next pull signs it.
+        """
+        nothing = "nothing was written"
+        if packing.sign is None:
+            return nothing
+        signature = packing.sign(sealed)
+        digest = Digest.of(signature)
+        if self._read(SIGNATURE, found) == signature and stated[SIGNATURE] == digest:
+            return nothing
+        self._write(SIGNATURE, signature)
+        self._write(SUMS, sums.render_sealed({**stated, SIGNATURE: digest}))
+        return "only its signature was written anew"
+
+    @abstractmethod
+    def _read(self, name: str, found: Mapping[str, FileState]) -> bytes:
+        """A small file; nothing where it was not `found`, or cannot be read."""
+
+    @abstractmethod
+    def _write(self, name: str, data: bytes) -> None: ...
+
+    @abstractmethod
+    def begin(self, seal: Seal, sealed: bytes, packing: Packing, needed: int, /) -> bool:
+        """Say durably what is being made; whether an interrupted run had begun the same.
+
+        `needed` is the bytes that all files take.
+
+        Raises:
+            NoSpaceError: there is no room for them.
+        """
+
+    @abstractmethod
+    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
+        """The archives under way; with `keep`, those of the interrupted run."""
+
+    @abstractmethod
+    def packed(self, archive: Archive, /) -> PackedFiles:
+        """Where its compressed files go, if the `packing` has such; asked once, by `follow`."""
+
+    @abstractmethod
+    def earlier(self) -> AbstractContextManager[ArchiveStaging | None]:
+        """What a run with another plan has left that is of use; None if there is nothing."""
+
+    @abstractmethod
+    def stages(self, plan: Plan, staging: ArchiveStaging) -> Iterator[Plan]:
+        """`plan` in the order in which it is best carried out, as one plan or several."""
+
+    @abstractmethod
+    def brought(self, carried: Inventory, plan: Plan, staging: ArchiveStaging, /) -> int:
+        """Bytes of blobs that are there before `plan`, counted as its `stages` count blobs."""
+
+    def give_way(self) -> None:  # noqa: B027 archives in a folder have other names until `take`
+        """Take a former bundle's word back: archives are about to get their names."""
+
+    @abstractmethod
+    def take(
+        self, archives: Iterable[str], files: Mapping[str, bytes], names: Collection[str], /
+    ) -> None:
+        """Make a bundle of the files of `archives`, with `files` beside them, the seal last.
+
+        `archives` are files with the names that they have under way, `names` the final names of
+        all. An earlier bundle is gone then.
+        """
+
+    @abstractmethod
+    def leftovers(self) -> dict[str, int]:
+        """What interrupted runs have left: name → bytes that it takes.
+
+        Files of a sealed bundle are not among them, nor files that are not a bundle's.
+        """
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Remove the `leftovers`."""

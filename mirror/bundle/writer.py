@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.files import WriteAt
-from mirror.bundle.folder import AS_USUAL, Packing, possible_names
+from mirror.bundle.folder import FolderPlace
 from mirror.bundle.follow import EntryCheck, Follower, LargeWriteLimit, MakeHash
 from mirror.bundle.format import PARTIAL_SUFFIX, compressed_bound, part_sizes
-from mirror.bundle.place import BundlePlace, FolderPlace
+from mirror.bundle.place import AS_USUAL, BundlePlace, Packing, possible_names
 from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.staging import ArchiveFile, ArchiveStaging, BlobSlot
 from mirror.bundle.sums import CompanionFiles

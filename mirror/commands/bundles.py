@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mirror.bundle import gost
-from mirror.bundle.folder import Packing
 from mirror.bundle.format import parse_part_size, size_text
 from mirror.bundle.inspect import inspect_bundle
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.report import insight_text
 from mirror.commands import options

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 
 from mirror.bundle import gost
-from mirror.bundle.folder import Packing, check_space
+from mirror.bundle.folder import check_space
 from mirror.bundle.format import MAX_COMPANION_BYTES
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options, program
 from mirror.commands.access import (

@@ -10,9 +10,8 @@ from typing import Any
 
 from mirror.bundle.archive import Compressed, Coverage, Omissions, missing_findings
 from mirror.bundle.bucket import Bucket
-from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.location import Location
-from mirror.bundle.place import BundlePlace
+from mirror.bundle.place import AS_USUAL, BundlePlace, Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import check_limits, read_files
 from mirror.bundle.verify import check_signed

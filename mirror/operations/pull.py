@@ -10,9 +10,9 @@ from typing import Any
 
 from mirror.bundle.archive import Compressed, Coverage, Omissions, against
 from mirror.bundle.bucket import Bucket
-from mirror.bundle.folder import AS_USUAL, Packing, check_tool
+from mirror.bundle.folder import FolderPlace, check_tool
 from mirror.bundle.format import source_reference
-from mirror.bundle.place import BundlePlace, FolderPlace
+from mirror.bundle.place import AS_USUAL, BundlePlace, Packing
 from mirror.bundle.seal import Seal, check_limits, lay_out_all
 from mirror.bundle.writer import BundleWriter
 from mirror.documents import document

@@ -13,7 +13,6 @@ from mirror.bundle import sums
 from mirror.bundle.archive import Archive, Entry
 from mirror.bundle.checks import check_signed_by
 from mirror.bundle.files import open_file
-from mirror.bundle.folder import belongs
 from mirror.bundle.format import (
     MAX_SUMS_BYTES,
     PARTIAL_SUFFIX,
@@ -24,6 +23,7 @@ from mirror.bundle.format import (
     part_sizes,
 )
 from mirror.bundle.location import Location
+from mirror.bundle.place import belongs
 from mirror.bundle.reader import BundleReader, find_archives
 from mirror.bundle.seal import Seal, parse_seal, seal_bytes
 from mirror.durable import Folder, os_errors, sync_file

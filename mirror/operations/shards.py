@@ -10,9 +10,9 @@ from typing import Any
 
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.checks import once_each, state_of
-from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.format import PARTIAL_SEAL, VERIFIED
 from mirror.bundle.location import RemotePath, size_of
+from mirror.bundle.place import AS_USUAL, Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, parse_seal
 from mirror.bundle.shards import AgreedPlan, ShardPlace

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from mirror.bundle import part_memory
 from mirror.bundle.bucket import Bucket, BucketAddress
 from mirror.bundle.bucket_place import BucketPlace
-from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.location import RemotePath
 from mirror.bundle.multipart import cut
 from mirror.bundle.part_memory import PART
+from mirror.bundle.place import AS_USUAL, Packing
 from mirror.bundle.seal import Seal
 from mirror.errors import (
     ConflictError,

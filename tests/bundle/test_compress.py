@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 from mirror.bundle import sums
 from mirror.bundle.compress import Compression, Compressor, FolderFiles
 from mirror.bundle.files import PartedReader, ReadAt
-from mirror.bundle.folder import Packing
 from mirror.bundle.follow import SHA256
 from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, SUMS, compressed_bound
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seekable import MAX_FRAME, Forward, SeekableFile, table
 from mirror.bundle.verify import BundleReport, verify_bundle

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.archive import COMPLETE, Coverage, against
-from mirror.bundle.folder import Packing
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.seal import Seal
 from mirror.bundle.staging import Journal

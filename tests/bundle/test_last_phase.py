@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mirror.bundle import gost
-from mirror.bundle.folder import Packing, check_folder
+from mirror.bundle.folder import FolderPlace
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.verify import verify_bundle
@@ -57,7 +58,7 @@ def pull(
     folder: Path, packing: Packing, *, force: bool = False, heard: list[Event] | None = None
 ) -> Packed:
     """What the operation does with a plan."""
-    check_folder(folder, force=force)
+    FolderPlace(folder).check(force=force)
     run = Run(1, (heard if heard is not None else []).append)
     return pack(SEAL, FILES, STORE, folder, packing, force=force, run=run)
 

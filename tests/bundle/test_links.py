@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.bundle.folder import EARLIER, Packing
+from mirror.bundle.place import EARLIER, Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.staging import JOURNAL
 from mirror.bundle.writer import BundleWriter

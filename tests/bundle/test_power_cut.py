@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.bundle.folder import Packing
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.verify import verify_bundle

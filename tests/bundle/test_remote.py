@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mirror.bundle.folder import Packing
 from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.location import RemotePath
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader, read_inventory
 from mirror.bundle.static_server import remote_folder
 from mirror.bundle.verify import BundleReport, verify_bundle

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.archive import Entry
-from mirror.bundle.folder import EARLIER, Packing
+from mirror.bundle.place import EARLIER, Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.staging import JOURNAL, Journal

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from mirror import signing
-from mirror.bundle.folder import Packing
 from mirror.bundle.gost import gost_digest
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, read_files
 from mirror.bundle.verify import check_signature, check_signed, verify_bundle

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.bundle.archive import lay_out
-from mirror.bundle.folder import Packing, check_folder, check_space
+from mirror.bundle.folder import FolderPlace, check_space
 from mirror.bundle.format import size_text
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.writer import BundleWriter
 from mirror.durable import Folder, write_durably
@@ -218,7 +219,7 @@ def test_leaving_without_finishing_leaves_nothing_that_has_a_name(tmp_path: Path
 def test_the_leavings_of_an_interrupted_pull_are_cleared(tmp_path: Path) -> None:
     (tmp_path / "module-gone.tar.partial").write_bytes(b"half")
     (tmp_path / "platform.tar.partial").write_bytes(b"half" * 100_000)
-    check_folder(tmp_path, force=False)
+    FolderPlace(tmp_path).check(force=False)
     pack_store(STORE, tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".partial"]
     with BundleReader([tmp_path]) as reader:
@@ -288,18 +289,18 @@ def test_an_earlier_bundle_survives_a_pull_that_fails(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_other_things_needs_force(tmp_path: Path) -> None:
-    check_folder(tmp_path / "new", force=False)
-    check_folder(tmp_path, force=False)
+    FolderPlace(tmp_path / "new").check(force=False)
+    FolderPlace(tmp_path).check(force=False)
     (tmp_path / ".tmp").mkdir()
     (tmp_path / "platform.tar.partial").write_bytes(b"half")
-    check_folder(tmp_path, force=False)
+    FolderPlace(tmp_path).check(force=False)
     (tmp_path / "something").write_text("x")
     told = f"^{tmp_path} is not empty \\(it has something\\); name an empty folder, or add --force"
     with pytest.raises(InputError, match=told):
-        check_folder(tmp_path, force=False)
-    check_folder(tmp_path, force=True)
+        FolderPlace(tmp_path).check(force=False)
+    FolderPlace(tmp_path).check(force=True)
     with pytest.raises(InputError, match="something is not a folder; name a new or empty one"):
-        check_folder(tmp_path / "something", force=True)
+        FolderPlace(tmp_path / "something").check(force=True)
 
 
 @pytest.mark.parametrize("name", ["platform.tar", "platform.tar.partial", "inventory.json"])
@@ -308,13 +309,13 @@ def test_a_folder_in_the_place_of_a_file_is_told_before_anything_is_fetched(
 ) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=f"{name} is a folder, .*; move it elsewhere"):
-        check_folder(tmp_path, force=True)
+        FolderPlace(tmp_path).check(force=True)
 
 
 def test_a_link_to_nowhere_is_no_folder_for_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="link is a symbolic link to no folder"):
-        check_folder(tmp_path / "link", force=False)
+        FolderPlace(tmp_path / "link").check(force=False)
 
 
 @pytest.mark.parametrize("part_size", [0, 1_000_000])
@@ -342,11 +343,11 @@ def test_what_is_not_a_bundles_stays_and_what_could_be_taken_for_one_is_refused(
     _earlier(tmp_path)
     (tmp_path / "movie.partial").write_bytes(b"mine")
     (tmp_path / "notes.gostsum").write_bytes(b"mine")
-    check_folder(tmp_path, force=True)
+    FolderPlace(tmp_path).check(force=True)
     for name in ("backup.tar", "db.tar.0000.chunk"):
         (tmp_path / name).write_bytes(b"mine")
         with pytest.raises(InputError, match=f"has {name}, which is not a bundle's archive"):
-            check_folder(tmp_path, force=True)
+            FolderPlace(tmp_path).check(force=True)
         (tmp_path / name).unlink()
     pack_store(STORE, tmp_path)
     assert set(files_in(tmp_path)) == {

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from mirror.bundle.folder import check_folder
+from mirror.bundle.folder import FolderPlace
 from mirror.errors import InputError
 from mirror.testing import EmbeddedRegistry
 from tests.support.program import call_mirror
@@ -59,4 +59,4 @@ def test_a_file_system_that_is_read_only_is_told_as_that(tmp_path: Path) -> None
         mock.patch.object(os, "statvfs", return_value=read_only),
         pytest.raises(InputError, match="is on a file system that is read-only; name another"),
     ):
-        check_folder(tmp_path, force=False)
+        FolderPlace(tmp_path).check(force=False)

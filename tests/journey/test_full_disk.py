@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from examples.release_tree import SMALL
-from mirror.bundle.folder import Packing
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.errors import IncompleteError, NoSpaceError
 from mirror.nodeconfig.render import Rendered, render, write_cluster

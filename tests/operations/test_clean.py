@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirror.bundle import gost
-from mirror.bundle.folder import Packing
+from mirror.bundle.place import Packing
 from mirror.bundle.seal import Seal
 from mirror.errors import IncompleteError, InputError, MirrorError
 from mirror.layout import RELEASES_FILE

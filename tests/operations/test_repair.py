@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 from mirror import signing
 from mirror.bundle import sums
 from mirror.bundle.archive import Entry, against
-from mirror.bundle.folder import Packing
 from mirror.bundle.format import SEAL, SUMS
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.errors import CancelledError, InputError, SignatureError
 from mirror.events import BlobDone, Event

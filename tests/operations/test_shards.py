@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.bundle.bucket import Bucket
-from mirror.bundle.folder import AS_USUAL, Packing
 from mirror.bundle.multipart import BucketArchive, Object
+from mirror.bundle.place import AS_USUAL, Packing
 from mirror.bundle.seal import Seal
 from mirror.bundle.shards import ShardPlace
 from mirror.bundle.share import Shard, share

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mirror.bundle.bucket import Bucket
-from mirror.bundle.folder import AS_USUAL, Packing
+from mirror.bundle.place import AS_USUAL, Packing
 from mirror.bundle.shards import ShardPlace
 from mirror.errors import ConflictError, DamagedBundleError, InputError, SignatureError
 from mirror.operations.clean import clean

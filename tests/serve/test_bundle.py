@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from mirror.bundle.archive import against
-from mirror.bundle.folder import Packing
+from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.errors import DamagedBundleError, MissingBaseError
 from mirror.oci import Digest

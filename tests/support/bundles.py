@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from mirror.bundle.archive import COMPLETE, Archive, Coverage, lay_out
-from mirror.bundle.folder import Packing
+from mirror.bundle.place import Packing
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter
 from mirror.layout import archive_of

@@ -21,7 +21,7 @@ from unittest import mock
 import click
 
 from mirror.bundle.bucket import Bucket, BucketAddress
-from mirror.bundle.folder import Packing
+from mirror.bundle.place import Packing
 from mirror.bundle.seal import Seal
 from mirror.bundle.share import Shard
 from mirror.oci import Digest, Manifest, Repository
