@@ -204,7 +204,7 @@ from mirror.registry.credentials import find_credentials as find_credentials
 from mirror.registry.downloads import FileState as FileState
 from mirror.registry.options import ClientCertificate as ClientCertificate
 from mirror.registry.options import ConnectionOptions as ConnectionOptions
-from mirror.registry.retries import RetryPolicy as RetryPolicy
+from mirror.registry.options import RetryPolicy as RetryPolicy
 from mirror.registry.upload_journal import KeptUpload as KeptUpload
 from mirror.registry.upload_journal import UploadJournal as UploadJournal
 from mirror.registry.upload_sessions import OpenUpload as OpenUpload

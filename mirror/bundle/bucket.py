@@ -31,11 +31,10 @@ from mirror.errors import (
     RegistryNotFoundError,
     printable,
 )
-from mirror.registry.addresses import PORTS, Origin
 from mirror.registry.downloads import FileState, file_range
+from mirror.registry.hosts import PORTS, Origin
 from mirror.registry.http1 import Body
-from mirror.registry.options import ConnectionOptions
-from mirror.registry.retries import patience
+from mirror.registry.options import ConnectionOptions, patience
 from mirror.registry.transport import Transport, WholeAnswer, Wire
 from mirror.run import Run
 

@@ -14,9 +14,9 @@ from mirror.bundle.format import LARGE, MAX_SUMS_BYTES, SEAL, SIGNATURE, SUMS, Z
 from mirror.bundle.location import RemotePath, is_name
 from mirror.bundle.seal import parse_seal
 from mirror.errors import DamagedBundleError, DeniedError, InputError, InvalidReferenceError
-from mirror.registry.addresses import Origin
 from mirror.registry.answers import reworded
 from mirror.registry.downloads import FileState, file_range, file_state
+from mirror.registry.hosts import Origin
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.transport import Transport, Wire
 from mirror.run import Run, gather

@@ -32,8 +32,7 @@ from mirror.events import OnEvent
 from mirror.layout import normalised_suffix
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
-from mirror.registry.options import ClientCertificate
-from mirror.registry.retries import BRIEF, patience
+from mirror.registry.options import BRIEF, ClientCertificate, patience
 from mirror.registry.upload_journal import upload_journal
 from mirror.sync.statement import UNSIGNED, StatementKeys
 from mirror.sync.tree import RegistryTree

@@ -3,8 +3,7 @@
 from mirror.registry.auth import Credentials
 from mirror.registry.client import RegistryClient, RegistryReader, RegistryWriter
 from mirror.registry.credentials import find_credentials
-from mirror.registry.options import ClientCertificate, ConnectionOptions
-from mirror.registry.retries import RetryPolicy
+from mirror.registry.options import ClientCertificate, ConnectionOptions, RetryPolicy
 from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import OpenUpload
 

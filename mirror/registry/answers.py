@@ -7,7 +7,7 @@ put, it is asked whether that is there.
 
 The reason of a refusal is foreign text. It is looked for wherever servers put it
 (distribution-spec, "Error Codes"; RFC 6749, 5.2; plain text), cleaned and bounded. Like those of
-`failures`, each function returns what to raise: a `TransientFailure` where sending the same again
+`retries`, each function returns what to raise: a `TransientFailure` where sending the same again
 can help, else the error.
 """
 

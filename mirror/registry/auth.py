@@ -22,9 +22,9 @@ from urllib.parse import urlencode, urlsplit
 
 from mirror.documents import parse_json
 from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError, same
-from mirror.registry.addresses import check_address, host_of, path_of
 from mirror.registry.answers import Login, unreadable
 from mirror.registry.connections import Connections, read_whole
+from mirror.registry.hosts import check_address, host_of, path_of
 from mirror.registry.http1 import Body, Patience
 
 _log = logging.getLogger(__name__)

@@ -22,16 +22,18 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote
 from urllib.request import getproxies
 
-from mirror.registry.addresses import PORTS, Origin, is_inner
-from mirror.registry.http1 import Body, Connection, Patience, Response
-from mirror.registry.options import (
+from mirror.registry.hosts import (
     NO_FILES,
-    ConnectionOptions,
+    PORTS,
     HostFiles,
+    Origin,
     Proxy,
+    is_inner,
     proxy_for,
     tls_context,
 )
+from mirror.registry.http1 import Body, Connection, Patience, Response
+from mirror.registry.options import ConnectionOptions
 from mirror.registry.streams import SLICE_S, Stream, Wait, WireError, WireFault, blaming
 
 _IDLE_S = 30.0

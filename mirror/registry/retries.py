@@ -1,109 +1,46 @@
-"""Whether to send the same again, how often, and after what wait.
+"""What failed on the way, in our words; whether to send the same again, how often, and when.
 
 A retry helps against the weather (a connection that breaks, a server that is busy), never against
-an answer: 401, 403, 404 or wrong bytes are final.
+an answer: 401, 403, 404 or wrong bytes are final. What answers mean is in `answers`; everything
+else that is foreign (ssl, sockets) is translated here. Each function returns what to raise: a
+`TransientFailure` where sending the same again can help, else the error itself. Messages name the
+host and the next step, and never contain a query (it may carry a signature) or a header.
 """
 
 from __future__ import annotations
 
-import random
+import re
+import socket
+import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import inf
 from typing import TypeVar
 
-from mirror.errors import RegistryError, RegistryNotFoundError
+from mirror.errors import (
+    MirrorError,
+    RegistryError,
+    RegistryNotFoundError,
+    StalledError,
+    UnreachableError,
+    shortage,
+)
 from mirror.events import OnEvent, Retrying
+from mirror.registry.http1 import clean
+from mirror.registry.options import ConnectionOptions, RetryPolicy
+from mirror.registry.streams import WireError, WireFault
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and how patiently (all times in seconds).
-
-    `attempts` counts the first one; a transfer counts only attempts that did not get it further.
-    Before attempt n+1 the wait is `base_delay_s` * 2^(n-1), at most `max_delay_s`, shortened at
-    random by up to the share `jitter`, so that many workers do not come back all at once. A
-    server's `Retry-After` wins when it is longer, up to `max_retry_after_s`.
-
-    A server that refuses (429, 503) and asks for patience, or answers others meanwhile, has not
-    failed: that is waited for as long as something gets on within `patience_s` (or `retry_for_s`,
-    whichever is longer; with `from_start` the latter alone).
-
-    A server that is away, breaks off or says "not now" (502, 503, 504, 408, 429) is waited for
-    until `retry_for_s` seconds have brought nothing, however many attempts that takes: it restarts,
-    or the line is down. What it answers HTTP 500 to, or breaks over while it answers others, has
-    only its `attempts`. So has a server that has not answered at all yet, whose address may be
-    wrong; with `from_start` it is waited for likewise.
-
-    `sleep` is for tests: it takes the place of waiting, and the client's clock moves on by what it
-    was asked to wait.
-    """
-
-    attempts: int = 5
-    base_delay_s: float = 1.0
-    max_delay_s: float = 30.0
-    max_retry_after_s: float = 120.0
-    patience_s: float = 300.0
-    retry_for_s: float = 0.0
-    from_start: bool = False
-    jitter: float = 0.5
-    sleep: Callable[[float], object] | None = None
-    random: Callable[[], float] = random.random
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1 or not 0 <= self.jitter <= 1:
-            raise ValueError("a retry policy needs attempts >= 1 and 0 <= jitter <= 1")
-
-    def delay_s(self, failures: int, retry_after_s: float | None = None) -> float:
-        """How long to wait after that many `failures` (1 or more) in a row."""
-        # The exponent is bounded, as 2.0 ** 5000 overflows.
-        delay = min(self.max_delay_s, self.base_delay_s * 2.0 ** min(failures - 1, 30))
-        delay *= 1 - self.jitter * self.random()
-        if retry_after_s is not None:
-            delay = max(delay, min(retry_after_s, self.max_retry_after_s))
-        return delay
-
-    @property
-    def patience_with_refusals_s(self) -> float:
-        """How long a server that refuses is waited for while nothing gets on."""
-        return self.retry_for_s if self.from_start else max(self.patience_s, self.retry_for_s)
-
-    def is_over(self, failures: int, waited_s: float, *, known: bool) -> bool:
-        """Whether to give a server up after so many `failures` in a row, in `waited_s` seconds.
-
-        `known`: it has answered before.
-        """
-        patience_s = self.retry_for_s if known or self.from_start else 0.0
-        return failures >= self.attempts and waited_s >= patience_s
-
-
-_RETRY_FOR_S = 300.0
-"""A registry, or the node below it, restarts in less; the administrator has left the console."""
-
-
-def patience(asked_s: float | None = None) -> RetryPolicy:
-    """That of commands. Whoever asks for some, in seconds, wants it from the first request on."""
-    if asked_s is None:
-        return RetryPolicy(retry_for_s=_RETRY_FOR_S)
-    return RetryPolicy(retry_for_s=asked_s, from_start=True)
-
-
-BRIEF = RetryPolicy(attempts=4, base_delay_s=0.5, max_delay_s=5.0)
-"""For those who look at a registry again soon. Some answer HTTP 500 for each damaged manifest."""
 
 
 class TransientFailure(Exception):
     """An attempt failed in a way that may pass; `error` is what to raise once patience ends.
 
     `happened` says it in a few words, for every time that it happens again. `unreachable`: the host
-    could not be connected to, or gave no answer in time. Inside this package
-    only: the retry loops stand between it and the callers.
+    could not be connected to, or gave no answer in time. The retry loops keep it in this package.
     """
 
     def __init__(
@@ -237,3 +174,193 @@ def retry_after_s(value: str | None, now: datetime | None = None) -> float | Non
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+
+
+# -- failures of the network -----------------------------------------------------------------------
+
+
+def from_network(
+    err: WireError,
+    *,
+    where: str,
+    host: str,
+    options: ConnectionOptions,
+    in_body: bool = False,
+    named_by: str = "",
+) -> TransientFailure | MirrorError:
+    """Translate an exception of the network.
+
+    `in_body`: the answer's head had arrived. `named_by` is the registry in whose answer the address
+    of `host` stood, if that is another.
+    """
+    origin = ""
+    if named_by:
+        origin = (
+            f". {named_by} named this address; if only its own network knows it, correct that "
+            "there (`http.host`, realm), or let the proxy in front of it pass on `Host`"
+        )
+    if err.proxy is not None:
+        return _from_proxy(err, err.proxy, where, host, options)
+    match err.fault:
+        case WireFault.CONNECT_LATE:
+            happened = f"no connection to {host} within {options.connect_timeout_s:g} s"
+            advice = f"check the address, the firewall between, and the proxy settings{origin}"
+            return _away(where, happened, f"; {advice}")
+        case WireFault.READ_LATE if not in_body:
+            happened = f"{host} took the request but did not answer in time"
+            advice = "the registry may be overloaded, try again later"
+            error = StalledError(f"{where}: {happened}; {advice}", where=where)
+            return TransientFailure(error, f"{host} did not answer in time", unreachable=True)
+        case WireFault.READ_LATE | WireFault.WRITE_LATE:
+            return stalled(where, host, options)
+        case WireFault.INNER:
+            return RegistryError(
+                f"{where}: {named_by}, which is a public address, leads to {host} ({err}), in a "
+                "private network; nothing was asked there. If that is right, allow it "
+                f"with --trust-host {host}{origin}",
+                where=where,
+            )
+        case WireFault.CONNECT:
+            return _from_connect(err, where, host, origin, options)
+        case WireFault.BROKEN if told := _alert(err, host):
+            return UnreachableError(f"{where}: {told}", where=where)
+        case WireFault.BROKEN:
+            happened = f"the connection to {host} broke"
+            advice = "if this stays so, check the network and the registry's own log"
+            said = f"{where}: {happened}: {_reason(err)}; {advice}"
+            return TransientFailure(UnreachableError(said, where=where), happened)
+    problem = f"{host} cannot be used this way: {_reason(err)}"
+    return RegistryError(f"{where}: {problem}", where=where)
+
+
+def _away(where: str, happened: str, more: str) -> TransientFailure:
+    """The server is away; its error says `happened`, and `more`."""
+    error = UnreachableError(f"{where}: {happened}{more}", where=where)
+    return TransientFailure(error, happened, unreachable=True)
+
+
+_REFUSED_BY_PROXIES = {
+    "HTTP 407": "asks for a login (HTTP 407): write http://user:password@host:port",
+    "HTTP 502": "does not reach it (HTTP 502)",
+    "HTTP 503": "does not reach it (HTTP 503)",
+    "HTTP 504": "does not reach it in time (HTTP 504)",
+}
+
+
+def _from_proxy(
+    err: WireError, proxy: str, where: str, host: str, options: ConnectionOptions
+) -> TransientFailure | MirrorError:
+    """What a proxy of the environment did, or is not there to do."""
+    causes = {type(one): one for one in _causes(err)}
+    unknown, passes = causes.get(socket.gaierror), True
+    match err.fault:
+        case WireFault.CONNECT_LATE:
+            what = f"takes no connection within {options.connect_timeout_s:g} s"
+        case WireFault.CONNECT if ConnectionRefusedError in causes:
+            what = "refuses connections"
+        case WireFault.CONNECT if isinstance(unknown, socket.gaierror):
+            what = f"has a name that cannot be resolved ({unknown.strerror})"
+            passes = unknown.errno == socket.EAI_AGAIN
+        case WireFault.CONNECT:
+            what = f"cannot be connected to: {_reason(err)}"
+            passes = not any(issubclass(one, ssl.SSLError) for one in causes)
+        case WireFault.PROXY:
+            what = _REFUSED_BY_PROXIES.get(str(err), f"refused: {_reason(err)}")
+            passes = "not reach" in what
+        case WireFault.READ_LATE | WireFault.WRITE_LATE:
+            what = "did not answer in time"
+        case _:
+            what = f"broke off: {_reason(err)}"
+    error = UnreachableError(
+        f"{where}: the proxy on the way to {host}, {proxy}, {what}; check HTTPS_PROXY and "
+        "HTTP_PROXY, or name the host in NO_PROXY",
+        where=where,
+    )
+    happened = f"the proxy {proxy} {what}"
+    return TransientFailure(error, happened, unreachable=True) if passes else error
+
+
+def _from_connect(
+    err: Exception, where: str, host: str, origin: str, options: ConnectionOptions
+) -> TransientFailure | MirrorError:
+    for cause in _causes(err):
+        if (lacking := shortage(cause)) is not None:
+            return lacking
+        told = ""
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            told = (
+                f"the certificate of {host} is not trusted ({cause.verify_message}); name the "
+                f"authority that signed it {options.ca_from}, check the host name and this "
+                "machine's clock, or accept any certificate with --tls-skip-verify"
+            )
+        elif isinstance(cause, ssl.SSLEOFError):
+            break  # cut off during the handshake: a broken connection like others
+        elif isinstance(cause, ssl.SSLError):
+            reason = (cause.reason or str(cause)).replace("_", " ").lower()
+            told = _alert(err, host) or (
+                f"no TLS connection to {host}: {reason}; check that the port is the registry's "
+                f"and name its authority {options.ca_from}, or try --tls-skip-verify"
+            )
+            if any(sign in reason for sign in ("wrong version number", "record layer", "http")):
+                told = (
+                    f"{host} does not speak TLS but, it seems, plain HTTP; "
+                    f"if that is intended, {options.plain_by}"
+                )
+        elif isinstance(cause, socket.gaierror):
+            happened = f"the name {host} cannot be resolved"
+            more = f" ({cause.strerror}); check its spelling and this machine's DNS"
+            # EAI_AGAIN is the name server's own trouble; other answers stay what they are.
+            if cause.errno == socket.EAI_AGAIN:
+                return _away(where, happened, more + origin)
+            told = happened + more
+        elif isinstance(cause, ConnectionRefusedError):
+            advice = "; check that the server runs and that the port is right"
+            return _away(where, f"{host} refuses connections", advice + origin)
+        if told:
+            return UnreachableError(f"{where}: {told}{origin}", where=where)
+    more = f": {_reason(err)}; check the address and the network"
+    return _away(where, f"no connection to {host}", more + origin)
+
+
+_ABOUT_CERTIFICATES = re.compile(r"(?i)alert_.*(certificate|unknown_ca|access_denied)")
+
+
+def _alert(err: Exception, host: str) -> str:
+    """What to tell where the server ends TLS over our certificate; else nothing."""
+    for cause in _causes(err):
+        alert = cause.reason or "" if isinstance(cause, ssl.SSLError) else ""
+        what = alert.lower().partition("alert_")[2].replace("_", " ")
+        if _ABOUT_CERTIFICATES.search(alert):
+            return (
+                f"{host} wants a client certificate that it accepts (TLS alert: {what}); give one "
+                "that its authority signed with --cert and --key, or put it into certs.d"
+            )
+        if "handshake failure" in what:
+            return (
+                f"{host} ends TLS (alert: {what}); if it wants a client certificate, give it with "
+                "--cert and --key; else check that the port is the registry's"
+            )
+    return ""
+
+
+def stalled(where: str, host: str, options: ConnectionOptions) -> TransientFailure:
+    """A transfer that moves too little."""
+    happened = f"the transfer with {host} stalled"
+    told = (
+        f"{where}: {happened}: fewer than {options.stall_min_bytes} bytes in "
+        f"{options.stall_timeout_s:g} s; check the network between"
+    )
+    return TransientFailure(StalledError(told, where=where), happened)
+
+
+def _causes(err: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = err
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _reason(err: Exception) -> str:
+    return clean(str(err) or type(err).__name__)

@@ -17,8 +17,7 @@ from mirror.errors import CancelledError, InvalidReferenceError, MirrorError, Re
 from mirror.events import Warned
 from mirror.oci import Repository
 from mirror.oci.reference import check_repository
-from mirror.registry import answers, failures
-from mirror.registry.addresses import Home, Origin, host_of, path_of
+from mirror.registry import answers, retries
 from mirror.registry.auth import (
     Authenticator,
     Credentials,
@@ -28,6 +27,7 @@ from mirror.registry.auth import (
 )
 from mirror.registry.connections import Connections, read_whole
 from mirror.registry.gate import Admission, HostGate, StallWatch
+from mirror.registry.hosts import Home, Origin, host_of, path_of
 from mirror.registry.http1 import Body, Headers, Patience, Response, is_page
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retries import Backoff, TransientFailure
@@ -317,7 +317,7 @@ class Transport:
             return CancelledError(f"{where}: stopped, the connection to {self.host} was closed")
         host = self._named(err.url or url)
         named_by = "" if host == self.host else self.host
-        return failures.from_network(
+        return retries.from_network(
             err, where=where, host=host, options=self.options, in_body=in_body, named_by=named_by
         )
 
@@ -330,7 +330,7 @@ class Transport:
         return StallWatch(
             self.options.stall_timeout_s,
             self.options.stall_min_bytes,
-            lambda: failures.stalled(where, self.host, self.options),
+            lambda: retries.stalled(where, self.host, self.options),
             spend=None if self.options.limit_rate is None else self._spend,
         )
 

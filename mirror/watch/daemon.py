@@ -26,7 +26,7 @@ from mirror.errors import FileSystemError, MirrorError, printable, shortage
 from mirror.events import BytesMoved, Event, side_by_side
 from mirror.layout import normalised_suffix
 from mirror.registry import RegistryClient
-from mirror.registry.retries import BRIEF
+from mirror.registry.options import BRIEF
 from mirror.run import Run
 from mirror.serve.server import ServerLimits, ServerThread, listen
 from mirror.sync.statement import StatementKeys

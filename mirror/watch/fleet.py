@@ -35,8 +35,8 @@ from mirror.layout import normalised_suffix
 from mirror.oci import Digest, Repository
 from mirror.operations.trees import ask_at_once
 from mirror.registry import Credentials, RegistryClient, find_credentials
-from mirror.registry.addresses import check_address
-from mirror.registry.retries import BRIEF
+from mirror.registry.hosts import check_address
+from mirror.registry.options import BRIEF
 from mirror.run import Run
 from mirror.sync.publication_state import LATEST
 from mirror.sync.statement import REPOSITORY, generation_of

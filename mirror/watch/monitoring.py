@@ -39,8 +39,8 @@ from mirror.events import Event, Retrying
 from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
-from mirror.registry.addresses import PORTS
-from mirror.registry.retries import BRIEF
+from mirror.registry.hosts import PORTS
+from mirror.registry.options import BRIEF
 from mirror.registry.transport import Transport, Wire
 from mirror.run import Run, gather
 from mirror.sync import Inventory

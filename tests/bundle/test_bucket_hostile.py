@@ -16,8 +16,7 @@ from mirror.bundle.bucket import Bucket, BucketAddress, Part
 from mirror.bundle.bucket_place import BucketPlace
 from mirror.bundle.s3_answers import parsed, text
 from mirror.errors import CancelledError, InputError, RegistryError
-from mirror.registry.options import ConnectionOptions
-from mirror.registry.retries import RetryPolicy
+from mirror.registry.options import ConnectionOptions, RetryPolicy
 from mirror.run import Cancellation, Run
 from tests.support.object_storage import LOGIN
 from tests.support.patience import PATIENCE_S, ends_within

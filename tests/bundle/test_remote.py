@@ -30,7 +30,7 @@ from mirror.operations.merge import merge
 from mirror.operations.push import push
 from mirror.operations.repair import repair
 from mirror.registry import ConnectionOptions
-from mirror.registry.retries import RetryPolicy
+from mirror.registry.options import RetryPolicy
 from mirror.run import Cancellation, Run
 from mirror.serve.bundle import BundleStorage
 from mirror.testing import (

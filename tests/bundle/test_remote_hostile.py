@@ -13,7 +13,7 @@ from mirror.bundle.static_server import remote_folder
 from mirror.errors import ConflictError, MirrorError
 from mirror.registry import ConnectionOptions
 from mirror.registry.downloads import FileState
-from mirror.registry.retries import RetryPolicy
+from mirror.registry.options import RetryPolicy
 from mirror.run import Run
 from tests.support.scripted_server import Hangup, Reply, Request, ScriptedServer
 

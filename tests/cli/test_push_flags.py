@@ -12,7 +12,7 @@ from mirror.commands.access import AccessOptions, open_trees
 from mirror.events import ignore
 from mirror.registry import RegistryClient, RetryPolicy
 from mirror.registry.gate import HostState
-from mirror.registry.retries import BRIEF
+from mirror.registry.options import BRIEF
 from mirror.serve import BasicAuth, User
 from mirror.sync import MemoryStore
 from mirror.testing import Answer, EmbeddedRegistry, Fault

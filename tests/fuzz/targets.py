@@ -32,12 +32,11 @@ from mirror.oci.root_fs import Leaf, RootFs
 from mirror.oci.tar_stream import TarStream
 from mirror.registry import ConnectionOptions, http1, streams
 from mirror.registry import credentials as stored
-from mirror.registry.addresses import Home
 from mirror.registry.answers import from_answer, from_token_server
 from mirror.registry.auth import Authenticator, parse_challenges
 from mirror.registry.downloads import _CONTENT_RANGE, FileState, _check_range
+from mirror.registry.hosts import Home, Proxy
 from mirror.registry.manifests import next_link
-from mirror.registry.options import Proxy
 from mirror.registry.retries import TransientFailure, retry_after_s
 from mirror.registry.transport import Transport, Wire
 from mirror.release.constraints import Constraint, read_version

@@ -20,7 +20,7 @@ from examples.release_tree import TreeSpec
 from mirror.bundle.format import size_text
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.registry.retries import RetryPolicy
+from mirror.registry.options import RetryPolicy
 from mirror.serve import BasicAuth, MemoryStorage, TokenAuth, User
 from mirror.testing import Answer as FaultAnswer
 from mirror.testing import CorruptBody, Fault, Refuse

@@ -12,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from mirror.errors import InputError, UnreachableError
-from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy, options
-from mirror.registry.addresses import Origin
-from mirror.registry.options import ClientCertificate, HostFiles, tls_context
+from mirror.registry import ConnectionOptions, RegistryClient, RetryPolicy, hosts
+from mirror.registry.hosts import HostFiles, Origin, tls_context
+from mirror.registry.options import ClientCertificate
 from mirror.testing import TlsFiles
 from tests.support.nginx import Nginx
 from tests.support.scripted_server import Reply, Request, ScriptedServer
@@ -62,7 +62,7 @@ def ours(authority: Authority) -> ClientCertificate:
 def certs_d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this user's podman would keep certificates; the system has none."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(options, "SYSTEM_FOLDERS", (tmp_path / "system", tmp_path / "docker"))
+    monkeypatch.setattr(hosts, "SYSTEM_FOLDERS", (tmp_path / "system", tmp_path / "docker"))
     return tmp_path / "config" / "containers" / "certs.d"
 
 

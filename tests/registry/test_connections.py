@@ -27,10 +27,9 @@ from mirror.errors import (
 )
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RetryPolicy, connections
-from mirror.registry.addresses import Home, Origin
 from mirror.registry.connections import Connections
+from mirror.registry.hosts import Home, Origin, proxy_for, tls_context
 from mirror.registry.http1 import Patience
-from mirror.registry.options import proxy_for, tls_context
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.processes import free_port

@@ -9,8 +9,8 @@ import pytest
 from mirror.errors import DeniedError, MirrorError, RegistryError
 from mirror.oci import Digest
 from mirror.registry import Credentials, RegistryClient
-from mirror.registry.addresses import is_inner
 from mirror.registry.connections import Connections
+from mirror.registry.hosts import is_inner
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.scripted_server import Reply, Request
 

@@ -22,8 +22,8 @@ from mirror.registry import (
     RetryPolicy,
     UploadJournal,
 )
-from mirror.registry.addresses import Origin
 from mirror.registry.connections import Connections, _Destination
+from mirror.registry.hosts import Origin
 from mirror.registry.http1 import Body, Connection, Headers, Patience, Response
 from mirror.registry.streams import WireError, WireFault
 from tests.support.hostile import json_documents

@@ -10,7 +10,7 @@ import pytest
 
 import mirror.commands.access
 from examples.release_tree import SMALL, TreeSpec
-from mirror.registry.retries import RetryPolicy
+from mirror.registry.options import RetryPolicy
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.depot import Offer, stocked
