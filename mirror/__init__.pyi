@@ -210,6 +210,7 @@ from mirror.registry.upload_journal import UploadJournal as UploadJournal
 from mirror.registry.upload_sessions import OpenUpload as OpenUpload
 from mirror.release.constraints import Constraint as Constraint
 from mirror.release.constraints import Term as Term
+from mirror.release.discovery import ReleaseInfo as ReleaseInfo
 from mirror.release.plugin_dependencies import Edge as Edge
 from mirror.release.plugins import PluginChoice as PluginChoice
 from mirror.release.select import SelectedContent as SelectedContent
@@ -219,7 +220,6 @@ from mirror.release.selection import ItemFilter as ItemFilter
 from mirror.release.selection import PlatformSelection as PlatformSelection
 from mirror.release.selection import Selection as Selection
 from mirror.release.selection import WantedImage as WantedImage
-from mirror.release.source import ReleaseInfo as ReleaseInfo
 from mirror.release.source import ReleaseSource as ReleaseSource
 from mirror.release.source import SourceTree as SourceTree
 from mirror.run import Cancellation as Cancellation

@@ -36,8 +36,7 @@ from mirror.errors import FileSystemError, InputError, counted, printable
 from mirror.events import Warned
 from mirror.oci.reference import check_repository
 from mirror.operations.merge import merge
-from mirror.release.discovery import discovery_images
-from mirror.release.select import component_names
+from mirror.release.discovery import component_names, discovery_images
 from mirror.reports.bundles import inventory_summary, merge_summary
 from mirror.reports.page import html
 from mirror.sync import Inventory

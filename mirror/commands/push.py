@@ -27,6 +27,7 @@ from mirror.events import Warned
 from mirror.layout import MODULES
 from mirror.oci import Repository
 from mirror.operations.push import plan_push, push, push_to_all
+from mirror.release.discovery import component_names
 from mirror.reports.bundles import push_plan_summary, push_summary
 from mirror.reports.registries import push_shard_summary, quorum_summary
 from mirror.sync.observe import Verification
@@ -187,8 +188,6 @@ def push_command(
             plan = plan_push_shard(reader, tree, part, key=key, check_blobs=blobs, run=work.run)
         else:
             plan = plan_push(reader, tree, key=key, check_blobs=blobs, run=work.run)
-        from mirror.release.select import component_names  # no push loads it
-
         names = component_names(reader, reader.carried())
         work.show(replace(plan, names=names), push_plan_summary)
         return

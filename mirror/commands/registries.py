@@ -41,6 +41,7 @@ from mirror.oci import Repository
 from mirror.operations.compare import diff, history, status, verify
 from mirror.operations.prune import prune
 from mirror.operations.rollback import rollback
+from mirror.release.discovery import component_names
 from mirror.reports.bundles import (
     bundle_summary,
     registry_summary,
@@ -231,7 +232,6 @@ def _write_page(
     if file is None:
         return
     from mirror.bundle.inspect import inspect_bundle  # these are loaded for a page alone
-    from mirror.release.select import component_names
     from mirror.reports.page import html
 
     said = "; ".join(map(str.strip, summary.partition(end)[0].splitlines()))

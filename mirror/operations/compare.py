@@ -17,7 +17,7 @@ from mirror.events import PhaseAdvanced, PhaseStarted, Warned
 from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.operations.trees import walk_tree
-from mirror.release.discovery import discovery_images, has_index, index_of
+from mirror.release.discovery import discovery_images, has_index, index_of, with_components
 from mirror.run import Run, gather
 from mirror.sync import Finding, Inventory, union
 from mirror.sync.observation import Depth, Failure, findings_of, items_of
@@ -298,7 +298,7 @@ def verify(
     """
     if against is None:
         report = verify_bundle(bundle, run=run, key=key, quick=quick)
-        return replace(report, findings=with_names(report.findings, bundle))
+        return replace(report, findings=with_components(report.findings, bundle, bundle.carried))
     run = Run.of(run)
     tree = against.within(run)
     bundle.follow(run)
@@ -308,16 +308,8 @@ def verify(
     wanted = union([inventory, index_of(inventory, tags_of(tree.target(run).held(index)))])
     run.on_event(PhaseStarted("comparing with the registry"))
     found = observe(tree, wanted, Depth.DEEP if deep else Depth.AUDIT, run=run)
-    findings = with_names(findings_of(wanted, found), bundle)
+    findings = with_components(findings_of(wanted, found), bundle, bundle.carried)
     return RegistryReport(str(tree.root), inventory, inventory.digest(), deep, findings)
-
-
-def with_names(findings: Sequence[Finding], bundle: BundleReader) -> tuple[Finding, ...]:
-    if not findings:
-        return ()
-    from mirror.release.select import with_components  # only where something is wrong
-
-    return with_components(findings, bundle, bundle.carried)
 
 
 # -- the generations of a registry ----------------------------------------------------------------

@@ -30,8 +30,13 @@ from mirror.layout import CHANNELS, RELEASE_CHANNEL, tags_of_versions
 from mirror.oci import Digest, Manifest, Platform, Repository
 from mirror.oci.layers import read_files
 from mirror.registry import RegistryReader, RegistryWriter
-from mirror.release.discovery import CHANGELOG_YAML, parse_changelog
-from mirror.release.source import VERSION_JSON, ReleaseInfo, parse_release
+from mirror.release.discovery import (
+    CHANGELOG_YAML,
+    VERSION_JSON,
+    ReleaseInfo,
+    parse_changelog,
+    parse_release,
+)
 from mirror.run import Run
 from mirror.sync import InventoryBuilder, ManifestNode, make_plan
 from mirror.sync.content import graph

@@ -13,7 +13,7 @@ from mirror.events import PhaseStarted, Warned
 from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.operations.leader import Leader
-from mirror.release.discovery import discovery_images
+from mirror.release.discovery import component_names, discovery_images
 from mirror.run import Run, gather
 from mirror.sync import Inventory, InventoryBuilder, Plan, union
 from mirror.sync.inventory import RepositoryContent
@@ -192,8 +192,6 @@ def _components(tree: RegistryTree, there: Inventory, removal: Removal) -> tuple
     going = {one.digest for one in removal.manifests if not one.repository}
     if not going:
         return ()
-    from mirror.release.select import component_names  # only where there is something to name
-
     names = component_names(tree.source(), there)
     return tuple(sorted({name for image, name in names.items() if image in going}))
 

@@ -21,8 +21,7 @@ from mirror.events import Warned
 from mirror.layout import TOOL_FILE, archive_of, tool_name
 from mirror.oci import Digest
 from mirror.registry import RegistryReader
-from mirror.release.resolve import resolve
-from mirror.release.select import SelectedContent, select
+from mirror.release.select import SelectedContent, resolve, select
 from mirror.release.selection import Selection
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.run import Run

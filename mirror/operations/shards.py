@@ -31,11 +31,11 @@ from mirror.errors import (
 from mirror.events import PhaseStarted, Warned
 from mirror.layout import tool_name
 from mirror.oci import Digest
-from mirror.operations.compare import with_names
 from mirror.operations.pull import PullPlan, fill
 from mirror.operations.push import PushWork
 from mirror.operations.push_reports import PushPlan, PushShardReport
 from mirror.operations.trust import refuse_downgrade
+from mirror.release.discovery import with_components
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, Plan, RepositoryContent, Source, make_plan
 from mirror.sync.failover import FailoverSource, Holder
@@ -376,7 +376,7 @@ def _verified(
     bundle: BundleReader, shard: Shard, key: bytes | None, quick: bool, run: Run
 ) -> BundleReport:
     report = verify_bundle(bundle, key=key, quick=quick, shard=shard, run=run)
-    return replace(report, findings=with_names(report.findings, bundle))
+    return replace(report, findings=with_components(report.findings, bundle, bundle.carried))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ from mirror.layout import (
 )
 from mirror.oci import Digest, Manifest
 from mirror.oci.reference import check_repository, valid_tag
-from mirror.release.constraints import find_by_probing
+from mirror.release.discovery import ChannelFact, can_lead, json_object, read_channels
 from mirror.release.selection import Filter, ItemFilter, Selection, WantedImage, select_versions
-from mirror.release.source import ChannelFact, ReleaseSource, can_lead, json_object, read_channels
+from mirror.release.source import ReleaseSource, probed_tags
 
 MODULE_IMAGES_DIGESTS = "images_digests.json"
 EXTRA_IMAGES = "extra_images.json"
@@ -233,14 +233,10 @@ class _ItemSelecting:
         if not self._entry.constraints:
             return ()
         if self._selection.probing:
-
-            def exists(version: Version) -> bool:
-                return self._source.manifest(self._repository, version_tag(version)) is not None
-
             return [
-                version_tag(version)
+                tag
                 for constraint in self._entry.constraints
-                for version in find_by_probing(constraint, exists)
+                for tag in probed_tags(self._source, self._repository, constraint)
             ]
         tags = self._source.tags(self._repository)
         if tags is None:
@@ -311,11 +307,16 @@ class _ItemSelecting:
 def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list[WantedImage]:
     """Take what `packages/<name>/version` has, for every published package.
 
-    A cluster learns from it which packages exist, whichever of them the bundle holds. For a package
-    that `wanted` does not name, what the source does not give is left out with a warning.
+    A cluster learns from it which packages exist, whichever of them the bundle holds. What the
+    source does not give is left out with a warning, unless `wanted` asks for it: all of them if
+    access to their index is denied, else those that `wanted` does not name.
     """
-    published = _published(source, PACKAGE)
-    if not published:
+    try:
+        published = sorted(_published(source, PACKAGE) or ())
+    except DeniedError as err:
+        if wanted is not None:
+            raise
+        source.warn(f"no packages are described in the bundle: {err}")
         return []
 
     def of_package(name: str) -> tuple[list[WantedImage], str | None]:
@@ -335,7 +336,7 @@ def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list
                 raise
             return [], f"package {name} is not described in the bundle: {err}"
 
-    found = source.each("package versions", sorted(published), of_package)
+    found = source.each("package versions", published, of_package)
     for _, warning in found:
         if warning is not None:
             source.warn(warning)

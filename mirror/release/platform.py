@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from semver import Version
 
-from mirror.errors import InvalidDigestError, NotFoundError, SourceContentError
+from mirror.errors import DeniedError, NotFoundError, RegistryError, SourceContentError
 from mirror.layout import (
     CHANNELS,
     DEFAULT_CHANNELS,
@@ -21,27 +21,24 @@ from mirror.layout import (
     LTS,
     RELEASE_CHANNEL,
     in_order,
+    join_path,
     latest_patches,
     parse_version,
     tags_of_versions,
     version_tag,
 )
-from mirror.oci import Digest
-from mirror.oci.reference import valid_tag
-from mirror.release.constraints import Constraint, find_by_probing
-from mirror.release.discovery import releases_file
-from mirror.release.selection import PlatformSelection, WantedImage, select_versions
-from mirror.release.source import (
+from mirror.release.constraints import Constraint
+from mirror.release.discovery import (
+    IMAGES_DIGESTS,
+    IMAGES_TAGS,
     ChannelFact,
-    ReleaseSource,
     can_lead,
-    editions_near,
-    json_object,
+    components_of,
     read_channel,
+    releases_file,
 )
-
-IMAGES_DIGESTS = "deckhouse/candi/images_digests.json"
-IMAGES_TAGS = "deckhouse/candi/images_tags.json"
+from mirror.release.selection import PlatformSelection, WantedImage, select_versions
+from mirror.release.source import ReleaseSource, answers, probed_tags
 
 _NEWEST, _OLDEST = DEFAULT_CHANNELS[0], DEFAULT_CHANNELS[-1]
 
@@ -332,13 +329,24 @@ def _check_published(
 
 
 def _edition_hint(source: ReleaseSource) -> str:
-    """What to do where `--source` leads to no edition: name those that are near."""
-    found = editions_near(source)
+    """What to do where `--source` leads to no edition: name those below its path and beside it."""
+    root = source.tree.root
+    above = root.path.rpartition("/")[0]
+    paths = [join_path(near, one) for near in (root.path, above) for one in sorted(EDITIONS)]
+
+    def is_edition(path: str) -> bool:
+        try:
+            return any(True for _ in source.content.client.tags(f"{path}/{RELEASE_CHANNEL}"))
+        except (RegistryError, DeniedError):  # no answer is none: this only looks for advice
+            return False
+
+    answered = answers(source, "editions", paths, is_edition)
+    found = [f"{root.host}/{path}" for path, there in answered.items() if there]
     if found:
         verb = "is" if len(found) == 1 else "are"
         return f"check that --source names an edition: there {verb} {', '.join(found)}"
     known = ", ".join(sorted(EDITIONS))
-    ending = f"{source.tree.root} ends in no edition ({known}); " if not source.tree.edition else ""
+    ending = "" if source.tree.edition else f"{root} ends in no edition ({known}); "
     return (
         f"{ending}check that --source names an edition's repository, and that your licence covers "
         "it"
@@ -349,14 +357,12 @@ def _facts(
     source: ReleaseSource, wanted: PlatformSelection, *, probing: bool
 ) -> tuple[dict[str, ChannelFact], Collection[str]]:
     """Ask which channels exist and where they lead, and for the tags that spell versions."""
-    names = list(CHANNELS)
-    tags: Collection[str] = ()
+    tags: Collection[str] = CHANNELS
     if not probing:
         tags = _listed(source, wanted)
-        names = _named(tags)
-        check_channels(names, wanted.tag)
+        check_channels(tags, wanted.tag)
     facts = source.each(
-        "release channels", names, lambda name: read_channel(source, RELEASE_CHANNEL, name)
+        "release channels", _named(tags), lambda name: read_channel(source, RELEASE_CHANNEL, name)
     )
     channels = {fact.name: fact for fact in facts if fact is not None}
     return channels, _probed(source, wanted) if probing else tags
@@ -375,13 +381,10 @@ def _listed(source: ReleaseSource, wanted: PlatformSelection) -> frozenset[str]:
 def _probed(source: ReleaseSource, wanted: PlatformSelection) -> list[str]:
     """The versions of a source that cannot list tags, found by trying."""
 
-    def exists(tag: str) -> bool:
-        return source.manifest(RELEASE_CHANNEL, tag) is not None
-
-    if wanted.constraint is None:
-        return [wanted.tag] if wanted.tag is not None and exists(wanted.tag) else []
-    found = find_by_probing(wanted.constraint, lambda version: exists(version_tag(version)))
-    return [version_tag(version) for version in found]
+    if wanted.constraint is not None:
+        return probed_tags(source, RELEASE_CHANNEL, wanted.constraint)
+    tag = wanted.tag
+    return [tag] if tag is not None and source.manifest(RELEASE_CHANNEL, tag) is not None else []
 
 
 def _components(source: ReleaseSource, tag: str) -> list[WantedImage]:
@@ -389,14 +392,12 @@ def _components(source: ReleaseSource, tag: str) -> list[WantedImage]:
     where = source.where(INSTALL, tag)
     installer = source.required(INSTALL, tag, f"platform release {tag}")
     found = source.files(INSTALL, installer, (IMAGES_DIGESTS, IMAGES_TAGS))
-    # Old releases list tags, and that list counts even if a list of digests lies beside it.
-    listed = parse_components(found.get(IMAGES_TAGS, b"{}"), where, IMAGES_TAGS)
+    listed = components_of(found, where)
     if not listed and IMAGES_DIGESTS not in found:
         raise SourceContentError(
             f"{where}: the installer has neither {IMAGES_DIGESTS} nor {IMAGES_TAGS}, so the "
             "release's components are not known"
         )
-    listed = listed or parse_components(found[IMAGES_DIGESTS], where, IMAGES_DIGESTS)
     return [
         replace(
             WantedImage.of("", name, f"component {component} of installer {where}"),
@@ -404,23 +405,3 @@ def _components(source: ReleaseSource, tag: str) -> list[WantedImage]:
         )
         for name, component in listed.items()
     ]
-
-
-def parse_components(data: bytes, where: str, file: str) -> dict[Digest | str, str]:
-    """Read an installer's list, in its order: digest, or tag in `IMAGES_TAGS` → `module/image`."""
-    found: dict[Digest | str, str] = {}
-    for module, images in json_object(data, where, file).items():
-        if not isinstance(images, dict):
-            raise SourceContentError(f"{where}: {file}: {module}: not a mapping of images")
-        for image, text in images.items():
-            at = f"{where}: {file}: {module}/{image}"
-            if not isinstance(text, str):
-                raise SourceContentError(f"{at}: not a string")
-            if file == IMAGES_TAGS and not valid_tag(text):
-                raise SourceContentError(f"{at}: {text!r} is not a tag")
-            try:
-                reference = text if file == IMAGES_TAGS else Digest.parse(text)
-            except InvalidDigestError as err:
-                raise SourceContentError(f"{at}: {err}") from err
-            found.setdefault(reference, f"{module}/{image}")
-    return found

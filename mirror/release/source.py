@@ -1,21 +1,18 @@
-"""Reading a source's release tree: tags, manifests, files inside images, release channels."""
+"""Reading a source's release tree: tags, manifests, files inside images."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from semver import Version
 
-from mirror.documents import parse_json, problems
 from mirror.errors import (
-    DeniedError,
     InvalidManifestError,
     RegistryError,
     RegistryNotFoundError,
@@ -24,14 +21,11 @@ from mirror.errors import (
 )
 from mirror.events import PhaseAdvanced, PhaseStarted, Warned
 from mirror.layout import (
-    CHANNELS,
     EDITIONS,
     INSTALLER,
     MODULES,
     PLUGINS,
-    RELEASE_CHANNEL,
     join_path,
-    parse_version,
     version_tag,
     with_modules_suffix,
 )
@@ -39,6 +33,7 @@ from mirror.oci import Descriptor, Digest, Manifest, Platform, Repository, verif
 from mirror.oci.layers import read_files
 from mirror.oci.manifest import descriptor_json
 from mirror.registry import RegistryReader
+from mirror.release.constraints import Constraint, find_by_probing
 from mirror.run import Item, Result, Run, gather
 from mirror.sync.tree import RegistrySource
 
@@ -256,177 +251,18 @@ class ReleaseSource:
         )
 
 
-# -- releases and their channels -------------------------------------------------------------------
-
-VERSION_JSON = "version.json"
-
-
-class _VersionDocument(BaseModel):
-    """`version.json` of a module's release image; other keys are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    version: str
+def answers(
+    source: ReleaseSource, phase: str, questions: Iterable[Item], ask: Callable[[Item], Result]
+) -> dict[Item, Result]:
+    """Ask each question once, in parallel; return question → answer, in the order of questions."""
+    asked = list(dict.fromkeys(questions))
+    return dict(zip(asked, source.each(phase, asked, ask), strict=True))
 
 
-class _ReleaseDocument(_VersionDocument):
-    """`version.json` of a platform release image.
+def probed_tags(source: ReleaseSource, repository: str, constraint: Constraint) -> list[str]:
+    """Find the tags of the versions that `constraint` accepts by trying them."""
 
-    Programs in Go write null for what is empty, and people write versions as numbers.
-    """
+    def exists(version: Version) -> bool:
+        return source.manifest(repository, version_tag(version)) is not None
 
-    model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
-
-    suspend: bool = False
-    requirements: dict[str, str] = Field(default_factory=dict)
-    disruptions: dict[str, list[str]] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, document: Any) -> Any:
-        if not isinstance(document, dict):
-            return document
-        return {key: value for key, value in document.items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseInfo:
-    """What a release image says in its `version.json`.
-
-    Attributes:
-        requirements: what a cluster needs → the version that it needs.
-        disruptions: `major.minor` → the modules that the update to it disrupts.
-    """
-
-    version: Version
-    suspended: bool = False
-    requirements: Mapping[str, str] = field(default_factory=dict)
-    disruptions: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-def parse_release(data: bytes | None, where: str, *, version_only: bool = False) -> ReleaseInfo:
-    """Read a release image's `version.json`; `data` is None if the image does not have the file.
-
-    With `version_only`, as for modules and packages, other keys are ignored. A document without a
-    semantic version that can be a tag raises SourceContentError.
-    """
-    if data is None:
-        raise SourceContentError(f"{where}: the image has no {VERSION_JSON}")
-    at = f"{where}: {VERSION_JSON}"
-    kind = _VersionDocument if version_only else _ReleaseDocument
-    try:
-        document = kind.model_validate_json(data)
-    except ValidationError as err:
-        raise SourceContentError(f"{at} cannot be read: {problems(err)[0]}") from err
-    version = parse_version(document.version)
-    if version is None:
-        raise SourceContentError(
-            f"{at} names {document.version!r}, which is not a semantic version"
-        )
-    if version.build:
-        raise SourceContentError(
-            f"{at} names {document.version!r}, which no tag can spell, since '+' is not allowed "
-            "there; the source must name a version that it can publish"
-        )
-    if not isinstance(document, _ReleaseDocument):
-        return ReleaseInfo(version)
-    return ReleaseInfo(version, document.suspend, document.requirements, document.disruptions)
-
-
-def json_object(data: bytes, where: str, file: str) -> dict[str, Any]:
-    """Read a JSON object of an image, or raise SourceContentError with `where` and `file`."""
-    try:
-        document = parse_json(data)
-    except ValueError as err:
-        raise SourceContentError(f"{where}: {file} cannot be read: {err}") from err
-    if not isinstance(document, dict):
-        raise SourceContentError(f"{where}: {file} is not a JSON object")
-    return document
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelFact:
-    """The version that a release channel leads to, and the digest of the image that says so."""
-
-    name: str
-    version: Version
-    suspended: bool
-    digest: Digest
-
-
-def read_channel(source: ReleaseSource, repository: str, name: str) -> ChannelFact | None:
-    """Find out where a channel leads; None if it does not exist."""
-    manifest = source.manifest(repository, name)
-    if manifest is None:
-        return None
-    info = release_info(source, repository, manifest, source.where(repository, name))
-    return ChannelFact(name, info.version, info.suspended, manifest.digest)
-
-
-def release_info(
-    source: ReleaseSource, repository: str, manifest: Manifest, where: str
-) -> ReleaseInfo:
-    """Read what a release image says of itself."""
-    found = source.files(repository, manifest, (VERSION_JSON,))
-    of_platform = repository == RELEASE_CHANNEL
-    return parse_release(found.get(VERSION_JSON), where, version_only=not of_platform)
-
-
-def editions_near(source: ReleaseSource) -> list[str]:
-    """The editions below the path that `--source` names and beside it: `host/path` of each."""
-    root = source.tree.root
-    above = root.path.rpartition("/")[0]
-    paths = [
-        join_path(parent, edition)
-        for parent in dict.fromkeys((root.path, above))
-        for edition in sorted(EDITIONS)
-    ]
-
-    def is_edition(path: str) -> bool:
-        try:
-            return any(True for _ in source.content.client.tags(f"{path}/{RELEASE_CHANNEL}"))
-        except (RegistryError, DeniedError):  # no answer is none: this only looks for advice
-            return False
-
-    found = source.each("editions", paths, is_edition)
-    return [f"{root.host}/{path}" for path, there in zip(paths, found, strict=True) if there]
-
-
-def read_channels(
-    source: ReleaseSource, repository: str, tags: Collection[str] | None
-) -> dict[str, ChannelFact]:
-    """Read all channels of a repository that are among `tags`; None tries every channel."""
-    names = [name for name in CHANNELS if tags is None or name in tags]
-    facts = (read_channel(source, repository, name) for name in names)
-    return {fact.name: fact for fact in facts if fact is not None}
-
-
-def can_lead(
-    source: ReleaseSource,
-    repository: str,
-    tag: str,
-    taken: Collection[str],
-    warn: Callable[[str], None],
-) -> bool:
-    """Whether a bundle with the tags `taken` may publish the release image `tag` to channels.
-
-    It may not if the image does not exist, or if it leads clusters to a version that the bundle
-    does not have, as the images of development builds do. The user is then warned by `warn`. A
-    `tag` that is a version, and whose image does not say which, raises SourceContentError.
-    """
-    where = source.where(repository, tag)
-    manifest = source.manifest(repository, tag)
-    reason = f"{where} is not there"
-    if manifest is not None:
-        try:
-            version = release_info(source, repository, manifest, where).version
-        except SourceContentError as err:
-            if parse_version(tag) is not None:
-                raise
-            reason = str(err)
-        else:
-            if version in map(parse_version, taken):
-                return True
-            reason = f"{where} leads to {version_tag(version)}, which is not in the bundle"
-    warn(f"no release channel of the bundle leads to {tag}: {reason}")
-    return False
+    return [version_tag(version) for version in find_by_probing(constraint, exists)]

@@ -41,11 +41,9 @@ from mirror.registry.retries import TransientFailure, retry_after_s
 from mirror.registry.transport import Transport, Wire
 from mirror.release.constraints import Constraint, read_version
 from mirror.release.contracts import parse_contract
-from mirror.release.discovery import parse_changelog
+from mirror.release.discovery import parse_changelog, parse_components, parse_release
 from mirror.release.items import parse_extra_images
-from mirror.release.platform import parse_components
 from mirror.release.selection import parse_filter, parse_platform
-from mirror.release.source import parse_release
 from mirror.run import Run
 from mirror.signing import verify
 from mirror.sync.inventory import Inventory

@@ -10,14 +10,16 @@ from semver import Version
 
 from mirror.errors import SourceContentError
 from mirror.release.contracts import parse_contract
-from mirror.release.discovery import deckhouse_releases, parse_changelog
-from mirror.release.items import find_digests, parse_extra_images
-from mirror.release.platform import (
+from mirror.release.discovery import (
     IMAGES_DIGESTS,
     IMAGES_TAGS,
+    ReleaseInfo,
+    deckhouse_releases,
+    parse_changelog,
     parse_components,
+    parse_release,
 )
-from mirror.release.source import ReleaseInfo, parse_release
+from mirror.release.items import find_digests, parse_extra_images
 from tests.support.hostile import json_documents, yaml_documents
 from tests.support.strategies import MORE_EXAMPLES
 

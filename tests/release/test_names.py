@@ -4,7 +4,7 @@ import json
 
 from examples.release_tree.images import Layer, image, layer
 from mirror.oci import Digest
-from mirror.release.select import component_names, with_components
+from mirror.release.discovery import component_names, with_components
 from mirror.sync import Finding, Inventory, MemoryStore
 
 DIGESTS, TAGS = (f"deckhouse/candi/images_{kind}.json" for kind in ("digests", "tags"))

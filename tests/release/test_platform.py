@@ -13,9 +13,9 @@ from mirror.errors import InputError, MirrorError, NotFoundError, SourceContentE
 from mirror.layout import CHANNELS, DEFAULT_CHANNELS, parse_version, tags_of_versions
 from mirror.oci import Digest
 from mirror.release.constraints import Constraint
+from mirror.release.discovery import ChannelFact
 from mirror.release.platform import SelectedReleases, check_channels, select_platform
 from mirror.release.selection import PlatformSelection
-from mirror.release.source import ChannelFact
 from tests.support.strategies import tags, versions
 
 LEADS = {
