@@ -18,11 +18,10 @@ from click.core import ParameterSource
 from mirror.commands.options import (
     FILE,
     PROFILE_HOSTS,
-    Decorator,
     flag,
     grouped,
     is_from_profile,
-    together,
+    option,
     warn_at_start,
 )
 from mirror.commands.process import tell
@@ -239,139 +238,134 @@ def _secret(ctx: click.Context, option: click.Parameter, value: str | None) -> s
     return value
 
 
-def login_options(whose: str, text: str, *more: Sequence[str]) -> Decorator:
+def login_options(whose: str, text: str, *more: Sequence[str]) -> dict[str, Any]:
     """`--WHOSE-login` and `--WHOSE-password`, with `more` names of each."""
     user_names, password_names = more or ((), ())
     unseen = (
         "Its password; '-' asks for it or reads it from a pipe, so that no process list shows it."
     )
-    return together(
-        from_environment(f"--{whose}-login", *user_names, text=text),
-        from_environment(f"--{whose}-password", *password_names, text=unseen, callback=_secret),
-    )
+    return {
+        "login": _from_environment(f"--{whose}-login", *user_names, text=text),
+        "password": _from_environment(
+            f"--{whose}-password", *password_names, text=unseen, callback=_secret
+        ),
+    }
 
 
 def _variable(name: str) -> str:
     return "D8_MIRROR_" + name.removeprefix("--").replace("-", "_").upper()
 
 
-def from_environment(
-    name: str, *more: str, variable: str = "", text: str, **settings: Any
-) -> Decorator:
+def _from_environment(name: str, *more: str, variable: str = "", **settings: Any) -> Any:
     """An option that an environment variable may give as well."""
-    variable = variable or _variable(name)
-    return click.option(name, *more, envvar=variable, show_envvar=True, help=text, **settings)
+    return option(name, *more, envvar=variable or _variable(name), show_envvar=True, **settings)
 
 
 _STORED = "without one, the credentials that docker or oras stored."
 
-source_login_options = together(
-    login_options("source", f"User of the source; {_STORED}", ["login"], ["password"]),
-    from_environment(
+source_logins = {
+    **login_options("source", f"User of the source; {_STORED}"),
+    "license_key": _from_environment(
         "--license",
         "-l",
-        "license_key",
         variable="D8_MIRROR_LICENSE_TOKEN",
         text="Deckhouse license key, instead of user and password; '-' as above.",
         callback=_secret,
     ),
-)
-_ca = click.option("--ca", type=FILE, help="PEM file of additional authorities to trust.")
-_registry_options = (
-    login_options(
-        "registry", f"User of the registry; {_STORED}", ["-u", "login"], ["-p", "password"]
-    ),
-    click.option(
+}
+_ca = {"ca": option("--ca", type=FILE, text="PEM file of additional authorities to trust.")}
+_registry_options = {
+    **login_options("registry", f"User of the registry; {_STORED}", ["-u"], ["-p"]),
+    "modules_path_suffix": option(
         "--modules-path-suffix",
         default="/modules",
-        show_default=True,
-        help="Path of the modules below the registry's root.",
+        text="Path of the modules below the registry's root.",
     ),
-    flag("--insecure", text="Speak plain HTTP to the registry."),
-    flag("--tls-skip-verify", text="Accept any certificate of the registry."),
-    _ca,
-    from_environment(
+    "insecure": flag("--insecure", text="Speak plain HTTP to the registry."),
+    "tls_skip_verify": flag("--tls-skip-verify", text="Accept any certificate of the registry."),
+    **_ca,
+    "cert": _from_environment(
         "--cert",
         variable="D8_MIRROR_REGISTRY_CERT",
         type=FILE,
         text="Certificate (PEM) to show to a registry that asks for one.",
     ),
-    click.option(
+    "limit_rate": option(
         "--limit-rate",
         callback=_read_by(parse_rate),
-        help="Limit of the traffic with each registry: 20MB/s, 512KiB/s.",
+        text="Limit of the traffic with each registry: 20MB/s, 512KiB/s.",
     ),
-    click.option(
+    "retry_for": option(
         "--retry-for",
         callback=_read_by(parse_duration),
-        help="How long to wait for a registry that is away or busy before giving up, counted from "
+        text="How long to wait for a registry that is away or busy before giving up, counted from "
         "the last thing that got through: 30s, 5m, 1h30m.  [default: 5m for a registry that has "
         "answered, a few seconds for one that has not]",
     ),
-    click.option(
+    "trust_host": option(
         "--trust-host",
         multiple=True,
         metavar="HOST",
-        help="Follow the registry to this host although it is in a private network, and send it "
+        text="Follow the registry to this host although it is in a private network, and send it "
         "the login as the registry's token server although that has no TLS. Repeatable.",
     ),
-)
+}
 
 
-def _cert_key(*more: str) -> Decorator:
-    return from_environment(
+def _registry_access(*more: str, **others: Any) -> Any:
+    cert_key = _from_environment(
         "--cert-key",
         *more,
         variable="D8_MIRROR_REGISTRY_KEY",
         type=FILE,
         text="Private key (PEM) of --cert, if that file does not have it.",
     )
+    return grouped(access_options, **_registry_options, cert_key=cert_key, **others)
 
 
-bundle_options = grouped(
-    "access",
+bundle_access = grouped(
     access_options,
-    flag("--insecure", text="Read a bundle from an address that has no TLS."),
-    _ca,
+    insecure=flag("--insecure", text="Read a bundle from an address that has no TLS."),
+    **_ca,
 )
 """How to reach an address where a bundle is read in place, for a command without a registry."""
-
-registry_options = grouped("access", access_options, *_registry_options, _cert_key("--key"))
+registry_access = _registry_access("--key")
 """How to reach the registry that a command works on."""
-
-keyed_registry_options = grouped("access", access_options, *_registry_options, _cert_key())
+keyed_registry_access = _registry_access()
 """The same for a command whose `--key` is another one."""
-
-registries_options = grouped(
-    "access",
-    access_options,
-    *_registry_options,
-    _cert_key("--key"),
-    flag("--same-login", text="The login, or certificate, is meant for all registries named."),
+registries_access = _registry_access(
+    "--key",
+    same_login=flag(
+        "--same-login", text="The login, or certificate, is meant for all registries named."
+    ),
 )
 """The same for a command that works on several."""
 
-
-_trusted_key = click.option(
+_trusted_key = option(
     "--trusted-key",
     multiple=True,
     type=FILE,
-    help="Believe only statements of registries that this public key (PEM) signed. Repeatable.",
+    text="Believe only statements of registries that this public key (PEM) signed. Repeatable.",
 )
 _allow_downgrade = flag(
     "--allow-downgrade",
     text="Let something older take the place of something newer; with keys, this is refused "
     "otherwise.",
 )
-_sign_statement = click.option(
+_sign_statement = option(
     "--sign-key",
     type=FILE,
-    help="Sign what the registry states afterwards with this private key (PEM or cosign's), for "
+    text="Sign what the registry states afterwards with this private key (PEM or cosign's), for "
     "replicas that trust its public half. MIRROR_SIGN_PASSWORD or a prompt gives its passphrase.",
 )
-following_keys = grouped("keys", statement_keys, _trusted_key, _allow_downgrade)
-publishing_keys = grouped("keys", statement_keys, _sign_statement, _trusted_key)
-pushing_keys = grouped("keys", statement_keys, _sign_statement, _trusted_key, _allow_downgrade)
+following_keys = grouped(statement_keys, trusted_key=_trusted_key, allow_downgrade=_allow_downgrade)
+publishing_keys = grouped(statement_keys, sign_key=_sign_statement, trusted_key=_trusted_key)
+pushing_keys = grouped(
+    statement_keys,
+    sign_key=_sign_statement,
+    trusted_key=_trusted_key,
+    allow_downgrade=_allow_downgrade,
+)
 """Whose statements are believed, and how those are signed that a command publishes."""
 
 

@@ -22,12 +22,27 @@ from mirror.bundle.report import insight_text
 from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,
-    bundle_options,
+    bundle_access,
     login_options,
-    registry_options,
+    registry_access,
     signer,
 )
-from mirror.commands.options import BUNDLE, BUNDLE_HERE, FILE, Work, flag, located
+from mirror.commands.options import (
+    BUNDLE,
+    BUNDLE_HERE,
+    FILE,
+    Work,
+    argument,
+    as_json,
+    command,
+    flag,
+    html_option,
+    located,
+    option,
+    running,
+    sign_key_option,
+    yes_option,
+)
 from mirror.commands.process import handling, tell
 from mirror.config import PullConfig
 from mirror.documents import document
@@ -46,13 +61,12 @@ if TYPE_CHECKING:
     from mirror.serve import Auth
 
 
-@click.command("inspect", epilog=options.example("mirror inspect bundle --html report.html"))
-@click.argument("bundle_dir", type=BUNDLE)
-@options.html_file
-@bundle_options
-@options.as_json
+@command("inspect", "mirror inspect bundle --html report.html")
 def inspect_command(
-    *, bundle_dir: Path | str, html_file: Path | None, access: AccessOptions, work: Work
+    bundle_dir: Path | str = argument(type=BUNDLE),
+    html_file: Path | None = html_option,
+    access: AccessOptions = bundle_access,
+    work: Work = as_json,
 ) -> None:
     """Show what is in the bundle in BUNDLE_DIR, or at an address: versions, counts, sizes.
 
@@ -81,39 +95,27 @@ def _about(setting: str) -> str | None:
     return PullConfig.model_fields[setting].description
 
 
-@click.command("merge", epilog=options.example("mirror merge bundle delta-1 delta-2 whole"))
-@click.argument("paths", nargs=-1, required=True, metavar="BASE [DELTA]... OUT", type=BUNDLE)
-@flag("--force", text="Replace the bundle that is in OUT.")
-@options.yes
-@click.option("-c", "--images-bundle-chunk-size", help=_about("images_bundle_chunk_size"))
-@click.option(
-    "--compress",
-    type=click.Choice(["none", "zstd"]),
-    default="none",
-    show_default=True,
-    help=_about("compress"),
-)
-@click.option("--gost-digest", is_flag=True, help=_about("gost_digest"))
-@click.option("--dedupe", is_flag=True, help=_about("dedupe"))
-@click.option(
-    "--verify-key", type=FILE, help="Check each bundle's signature with this public key (PEM)."
-)
-@options.sign_key
-@bundle_options
-@options.running
+@command("merge", "mirror merge bundle delta-1 delta-2 whole")
 def merge_command(
-    *,
-    paths: Sequence[Path | str],
-    force: bool,
-    yes: bool,
-    images_bundle_chunk_size: str | None,
-    compress: str,
-    gost_digest: bool,
-    dedupe: bool,
-    verify_key: Path | None,
-    sign_key: Path | None,
-    access: AccessOptions,
-    work: Work,
+    paths: Sequence[Path | str] = argument(
+        nargs=-1, required=True, metavar="BASE [DELTA]... OUT", type=BUNDLE
+    ),
+    force: bool = flag("--force", text="Replace the bundle that is in OUT."),
+    yes: bool = yes_option,
+    images_bundle_chunk_size: str | None = option(
+        "-c", "--images-bundle-chunk-size", text=_about("images_bundle_chunk_size")
+    ),
+    compress: str = option(
+        "--compress", type=click.Choice(["none", "zstd"]), default="none", text=_about("compress")
+    ),
+    gost_digest: bool = flag("--gost-digest", text=_about("gost_digest")),
+    dedupe: bool = flag("--dedupe", text=_about("dedupe")),
+    verify_key: Path | None = option(
+        "--verify-key", type=FILE, text="Check each bundle's signature with this public key (PEM)."
+    ),
+    sign_key: Path | None = sign_key_option,
+    access: AccessOptions = bundle_access,
+    work: Work = running,
 ) -> None:
     """Make a complete bundle in OUT out of BASE and the DELTAs that follow it, oldest first.
 
@@ -156,28 +158,25 @@ def merge_command(
     work.show(report, merge_summary)
 
 
-@click.command(
-    "inventory", epilog=options.example("mirror inventory registry.example.com/dkp -o held.json")
-)
-@click.argument("registry")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=options.RESULT_FILE_OR_DASH,
-    metavar="FILE",
-    help="Where to write the inventory; - is standard output.",
-)
-@click.option(
-    "--known",
-    multiple=True,
-    type=options.PathHere(exists=True),
-    help="A bundle or inventory with repositories that the registry may not list. Repeatable.",
-)
-@registry_options
-@options.running
+@command("inventory", "mirror inventory registry.example.com/dkp -o held.json")
 def inventory_command(
-    *, registry: str, output: Path, known: Sequence[Path], access: AccessOptions, work: Work
+    registry: str = argument(),
+    output: Path = option(
+        "-o",
+        "--output",
+        required=True,
+        type=options.RESULT_FILE_OR_DASH,
+        metavar="FILE",
+        text="Where to write the inventory; - is standard output.",
+    ),
+    known: Sequence[Path] = option(
+        "--known",
+        multiple=True,
+        type=options.PathHere(exists=True),
+        text="A bundle or inventory with repositories that the registry may not list. Repeatable.",
+    ),
+    access: AccessOptions = registry_access,
+    work: Work = running,
 ) -> None:
     """Write down what REGISTRY (host[:port]/path) holds, to be the base of the next delta.
 
@@ -275,61 +274,52 @@ class Serving:
                 yield f'                ca = "{trusted}"'
 
 
-@click.command(
-    "serve", epilog=options.example("mirror serve /media/disk/bundle --listen 0.0.0.0:5000")
-)
-@click.argument("bundle_dir", required=False, type=BUNDLE_HERE)
-@click.option(
-    "--base",
-    "bases",
-    multiple=True,
-    type=BUNDLE_HERE,
-    help="A bundle that a delta was made against, or one between. Repeatable.",
-)
-@click.option(
-    "--storage",
-    type=options.PathHere(
-        file_okay=False,
-        instead="mirror serve keeps its images in a folder of this machine; name one, or run a "
-        "registry that has a driver for object storage, such as CNCF distribution",
-    ),
-    help="Without BUNDLE_DIR: the folder of a registry that takes pushes.",
-)
-@click.option(
-    "--listen",
-    "where",
-    metavar="[HOST]:PORT",
-    default="127.0.0.1:5000",
-    show_default=True,
-    help="Where to serve; without HOST on all addresses of this machine.",
-)
-@click.option(
-    "--root", help="The path below which the bundle is served.  [default: the path at its source]"
-)
-@click.option("--tls-cert", type=FILE, help="Serve TLS with this certificate (PEM, with chain).")
-@click.option("--tls-key", type=FILE, help="The private key of --tls-cert (PEM).")
-@click.option(
-    "--users",
-    type=FILE,
-    help="Let in only the users of this file: lines that `htpasswd -B` writes.",
-)
-@login_options("registry", "Let in this user only.", ["-u", "login"], ["-p", "password"])
-@bundle_options
-@options.as_json
+_USER = login_options("registry", "Let in this user only.", ["-u"], ["-p"])
+
+
+@command("serve", "mirror serve /media/disk/bundle --listen 0.0.0.0:5000")
 def serve_command(
-    *,
-    bundle_dir: Path | str | None,
-    bases: Sequence[Path | str],
-    storage: Path | None,
-    where: str,
-    root: str | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    users: Path | None,
-    login: str | None,
-    password: str | None,
-    access: AccessOptions,
-    work: Work,
+    bundle_dir: Path | str | None = argument(required=False, type=BUNDLE_HERE),
+    bases: Sequence[Path | str] = option(
+        "--base",
+        multiple=True,
+        type=BUNDLE_HERE,
+        text="A bundle that a delta was made against, or one between. Repeatable.",
+    ),
+    storage: Path | None = option(
+        "--storage",
+        type=options.PathHere(
+            file_okay=False,
+            instead="mirror serve keeps its images in a folder of this machine; name one, or run a "
+            "registry that has a driver for object storage, such as CNCF distribution",
+        ),
+        text="Without BUNDLE_DIR: the folder of a registry that takes pushes.",
+    ),
+    where: str = option(
+        "--listen",
+        metavar="[HOST]:PORT",
+        default="127.0.0.1:5000",
+        text="Where to serve; without HOST on all addresses of this machine.",
+    ),
+    root: str | None = option(
+        "--root",
+        text="The path below which the bundle is served.  [default: the path at its source]",
+    ),
+    tls_cert: Path | None = option(
+        "--tls-cert", type=FILE, text="Serve TLS with this certificate (PEM, with chain)."
+    ),
+    tls_key: Path | None = option(
+        "--tls-key", type=FILE, text="The private key of --tls-cert (PEM)."
+    ),
+    users: Path | None = option(
+        "--users",
+        type=FILE,
+        text="Let in only the users of this file: lines that `htpasswd -B` writes.",
+    ),
+    login: str | None = _USER["login"],
+    password: str | None = _USER["password"],
+    access: AccessOptions = bundle_access,
+    work: Work = as_json,
 ) -> None:
     """Serve the bundle in BUNDLE_DIR (or at an address) as a registry, until Ctrl-C or SIGTERM.
 

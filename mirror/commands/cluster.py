@@ -14,7 +14,6 @@ from socket import gethostname
 from typing import Any
 from uuid import uuid4
 
-import click
 from pydantic import SecretStr
 
 from mirror.commands import options
@@ -27,7 +26,17 @@ from mirror.commands.mode_render import (
     push_ingress_of,
     push_ingress_option,
 )
-from mirror.commands.options import FILE, Decorator, PathHere, Work, flag, grouped
+from mirror.commands.options import (
+    FILE,
+    PathHere,
+    Work,
+    argument,
+    as_json,
+    command,
+    flag,
+    grouped,
+    option,
+)
 from mirror.commands.process import handling
 from mirror.controller.cluster import Controller
 from mirror.controller.kube import RESOURCES, KubeApi, Lease
@@ -174,16 +183,17 @@ def _connect(kubeconfig: Path | None, in_cluster: bool) -> KubeApi:
     return KubeApi.connect(kubeconfig)
 
 
-api_options: Decorator = grouped(
-    "api",
+api_options = grouped(
     _connect,
-    click.option(
+    kubeconfig=option(
         "--kubeconfig",
         type=FILE,
         envvar="KUBECONFIG",
-        help="File with the cluster's API and the login there.  [env: KUBECONFIG]",
+        text="File with the cluster's API and the login there.  [env: KUBECONFIG]",
     ),
-    flag("--in-cluster", text="The cluster in which this runs, as the Pod's service account."),
+    in_cluster=flag(
+        "--in-cluster", text="The cluster in which this runs, as the Pod's service account."
+    ),
 )
 force_option = flag(
     "--force-conflicts",
@@ -191,16 +201,15 @@ force_option = flag(
 )
 
 
-@click.command(
-    "apply", epilog=options.example("mirror mode apply files --kubeconfig admin.conf --dry-run")
-)
-@click.argument("folder", type=PathHere(exists=True, file_okay=False))
-@api_options
-@force_option
-@flag("--dry-run", text="Let the cluster's API say what would change; change nothing.")
-@options.as_json
+@command("apply", "mirror mode apply files --kubeconfig admin.conf --dry-run")
 def apply_command(
-    *, folder: Path, api: KubeApi, force_conflicts: bool, dry_run: bool, work: Work
+    folder: Path = argument(type=PathHere(exists=True, file_okay=False)),
+    api: KubeApi = api_options,
+    force_conflicts: bool = force_option,
+    dry_run: bool = flag(
+        "--dry-run", text="Let the cluster's API say what would change; change nothing."
+    ),
+    work: Work = as_json,
 ) -> None:
     """Bring the objects that `mirror mode render --out FOLDER` wrote into the cluster.
 
@@ -248,41 +257,27 @@ def _objects(folder: Path) -> Iterator[Mapping[str, Any]]:
             yield one
 
 
-@click.command(
-    "controller",
-    epilog=options.example("mirror controller --kubeconfig admin.conf --digests digests.json"),
-)
-@api_options
-@force_option
-@click.option(
-    "--lease",
-    default="mirror-controller",
-    show_default=True,
-    metavar="NAME",
-    help="The Lease in d8-system that the acting controller holds; others wait for it.",
-)
-@click.option(
-    "--digests",
-    type=FILE,
-    help="images_digests.json of the release, or lines with digests: the required images.  "
-    "[default: what the platform's pods run]",
-)
-@images_option
-@push_ingress_option
-@cache_proxies_option
-@click.option("--once", is_flag=True, help="Run one pass without the Lease, tell it, and end.")
-@options.as_json
+@command("controller", "mirror controller --kubeconfig admin.conf --digests digests.json")
 def controller_command(
-    *,
-    api: KubeApi,
-    force_conflicts: bool,
-    lease: str,
-    digests: Path | None,
-    images: tuple[str, ...],
-    push_ingress: tuple[str, ...],
-    cache_proxies: tuple[str, ...],
-    once: bool,
-    work: Work,
+    api: KubeApi = api_options,
+    force_conflicts: bool = force_option,
+    lease: str = option(
+        "--lease",
+        default="mirror-controller",
+        metavar="NAME",
+        text="The Lease in d8-system that the acting controller holds; others wait for it.",
+    ),
+    digests: Path | None = option(
+        "--digests",
+        type=FILE,
+        text="images_digests.json of the release, or lines with digests: the required images.  "
+        "[default: what the platform's pods run]",
+    ),
+    images: tuple[str, ...] = images_option,
+    push_ingress: tuple[str, ...] = push_ingress_option,
+    cache_proxies: tuple[str, ...] = cache_proxies_option,
+    once: bool = flag("--once", text="Run one pass without the Lease, tell it, and end."),
+    work: Work = as_json,
 ) -> None:
     """Lead a cluster to the mode that its ModuleConfig deckhouse wants, step by step.
 

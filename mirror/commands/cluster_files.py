@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import click
+from typing import TYPE_CHECKING, Any
 
 from mirror.commands.access import AccessOptions, TreeAccess
-from mirror.commands.options import FILE, Decorator, grouped
+from mirror.commands.options import FILE, grouped, option
 from mirror.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,28 +57,26 @@ def full_name(name: str, masters: Mapping[str, TreeAccess]) -> str:
     return name
 
 
-def _options(make: Callable[..., object], *, required: bool) -> Decorator:
+def _options(make: Callable[..., object], *, required: bool) -> Any:
     """The options that name a cluster's files; a command gets what `make` makes of them."""
     return grouped(
-        "cluster",
         make,
-        click.option(
+        module_config=option(
             "--module-config",
             type=FILE,
             required=required,
-            help="YAML file with ModuleConfig deckhouse, which configures the cluster's registry.",
+            text="YAML file with ModuleConfig deckhouse, which configures the cluster's registry.",
         ),
-        click.option(
+        sites_file=option(
             "--sites",
-            "sites_file",
             type=FILE,
-            help="With --module-config: YAML file with the cluster's masters, users, CA and "
+            text="With --module-config: YAML file with the cluster's masters, users, CA and "
             "public domain.",
         ),
     )
 
 
-cluster_options = _options(ClusterFiles, required=False)
+cluster_files = _options(ClusterFiles, required=False)
 """How to find the registry of a cluster by its own settings."""
 
 
@@ -90,4 +86,4 @@ def _load(module_config: Path, sites_file: Path | None) -> Cluster:
     return Cluster.load(module_config, sites_file)
 
 
-required_cluster_options = _options(_load, required=True)
+required_cluster = _options(_load, required=True)

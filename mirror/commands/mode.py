@@ -9,12 +9,11 @@ from typing import Any
 import click
 from pydantic import SecretStr
 
-from mirror.commands import options
 from mirror.commands.cluster import Cluster, apply_command
-from mirror.commands.cluster_files import required_cluster_options
+from mirror.commands.cluster_files import required_cluster
 from mirror.commands.mode_render import render_command
 from mirror.commands.mode_switch import check_command, plan_command
-from mirror.commands.options import Work
+from mirror.commands.options import Work, argument, as_json, command, option
 from mirror.documents import document
 from mirror.errors import RouteError
 from mirror.modes.addressing import RepositoryNames, Route, push_address, routes_for
@@ -32,10 +31,11 @@ _PLANES = {
 """Plane → what is done there."""
 
 
-@click.command("show", epilog=options.example("mirror mode show --module-config deckhouse.yaml"))
-@required_cluster_options
-@options.as_json
-def show_command(*, cluster: Cluster, work: Work) -> None:
+@command("show", "mirror mode show --module-config deckhouse.yaml")
+def show_command(
+    cluster: Cluster = required_cluster,
+    work: Work = as_json,
+) -> None:
     """Show what the settings mean: the mode, the registry, and the routes of each plane.
 
     The output contains no secrets and, without --sites, nothing that only the cluster knows.
@@ -47,20 +47,18 @@ def show_command(*, cluster: Cluster, work: Work) -> None:
     work.say(found, [*_settings_lines(found), "", *_plane_lines(found["planes"])])
 
 
-@click.command(
-    "resolve",
-    epilog=options.example("mirror mode resolve install:v1.70.0 --module-config deckhouse.yaml"),
-)
-@click.argument("reference", metavar="REF")
-@required_cluster_options
-@click.option(
-    "--plane",
-    type=click.Choice([plane.value for plane in Plane]),
-    help="Who asks: containerd on a node (cri), a pod (api), whoever pushes (operator), or a "
-    "replica.  [default: all]",
-)
-@options.as_json
-def resolve_command(*, reference: str, cluster: Cluster, plane: str | None, work: Work) -> None:
+@command("resolve", "mirror mode resolve install:v1.70.0 --module-config deckhouse.yaml")
+def resolve_command(
+    reference: str = argument(metavar="REF"),
+    cluster: Cluster = required_cluster,
+    plane: str | None = option(
+        "--plane",
+        type=click.Choice([plane.value for plane in Plane]),
+        text="Who asks: containerd on a node (cri), a pod (api), whoever pushes (operator), or a "
+        "replica.  [default: all]",
+    ),
+    work: Work = as_json,
+) -> None:
     """Show where REF is requested: the routes in order, the login and the trusted authority.
 
     REF is an image or a repository: by its logical address
@@ -185,17 +183,15 @@ def _plane_lines(planes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"  {route['address']}  ({route['role']}, {who}; trusts {route['trust']})"
 
 
-@click.group("mode")
-def mode_group() -> None:
-    """The modes of a cluster's registry: Direct, Proxy, Local, Unmanaged."""
-
-
-for command in (
-    show_command,
-    resolve_command,
-    plan_command,
-    check_command,
-    render_command,
-    apply_command,
-):
-    mode_group.add_command(command)
+mode_group = click.Group(
+    "mode",
+    commands=[
+        show_command,
+        resolve_command,
+        plan_command,
+        check_command,
+        render_command,
+        apply_command,
+    ],
+    help="The modes of a cluster's registry: Direct, Proxy, Local, Unmanaged.",
+)

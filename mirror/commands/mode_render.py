@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirror.commands import options
-from mirror.commands.options import FILE, Decorator, PathHere, Work, flag
+from mirror.commands.options import FILE, PathHere, Work, as_json, command, flag, option
 from mirror.controller import rendered_state
 from mirror.documents import document
 from mirror.errors import InputError, RenderingError
@@ -48,157 +47,124 @@ FLAVOURS = ("deckhouse", "stock")
 IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 
 
-images_option: Decorator = click.option(
+images_option = option(
     "--image",
-    "images",
     multiple=True,
     metavar="NAME=IMAGE",
-    help="Images of pods: distribution, auth and (Local) mirror on masters; nginx of each node's "
+    text="Images of pods: distribution, auth and (Local) mirror on masters; nginx of each node's "
     "balancer and relay. Without its images, a pod is not written.",
 )
-cache_proxies_option: Decorator = click.option(
+cache_proxies_option = option(
     "--cache-proxy",
-    "cache_proxies",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Proxy through which caches (Proxy) and the in-cluster proxy (Direct) reach the upstream: "
+    text="Proxy through which caches (Proxy) and the in-cluster proxy (Direct) reach the upstream: "
     "HTTP_PROXY, HTTPS_PROXY or NO_PROXY. Repeatable.",
 )
-push_ingress_option: Decorator = click.option(
+push_ingress_option = option(
     "--push-ingress",
-    "push_ingress",
     multiple=True,
     metavar="NAME=VALUE",
-    help="The public address for pushes (Local mode): host=registry.example.com, and if needed "
+    text="The public address for pushes (Local mode): host=registry.example.com, and if needed "
     "class=NAME, tls-secret=NAME, allow=NETWORK,… Repeatable.",
 )
 
 
-@click.command(
-    "render",
-    epilog=options.example(
-        "mirror mode render --module-config local.yaml --nodes a=10.0.0.1 --out files"
-    ),
-)
-@click.option(
-    "--module-config",
-    "config",
-    type=FILE,
-    required=True,
-    help="ModuleConfig deckhouse, or its registry section: the mode to configure.",
-)
-@click.option(
-    "--from",
-    "previous",
-    type=FILE,
-    help="The present settings: render the transition, which keeps the old routes as well.",
-)
-@click.option(
-    "--nodes",
-    multiple=True,
-    required=True,
-    metavar="NAME=ADDRESS,…|FILE",
-    help="Masters with addresses, or a YAML file of all nodes (name, address, master, ports).",
-)
-@click.option(
-    "--workers",
-    multiple=True,
-    metavar="NAME=ADDRESS,…",
-    help="Nodes without a replica of the registry.",
-)
-@click.option(
-    "--out",
-    type=PathHere(file_okay=False),
-    required=True,
-    help="Folder for the trees nodes/NAME and in-cluster, and for the cluster's objects "
-    "(manifests). Files no longer needed are removed.",
-)
-@click.option(
-    "--secrets",
-    "secrets_path",
-    type=PathHere(dir_okay=False),
-    help=f"Where authority, keys and users are kept (0600)  [default: OUT/{SECRETS_FILE}]",
-)
-@click.option(
-    "--flavour",
-    type=click.Choice(FLAVOURS),
-    default="deckhouse",
-    show_default=True,
-    help="Whose containerd and registry: Deckhouse's or the stock ones.",
-)
-@click.option("--containerd", type=click.Choice(FLAVOURS), help="Flavour of containerd alone.")
-@images_option
-@click.option(
-    "--nginx-module",
-    "nginx_modules",
-    multiple=True,
-    metavar="PATH",
-    help="A module for nginx to load, such as Debian's ngx_stream_module.so.",
-)
-@click.option(
-    "--ingress-client-ca",
-    type=FILE,
-    help="CA of the push ingress's client certificate (Local mode).",
-)
-@click.option(
-    "--source-ca",
-    "source_cas",
-    multiple=True,
-    metavar="HOST=FILE",
-    help="A module source's registry and its CA, for containerd on every node.",
-)
-@click.option(
-    "--in-cluster-port",
-    "in_cluster_ports",
-    multiple=True,
-    metavar="NAME=PORT",
-    help="A port of Direct mode's in-cluster proxy (registry, debug, token) that is not the "
-    "module's own.",
-)
-@cache_proxies_option
-@push_ingress_option
-@flag("--switched", text="In a transition (--from): the components already read by the new way.")
-@click.option(
-    "--rotate",
-    "rotated",
-    multiple=True,
-    type=click.Choice([one.value for one in Rotated]),
-    help="Begin to change the authority, the token keys or the users' passwords, without a gap: "
-    "trust the new beside the old. --facts takes the next steps. Repeatable.",
-)
-@click.option(
-    "--facts",
-    "facts_file",
-    type=FILE,
-    help="YAML file with facts about the cluster: a rotation under way takes its next step if "
-    "every node has applied the files of the last one (nodes, version).",
-)
-@flag(
-    "--in-place",
-    text="Let files name their paths below OUT, for services that run without containers.",
-)
-@options.as_json
+@command("render", "mirror mode render --module-config local.yaml --nodes a=10.0.0.1 --out files")
 def render_command(
-    config: Path,
-    previous: Path | None,
-    nodes: tuple[str, ...],
-    workers: tuple[str, ...],
-    out: Path,
-    secrets_path: Path | None,
-    flavour: str,
-    containerd: str | None,
-    images: tuple[str, ...],
-    nginx_modules: tuple[str, ...],
-    ingress_client_ca: Path | None,
-    source_cas: tuple[str, ...],
-    in_cluster_ports: tuple[str, ...],
-    cache_proxies: tuple[str, ...],
-    push_ingress: tuple[str, ...],
-    switched: bool,
-    rotated: tuple[str, ...],
-    facts_file: Path | None,
-    in_place: bool,
-    work: Work,
+    config: Path = option(
+        "--module-config",
+        type=FILE,
+        required=True,
+        text="ModuleConfig deckhouse, or its registry section: the mode to configure.",
+    ),
+    previous: Path | None = option(
+        "--from",
+        type=FILE,
+        text="The present settings: render the transition, which keeps the old routes as well.",
+    ),
+    nodes: tuple[str, ...] = option(
+        "--nodes",
+        multiple=True,
+        required=True,
+        metavar="NAME=ADDRESS,…|FILE",
+        text="Masters with addresses, or a YAML file of all nodes (name, address, master, ports).",
+    ),
+    workers: tuple[str, ...] = option(
+        "--workers",
+        multiple=True,
+        metavar="NAME=ADDRESS,…",
+        text="Nodes without a replica of the registry.",
+    ),
+    out: Path = option(
+        "--out",
+        type=PathHere(file_okay=False),
+        required=True,
+        text="Folder for the trees nodes/NAME and in-cluster, and for the cluster's objects "
+        "(manifests). Files no longer needed are removed.",
+    ),
+    secrets_path: Path | None = option(
+        "--secrets",
+        type=PathHere(dir_okay=False),
+        text=f"Where authority, keys and users are kept (0600)  [default: OUT/{SECRETS_FILE}]",
+    ),
+    flavour: str = option(
+        "--flavour",
+        type=click.Choice(FLAVOURS),
+        default="deckhouse",
+        text="Whose containerd and registry: Deckhouse's or the stock ones.",
+    ),
+    containerd: str | None = option(
+        "--containerd", type=click.Choice(FLAVOURS), text="Flavour of containerd alone."
+    ),
+    images: tuple[str, ...] = images_option,
+    nginx_modules: tuple[str, ...] = option(
+        "--nginx-module",
+        multiple=True,
+        metavar="PATH",
+        text="A module for nginx to load, such as Debian's ngx_stream_module.so.",
+    ),
+    ingress_client_ca: Path | None = option(
+        "--ingress-client-ca",
+        type=FILE,
+        text="CA of the push ingress's client certificate (Local mode).",
+    ),
+    source_cas: tuple[str, ...] = option(
+        "--source-ca",
+        multiple=True,
+        metavar="HOST=FILE",
+        text="A module source's registry and its CA, for containerd on every node.",
+    ),
+    in_cluster_ports: tuple[str, ...] = option(
+        "--in-cluster-port",
+        multiple=True,
+        metavar="NAME=PORT",
+        text="A port of Direct mode's in-cluster proxy (registry, debug, token) that is not the "
+        "module's own.",
+    ),
+    cache_proxies: tuple[str, ...] = cache_proxies_option,
+    push_ingress: tuple[str, ...] = push_ingress_option,
+    switched: bool = flag(
+        "--switched", text="In a transition (--from): the components already read by the new way."
+    ),
+    rotated: tuple[str, ...] = option(
+        "--rotate",
+        multiple=True,
+        type=click.Choice([one.value for one in Rotated]),
+        text="Begin to change the authority, the token keys or the users' passwords, without a "
+        "gap: trust the new beside the old. --facts takes the next steps. Repeatable.",
+    ),
+    facts_file: Path | None = option(
+        "--facts",
+        type=FILE,
+        text="YAML file with facts about the cluster: a rotation under way takes its next step if "
+        "every node has applied the files of the last one (nodes, version).",
+    ),
+    in_place: bool = flag(
+        "--in-place",
+        text="Let files name their paths below OUT, for services that run without containers.",
+    ),
+    work: Work = as_json,
 ) -> None:
     """Write the configuration of nodes and services for a mode.
 

@@ -9,10 +9,19 @@ from pathlib import Path
 import click
 
 from mirror.bundle.reader import read_inventory
-from mirror.commands import options
 from mirror.commands.cluster import Cluster
-from mirror.commands.cluster_files import required_cluster_options
-from mirror.commands.options import FILE, PathHere, Work, flag, grouped
+from mirror.commands.cluster_files import required_cluster
+from mirror.commands.options import (
+    FILE,
+    PathHere,
+    Work,
+    as_json,
+    command,
+    flag,
+    grouped,
+    option,
+    running,
+)
 from mirror.documents import document, file_text
 from mirror.errors import (
     InputError,
@@ -44,57 +53,41 @@ from mirror.nodeconfig.service_secrets import Rotated
 from mirror.registry import ConnectionOptions
 
 
-@click.command(
-    "plan",
-    epilog=options.example(
-        "mirror mode plan --from direct.yaml --to local.yaml --facts facts.yaml"
-    ),
-)
-@click.option(
-    "--from", "current_file", type=FILE, help="YAML file with the cluster's present ModuleConfig."
-)
-@click.option(
-    "--state",
-    "state_file",
-    type=FILE,
-    help="YAML or JSON file with the Secret registry-state: the present mode and any switch under "
-    "way.",
-)
-@click.option(
-    "--to",
-    "target_file",
-    type=FILE,
-    required=True,
-    help="YAML file with the ModuleConfig to switch to.",
-)
-@click.option(
-    "--facts",
-    "facts_file",
-    type=FILE,
-    help="YAML file with facts about the cluster (bootstrapped, static, nodes, …). The plan lists "
-    "what it does not say as still to be checked.",
-)
-@click.option(
-    "--rotate",
-    "rotated",
-    multiple=True,
-    type=click.Choice([one.value for one in Rotated]),
-    help="Plan a rotation too: of the authority, the token keys or the users' passwords, as "
-    "`mirror controller` does it. Repeatable.",
-)
-@flag("--installing", text="The cluster is being installed: there is no mode yet.")
-@flag("--undocumented", text="Allow what the cluster can do and its documentation advises against.")
-@options.as_json
+@command("plan", "mirror mode plan --from direct.yaml --to local.yaml --facts facts.yaml")
 def plan_command(
-    *,
-    current_file: Path | None,
-    state_file: Path | None,
-    target_file: Path,
-    facts_file: Path | None,
-    rotated: tuple[str, ...],
-    installing: bool,
-    undocumented: bool,
-    work: Work,
+    current_file: Path | None = option(
+        "--from", type=FILE, text="YAML file with the cluster's present ModuleConfig."
+    ),
+    state_file: Path | None = option(
+        "--state",
+        type=FILE,
+        text="YAML or JSON file with the Secret registry-state: the present mode and any switch "
+        "under way.",
+    ),
+    target_file: Path = option(
+        "--to", type=FILE, required=True, text="YAML file with the ModuleConfig to switch to."
+    ),
+    facts_file: Path | None = option(
+        "--facts",
+        type=FILE,
+        text="YAML file with facts about the cluster (bootstrapped, static, nodes, …). The plan "
+        "lists what it does not say as still to be checked.",
+    ),
+    rotated: tuple[str, ...] = option(
+        "--rotate",
+        multiple=True,
+        type=click.Choice([one.value for one in Rotated]),
+        text="Plan a rotation too: of the authority, the token keys or the users' passwords, as "
+        "`mirror controller` does it. Repeatable.",
+    ),
+    installing: bool = flag(
+        "--installing", text="The cluster is being installed: there is no mode yet."
+    ),
+    undocumented: bool = flag(
+        "--undocumented",
+        text="Allow what the cluster can do and its documentation advises against.",
+    ),
+    work: Work = as_json,
 ) -> None:
     """Plan a switch: its steps in order, what it costs, and what prevents it.
 
@@ -237,50 +230,43 @@ class _Required:
         )
 
 
-@click.command(
-    "check",
-    epilog=options.example("mirror mode check --module-config direct.yaml --inventory bundle"),
-)
-@required_cluster_options
-@grouped(
-    "required",
-    _Required,
-    click.option(
-        "--digests",
-        "digests_file",
-        type=FILE,
-        help="Require these images: a release's images_digests.json, or one digest a line.",
-    ),
-    click.option(
-        "--inventory",
-        "inventory_path",
-        type=PathHere(exists=True),
-        help="Require the images of this bundle or inventory.json.",
-    ),
-    click.option(
-        "--values",
-        "values_file",
-        type=FILE,
-        help="Require the images of critical modules that these values name (YAML or JSON with "
-        "global.modulesImages.digests).",
-    ),
-    click.option(
-        "--modules",
-        "modules_file",
-        type=FILE,
-        help="With --values: the cluster's modules (kubectl get modules -o yaml), which say what "
-        "is critical.",
-    ),
-    click.option(
-        "--deckhouse-image",
-        help="Also require this image of the platform's own container; with checkMode Relax, only "
-        "this.",
-    ),
-)
-@flag("--tls-skip-verify", text="Accept any certificate of the registry.")
-@options.running
+@command("check", "mirror mode check --module-config direct.yaml --inventory bundle")
 def check_command(
-    *, cluster: Cluster, required: _Required, tls_skip_verify: bool, work: Work
+    cluster: Cluster = required_cluster,
+    required: _Required = grouped(
+        _Required,
+        digests_file=option(
+            "--digests",
+            type=FILE,
+            text="Require these images: a release's images_digests.json, or one digest a line.",
+        ),
+        inventory_path=option(
+            "--inventory",
+            type=PathHere(exists=True),
+            text="Require the images of this bundle or inventory.json.",
+        ),
+        values_file=option(
+            "--values",
+            type=FILE,
+            text="Require the images of critical modules that these values name (YAML or JSON with "
+            "global.modulesImages.digests).",
+        ),
+        modules_file=option(
+            "--modules",
+            type=FILE,
+            text="With --values: the cluster's modules (kubectl get modules -o yaml), which say "
+            "what is critical.",
+        ),
+        deckhouse_image=option(
+            "--deckhouse-image",
+            text="Also require this image of the platform's own container; with checkMode Relax, "
+            "only this.",
+        ),
+    ),
+    tls_skip_verify: bool = flag(
+        "--tls-skip-verify", text="Accept any certificate of the registry."
+    ),
+    work: Work = running,
 ) -> None:
     """Check that the registry of these settings holds every image that the cluster needs.
 

@@ -8,10 +8,11 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial, wraps
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from mirror.bundle.bucket import Bucket
     from mirror.bundle.location import Location
     from mirror.registry import ConnectionOptions
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
 
 _MEANT = re.compile(r"(s3|https?):/+", re.IGNORECASE)
 """How an address begins, perhaps mistyped. `s3:5000/dkp` is a registry's, and has no slash here."""
@@ -146,40 +144,67 @@ def bundle_at(text: str, connection: ConnectionOptions, work: Work) -> Location 
     return place
 
 
-def flag(*names: str, text: str) -> Decorator:
+# -- how options are declared ----------------------------------------------------------------------
+
+
+def _declared(kind: type[click.Parameter], names: tuple[str, ...], **settings: Any) -> Any:
+    return lambda name: kind([*names, name], **settings)
+
+
+def argument(**settings: Any) -> Any:
+    """An argument of the command, as the default of the parameter that receives it."""
+    return _declared(click.Argument, (), **settings)
+
+
+def option(*names: str, text: str | None, **settings: Any) -> Any:
+    """An option of the command, as the default of the parameter that receives it."""
+    shown = {"show_default": settings.get("default") is not None}
+    return _declared(click.Option, names, help=text, **(shown | settings))
+
+
+def flag(*names: str, text: str | None, **settings: Any) -> Any:
     """A switch that is off unless it is given."""
-    return click.option(*names, is_flag=True, help=text)
+    return option(*names, text=text, is_flag=True, **settings)
 
 
-def example(line: str) -> str:
-    """The end of a command's help: how it is called in real life."""
-    return f"\b\nExample:\n  {line}"
+@dataclass(frozen=True, slots=True)
+class _Grouped:
+    make: Callable[..., Any]
+    members: Mapping[str, Any]
+
+    def params(self) -> Iterator[click.Parameter]:
+        for name, declared in self.members.items():
+            if isinstance(declared, _Grouped):
+                yield from declared.params()
+            else:
+                yield declared(name)
+
+    def made(self, values: Mapping[str, Any]) -> Any:
+        given = {}
+        for name, declared in self.members.items():
+            if isinstance(declared, _Grouped):
+                given[name] = declared.made(values)
+            elif name in values:  # click keeps some to itself
+                given[name] = values[name]
+        return self.make(**given)
 
 
-def together(*options: Decorator) -> Decorator:
-    """Several option decorators as one, in the order in which `--help` lists them."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def grouped(name: str, make: Callable[..., Any], *options: Decorator) -> Decorator:
+def grouped(make: Callable[..., Any], **members: Any) -> Any:
     """Options whose values reach the command as one argument: what `make` makes of them."""
-    declare = together(*options)
-    params = getattr(declare(lambda: None), "__click_params__", [])
-    own = {param.name for param in params if param.expose_value}
+    return _Grouped(make, members)
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(command)
-        def called(**values: Any) -> Any:
-            given = {key: values.pop(key) for key in own}
-            return command(**values, **{name: make(**given)})
 
-        return declare(called)
+def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of a function. Each parameter's default declares what it receives.
+
+    `--help` lists them in this order, and at its end an `example` from real life.
+    """
+
+    def decorate(run: Callable[..., None]) -> click.Command:
+        all_of_it = _Grouped(run, {k: v.default for k, v in signature(run).parameters.items()})
+        params, epilog = [*all_of_it.params()], f"\b\nExample:\n  {example}"
+        called = wraps(run)(lambda **values: all_of_it.made(values))
+        return click.command(name, params=params, epilog=epilog)(called)
 
     return decorate
 
@@ -351,26 +376,25 @@ def _messages(key: str, meant: object, value: bool) -> Callable[..., None]:
     return set_it
 
 
-_feedback = (
-    flag("--json", "as_json", text="Print the result as JSON, and no progress."),
-    click.option(
+_feedback = {
+    "as_json": flag("--json", text="Print the result as JSON, and no progress."),
+    "verbose": option(
         "-v",
         "--verbose",
         count=True,
-        help="Show each blob, archive, manifest and tag that is done; -vv also each request.",
+        text="Show each blob, archive, manifest and tag that is done; -vv also each request.",
     ),
-    flag("--wide", text="Print whole digests, and lines of any length."),
-    flag("-q", "--quiet", text="Show no progress, only warnings and the result."),
-    click.option(
+    "wide": flag("--wide", text="Print whole digests, and lines of any length."),
+    "quiet": flag("-q", "--quiet", text="Show no progress, only warnings and the result."),
+    "form": option(
         "--progress",
-        "form",
         type=click.Choice(FORMS),
         envvar="MIRROR_PROGRESS",
         show_envvar=True,
-        help="Progress on standard error: bars, plain lines, or a line of JSON for each event "
+        text="Progress on standard error: bars, plain lines, or a line of JSON for each event "
         "(`mirror config schema progress`).  [default: bars on a terminal, else plain lines]",
     ),
-    click.option(
+    "log_format": option(
         "--log-format",
         type=click.Choice(["text", "json"]),
         envvar="MIRROR_LOG_FORMAT",
@@ -378,28 +402,26 @@ _feedback = (
         is_eager=True,
         expose_value=False,
         callback=_messages("as_json", "json", True),
-        help="Form of warnings, errors and logs on standard error.  [default: text]",
+        text="Form of warnings, errors and logs on standard error.  [default: text]",
     ),
-    click.option(
+    "no_color": flag(
         "--no-color",
-        is_flag=True,
         is_eager=True,
         expose_value=False,
         callback=_messages("coloured", True, False),
-        help="No colours on a terminal; NO_COLOR=1 means the same.",
+        text="No colours on a terminal; NO_COLOR=1 means the same.",
     ),
-)
-as_json = grouped("work", _work, *_feedback)
+}
+as_json = grouped(_work, **_feedback)
 running = grouped(
-    "work",
     _work,
-    click.option(
+    jobs=option(
         "--jobs",
         type=click.IntRange(1, WIDEST),
-        help="How many items to work on at a time at most.  [default: 8, and up to 64 small ones "
+        text="How many items to work on at a time at most.  [default: 8, and up to 64 small ones "
         "where a registry is far away and bears them]",
     ),
-    *_feedback,
+    **_feedback,
 )
 
 # -- the environment -------------------------------------------------------------------------------
@@ -434,17 +456,18 @@ def tell_ignored_variables(on_event: OnEvent) -> None:
 
 # -- options ---------------------------------------------------------------------------------------
 
-yes = flag("-y", "--yes", text="Do not ask; without a terminal nothing is asked anyway.")
-sign_key = click.option(
+yes_option = flag("-y", "--yes", text="Do not ask; without a terminal nothing is asked anyway.")
+sign_key_option = option(
     "--sign-key",
     type=FILE,
-    help="Sign the bundle with this private key (PEM or cosign's). MIRROR_SIGN_PASSWORD or a "
+    text="Sign the bundle with this private key (PEM or cosign's). MIRROR_SIGN_PASSWORD or a "
     "prompt gives its passphrase.",
 )
-html_file = click.option(
+html_option = option(
     "--html",
-    "html_file",
     type=RESULT_FILE,
-    help="Write a self-contained HTML report with a map of sizes to this file.",
+    text="Write a self-contained HTML report with a map of sizes to this file.",
 )
-tmp_dir = click.option("--tmp-dir", hidden=True, help="Accepted for compatibility; none is needed.")
+tmp_dir_option = option(
+    "--tmp-dir", hidden=True, text="Accepted for compatibility; none is needed."
+)

@@ -14,6 +14,7 @@ import click
 
 from mirror.commands import options
 from mirror.commands.errors import PROFILE, print_json
+from mirror.commands.options import argument, command
 from mirror.documents import read_mapping
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.oci import Repository
@@ -46,14 +47,10 @@ def schema(kind: str) -> dict[str, Any]:
     }
 
 
-@click.group("config")
-def config_group() -> None:
-    """Settings files and their JSON Schemas."""
-
-
-@config_group.command("schema", epilog=options.example("mirror config schema pull"))
-@click.argument("kind", type=click.Choice([*SCHEMAS]), default="pull")
-def config_schema(kind: str) -> None:
+@command("schema", "mirror config schema pull")
+def config_schema(
+    kind: str = argument(type=click.Choice([*SCHEMAS]), default="pull"),
+) -> None:
     """Print the JSON Schema of a file: of `pull --config` unless another is named.
 
     \b
@@ -67,6 +64,10 @@ def config_schema(kind: str) -> None:
     """
     print_json(schema(kind))
 
+
+config_group = click.Group(
+    "config", commands=[config_schema], help="Settings files and their JSON Schemas."
+)
 
 # -- profiles --------------------------------------------------------------------------------------
 #
@@ -204,11 +205,11 @@ def _refuse_unknown(keys: Any, known: set[str], where: str) -> None:
 
 
 def _commands(group: click.Group, words: str = "") -> Iterator[tuple[str, click.Command]]:
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from _commands(command, f"{words}{name} ")
+    for name, one in group.commands.items():
+        if isinstance(one, click.Group):
+            yield from _commands(one, f"{words}{name} ")
         else:
-            yield f"{words}{name}", command
+            yield f"{words}{name}", one
 
 
 def profiles_schema() -> dict[str, Any]:
@@ -217,10 +218,10 @@ def profiles_schema() -> dict[str, Any]:
     assert isinstance(program, click.Group)
     definitions: dict[str, Any] = {}
     sections = {}
-    for name, command in _commands(program):
-        for key, param in _keys(command):
+    for name, one in _commands(program):
+        for key, param in _keys(one):
             definitions.setdefault(key, _definition(key, param))
-        keys = {key: {"$ref": f"#/$defs/{key}"} for key, _ in _keys(command)}
+        keys = {key: {"$ref": f"#/$defs/{key}"} for key, _ in _keys(one)}
         sections[name] = _closed(keys) | {"description": f"For `mirror {name}` alone."}
     everywhere = {key: {"$ref": f"#/$defs/{key}"} for key in definitions}
     return {
@@ -228,10 +229,7 @@ def profiles_schema() -> dict[str, Any]:
         "type": "object",
         "properties": {
             "profile": {"type": "string", "description": "The profile to use."},
-            "profiles": {
-                "type": "object",
-                "additionalProperties": _closed(everywhere | sections),
-            },
+            "profiles": {"type": "object", "additionalProperties": _closed(everywhere | sections)},
         },
         "$defs": definitions,
     }

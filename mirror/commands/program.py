@@ -17,8 +17,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from mirror.bundle.seal import PARTIAL_SCHEMA_VERSION, SCHEMA_VERSION
-from mirror.commands import options
-from mirror.commands.options import Work, example
+from mirror.commands.options import Work, argument, as_json, command, flag
 from mirror.commands.process import show, tell
 from mirror.errors import FileSystemError, MirrorError
 from mirror.layout import CHANNELS, MODULES, PACKAGES
@@ -33,9 +32,10 @@ def executable() -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-@click.command("version", epilog=example("mirror version --json"))
-@options.as_json
-def version_command(*, work: Work) -> None:
+@command("version", "mirror version --json")
+def version_command(
+    work: Work = as_json,
+) -> None:
     """Print the version of this release, of Python, of its libraries, and of the bundles that it
     reads."""
     found = _about()
@@ -146,12 +146,13 @@ _HINTS = {
 }
 
 
-@click.command("completion", epilog=example("mirror completion bash --install"))
-@click.argument("shell", type=click.Choice([*_PLACES]), required=False)
-@click.option(
-    "--install", is_flag=True, help="Write the script to where this user's shell looks for it."
-)
-def completion_command(*, shell: str | None, install: bool) -> None:
+@command("completion", "mirror completion bash --install")
+def completion_command(
+    shell: str | None = argument(type=click.Choice([*_PLACES]), required=False),
+    install: bool = flag(
+        "--install", text="Write the script to where this user's shell looks for it."
+    ),
+) -> None:
     """Print the script by which a shell completes commands, options and values of `mirror`.
 
     The shell then offers files, choices, release channels, and the modules and packages of the

@@ -18,15 +18,27 @@ from mirror.commands import options, program
 from mirror.commands.access import (
     AccessOptions,
     TreeAccess,
-    bundle_options,
+    bundle_access,
     credentials_for,
     license_credentials,
     profile_hosts,
     signer,
-    source_login_options,
+    source_logins,
 )
-from mirror.commands.cluster_files import ClusterFiles, cluster_options
-from mirror.commands.options import FILE, Work, flag
+from mirror.commands.cluster_files import ClusterFiles, cluster_files
+from mirror.commands.options import (
+    FILE,
+    Work,
+    argument,
+    as_json,
+    command,
+    flag,
+    grouped,
+    option,
+    sign_key_option,
+    tmp_dir_option,
+    yes_option,
+)
 from mirror.config import PullConfig
 from mirror.durable import os_errors
 from mirror.errors import InputError, InvalidReferenceError, NoSpaceError, printable
@@ -48,49 +60,33 @@ if TYPE_CHECKING:
     from mirror.bundle.share import Shard
 
 
-def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -> options.Decorator:
+def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, Any]:
     """One option for every setting of `PullConfig`, absent unless it is given.
 
     `short` has second names of some, and `variables` those of the environment that may give them.
 
     A switch has an opposite, for what a file switches on: `--no-modules/--modules`.
     """
-    found = []
+    found = {}
     for name, setting in PullConfig.model_fields.items():
         long = name.replace("_", "-")
         names = [f"--{long}", *([short[name]] if name in short else [])]
-        default, help_text = setting.get_default(), setting.description
+        default, text = setting.get_default(), setting.description
+        how: dict[str, Any] = {"shell_complete": program.PULL.get(name)}
         if isinstance(default, bool):
             names[0] += f"/--{_opposite(long)}"
-            found.append(click.option(*names, is_flag=True, default=None, help=help_text))
+            how = {"is_flag": True}
         elif isinstance(default, tuple):
-            repeatable = f"{help_text} Repeatable."
-            found.append(
-                click.option(
-                    *names,
-                    multiple=True,
-                    default=None,
-                    help=repeatable,
-                    shell_complete=program.PULL.get(name),
-                )
-            )
+            text = f"{text} Repeatable."
+            how |= {"multiple": True}
         else:
-            shown = f"{help_text}  [default: {default}]" if default is not None else help_text
-            kind: Any = int if isinstance(default, int) else str
+            text = f"{text}  [default: {default}]" if default is not None else text
+            how |= {"type": int if isinstance(default, int) else str, "envvar": variables.get(name)}
             if get_origin(setting.annotation) is Literal:
-                kind = click.Choice(get_args(setting.annotation))
-            found.append(
-                click.option(
-                    *names,
-                    type=kind,
-                    default=None,
-                    help=shown,
-                    envvar=variables.get(name),
-                    show_envvar=True,
-                    shell_complete=program.PULL.get(name),
-                )
-            )
-    return options.together(*found)
+                how["type"] = click.Choice(get_args(setting.annotation))
+            how["show_envvar"] = True
+        found[name] = option(*names, text=text, default=None, **how)
+    return found
 
 
 def _opposite(name: str) -> str:
@@ -104,74 +100,57 @@ def _opposite(name: str) -> str:
     return f"with-{bare}" if bare.replace("-", "_") in PullConfig.model_fields else bare
 
 
-@click.command(
-    "pull",
-    epilog=options.example(
-        "mirror pull bundle --source registry.deckhouse.ru/deckhouse/ee --license -"
-    ),
-)
-@click.argument("bundle_dir", type=options.BUNDLE)
-@click.option(
-    "--config",
-    "config_file",
-    type=FILE,
-    help="YAML file with any of the settings below. Flags override it.",
-)
-@flag("--dry-run", text="Print what would be pulled; pull nothing.")
-@click.option(
-    "--base",
-    help="Make a delta that leaves out what this bundle (a folder or an address), inventory or "
-    "registry holds. A registry is reached like the source, with its own stored login.",
-)
-@click.option(
-    "--only",
-    type=FILE,
-    help="Pull just what this file of `mirror repair --request` lists: a patch for that bundle.",
-)
-@click.option(
-    "--shard",
-    metavar="N/COUNT",
-    help="Carry one of COUNT shares of a bundle in a bucket, as 3/8, which as many machines make "
-    "together. `auto`: the share of a pod of a Kubernetes Indexed Job.",
-)
-@flag("--force", text="Replace the bundle that is in BUNDLE_DIR.")
-@options.yes
-@flag("--no-pull-resume", text="Start over; ignore what an interrupted pull left.")
-@flag("--verbose-summary", text="List the versions of every module and package.")
-@options.sign_key
-@source_login_options
-@cluster_options
-@options.tmp_dir
-@_config_options(
-    short={
-        "include_module": "-i",
-        "exclude_module": "-e",
-        "images_bundle_chunk_size": "-c",
-        "cert_key": "--key",
-    },
-    variables={"cert": "D8_MIRROR_SOURCE_CERT", "cert_key": "D8_MIRROR_SOURCE_KEY"},
-)
-@options.as_json
+@command("pull", "mirror pull bundle --source registry.deckhouse.ru/deckhouse/ee --license -")
 def pull_command(
-    *,
-    bundle_dir: Path | str,
-    config_file: Path | None,
-    dry_run: bool,
-    base: str | None,
-    only: Path | None,
-    shard: str | None,
-    force: bool,
-    yes: bool,
-    no_pull_resume: bool,
-    verbose_summary: bool,
-    sign_key: Path | None,
-    login: str | None,
-    password: str | None,
-    license_key: str | None,
-    cluster: ClusterFiles,
-    tmp_dir: str | None,
-    work: Work,
-    **settings: Any,
+    bundle_dir: Path | str = argument(type=options.BUNDLE),
+    config_file: Path | None = option(
+        "--config", type=FILE, text="YAML file with any of the settings below. Flags override it."
+    ),
+    dry_run: bool = flag("--dry-run", text="Print what would be pulled; pull nothing."),
+    base: str | None = option(
+        "--base",
+        text="Make a delta that leaves out what this bundle (a folder or an address), inventory or "
+        "registry holds. A registry is reached like the source, with its own stored login.",
+    ),
+    only: Path | None = option(
+        "--only",
+        type=FILE,
+        text="Pull just what this file of `mirror repair --request` lists: a patch for that "
+        "bundle.",
+    ),
+    shard: str | None = option(
+        "--shard",
+        metavar="N/COUNT",
+        text="Carry one of COUNT shares of a bundle in a bucket, as 3/8, which as many machines "
+        "make together. `auto`: the share of a pod of a Kubernetes Indexed Job.",
+    ),
+    force: bool = flag("--force", text="Replace the bundle that is in BUNDLE_DIR."),
+    yes: bool = yes_option,
+    no_pull_resume: bool = flag(
+        "--no-pull-resume", text="Start over; ignore what an interrupted pull left."
+    ),
+    verbose_summary: bool = flag(
+        "--verbose-summary", text="List the versions of every module and package."
+    ),
+    sign_key: Path | None = sign_key_option,
+    login: str | None = source_logins["login"],
+    password: str | None = source_logins["password"],
+    license_key: str | None = source_logins["license_key"],
+    cluster: ClusterFiles = cluster_files,
+    tmp_dir: str | None = tmp_dir_option,
+    settings: Mapping[str, Any] = grouped(
+        dict,
+        **_config_options(
+            short={
+                "include_module": "-i",
+                "exclude_module": "-e",
+                "images_bundle_chunk_size": "-c",
+                "cert_key": "--key",
+            },
+            variables={"cert": "D8_MIRROR_SOURCE_CERT", "cert_key": "D8_MIRROR_SOURCE_KEY"},
+        ),
+    ),
+    work: Work = as_json,
 ) -> None:
     """Pack a release tree into a bundle in BUNDLE_DIR, or in a bucket: s3://BUCKET/PREFIX.
 
@@ -290,14 +269,13 @@ def pull_command(
         work.show(done, verbose_pull_summary if verbose_summary else pull_summary)
 
 
-@click.command("clean", epilog=options.example("mirror clean s3://bundles/1.70 --dry-run"))
-@click.argument("bundle_dir", type=options.BUNDLE_HERE)
-@flag("--dry-run", text="Print what would be removed; remove nothing.")
-@options.yes
-@bundle_options
-@options.as_json
+@command("clean", "mirror clean s3://bundles/1.70 --dry-run")
 def clean_command(
-    *, bundle_dir: Path | str, dry_run: bool, yes: bool, access: AccessOptions, work: Work
+    bundle_dir: Path | str = argument(type=options.BUNDLE_HERE),
+    dry_run: bool = flag("--dry-run", text="Print what would be removed; remove nothing."),
+    yes: bool = yes_option,
+    access: AccessOptions = bundle_access,
+    work: Work = as_json,
 ) -> None:
     """Remove what interrupted pulls have left in BUNDLE_DIR, or in a bucket: s3://BUCKET/PREFIX.
 
@@ -320,9 +298,9 @@ def _shard(text: str, place: Path | Bucket, *, dry_run: bool, force: bool) -> Sh
 
     if isinstance(place, Path):
         raise InputError("--shard is for a bundle in a bucket: s3://bucket/prefix, not a folder")
-    for given, option in ((dry_run, "--dry-run"), (force, "--force")):
+    for given, name in ((dry_run, "--dry-run"), (force, "--force")):
         if given:
-            raise InputError(f"--shard takes no {option}; leave one of them out")
+            raise InputError(f"--shard takes no {name}; leave one of them out")
     return Shard.parse(text)
 
 

@@ -17,10 +17,20 @@ from mirror.commands.access import (
     TreeAccess,
     login_options,
     pushing_keys,
-    registry_options,
+    registry_access,
 )
-from mirror.commands.cluster_files import ClusterFiles, cluster_options
-from mirror.commands.options import FILE, Work, flag, located
+from mirror.commands.cluster_files import ClusterFiles, cluster_files
+from mirror.commands.options import (
+    FILE,
+    Work,
+    argument,
+    command,
+    flag,
+    located,
+    option,
+    running,
+    tmp_dir_option,
+)
 from mirror.commands.program import folder
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
@@ -33,111 +43,91 @@ from mirror.reports.registries import push_shard_summary, quorum_summary
 from mirror.sync.observe import Verification
 from mirror.sync.statement import StatementKeys
 
-
-@click.command(
-    "push", epilog=options.example("mirror push bundle registry.example.com/dkp -u admin")
-)
-@click.argument("paths", nargs=-1, metavar="[BUNDLE_DIR] REGISTRY", shell_complete=folder)
-@click.option(
-    "--file",
-    "files",
-    multiple=True,
-    type=options.PathHere(exists=True),
-    help="An archive to push, in addition to or instead of BUNDLE_DIR. Repeatable.",
-)
-@click.option(
-    "--verify-key",
-    type=FILE,
-    help="Refuse a bundle that was not signed with the key of this public key (PEM).",
-)
-@flag("--dry-run", text="Print what would be sent, by repository; write nothing.")
-@click.option(
-    "--check",
-    type=click.Choice(["manifests", "blobs"]),
-    default="manifests",
-    show_default=True,
-    help="What to ask the registry for: tags and manifests, or also the blobs of the manifests "
-    "there, which finds those that it lost.",
-)
-@click.option(
-    "--verify",
-    "verification",
-    type=click.Choice([one.value for one in Verification]),
-    default=Verification.TAGS.value,
-    show_default=True,
-    help="What to ask the registry for when it has accepted everything: what was put, with some of "
-    "the blobs, and the tags; or everything, as always with --replica.",
-)
-@click.option(
-    "--state-dir",
-    type=options.PathHere(file_okay=False),
-    envvar="MIRROR_STATE_DIR",
-    show_envvar=True,
-    help="Where to keep the state of uploads, so that a killed push continues within a blob.  "
-    "[default: mirror in XDG_STATE_HOME or ~/.local/state]",
-)
-@click.option(
-    "--no-access-check",
-    is_flag=True,
-    envvar="MIRROR_BYPASS_ACCESS_CHECKS",
-    show_envvar=True,
-    help="Do not check the right to write before the first byte is sent.",
-)
-@flag(
-    "--accept-flattened",
-    text="Take a bundle in which multi-arch images were reduced to one platform, as d8 packs them. "
-    "Clusters that ask for one by its digest will not find it.",
-)
-@click.option(
-    "--replica",
-    "replicas",
-    multiple=True,
-    metavar="REGISTRY",
-    help="Another registry to push to at the same time. Repeatable.",
-)
-@click.option(
-    "--quorum",
-    type=click.IntRange(min=1),
-    help="How many of REGISTRY and the replicas must verifiably hold the whole release.  "
-    "[default: all]",
-)
-@click.option(
-    "--shard",
-    metavar="N/COUNT",
-    help="Send one of COUNT shares of the bundle, as 3/8, which as many machines push together; "
-    "the last to come sets the tags. `auto`: the share of a pod of a Kubernetes Indexed Job.",
-)
-@login_options(
+_REPLICA = login_options(
     "replica",
     "User of all replicas; without one, the credentials that docker or oras stored. The login of "
     "REGISTRY is not used for other hosts.",
 )
-@options.tmp_dir
-@pushing_keys
-@registry_options
-@cluster_options
-@options.running
+
+
+@command("push", "mirror push bundle registry.example.com/dkp -u admin")
 def push_command(
-    *,
-    paths: Sequence[str],
-    files: Sequence[Path],
-    verify_key: Path | None,
-    dry_run: bool,
-    check: str,
-    verification: str,
-    state_dir: Path | None,
-    no_access_check: bool,
-    accept_flattened: bool,
-    replicas: Sequence[str],
-    quorum: int | None,
-    shard: str | None,
-    replica_login: str | None,
-    replica_password: str | None,
-    tmp_dir: str | None,
-    cluster: ClusterFiles,
-    access: AccessOptions,
-    keys: StatementKeys,
-    work: Work,
+    paths: Sequence[str] = argument(
+        nargs=-1, metavar="[BUNDLE_DIR] REGISTRY", shell_complete=folder
+    ),
+    files: Sequence[Path] = option(
+        "--file",
+        multiple=True,
+        type=options.PathHere(exists=True),
+        text="An archive to push, in addition to or instead of BUNDLE_DIR. Repeatable.",
+    ),
+    verify_key: Path | None = option(
+        "--verify-key",
+        type=FILE,
+        text="Refuse a bundle that was not signed with the key of this public key (PEM).",
+    ),
+    dry_run: bool = flag(
+        "--dry-run", text="Print what would be sent, by repository; write nothing."
+    ),
+    check: str = option(
+        "--check",
+        type=click.Choice(["manifests", "blobs"]),
+        default="manifests",
+        text="What to ask the registry for: tags and manifests, or also the blobs of the manifests "
+        "there, which finds those that it lost.",
+    ),
+    verification: str = option(
+        "--verify",
+        type=click.Choice([one.value for one in Verification]),
+        default=Verification.TAGS.value,
+        text="What to ask the registry for when it has accepted everything: what was put, with "
+        "some of the blobs, and the tags; or everything, as always with --replica.",
+    ),
+    state_dir: Path | None = option(
+        "--state-dir",
+        type=options.PathHere(file_okay=False),
+        envvar="MIRROR_STATE_DIR",
+        show_envvar=True,
+        text="Where to keep the state of uploads, so that a killed push continues within a blob.  "
+        "[default: mirror in XDG_STATE_HOME or ~/.local/state]",
+    ),
+    no_access_check: bool = flag(
+        "--no-access-check",
+        envvar="MIRROR_BYPASS_ACCESS_CHECKS",
+        show_envvar=True,
+        text="Do not check the right to write before the first byte is sent.",
+    ),
+    accept_flattened: bool = flag(
+        "--accept-flattened",
+        text="Take a bundle in which multi-arch images were reduced to one platform, as d8 packs "
+        "them. Clusters that ask for one by its digest will not find it.",
+    ),
+    replicas: Sequence[str] = option(
+        "--replica",
+        multiple=True,
+        metavar="REGISTRY",
+        text="Another registry to push to at the same time. Repeatable.",
+    ),
+    quorum: int | None = option(
+        "--quorum",
+        type=click.IntRange(min=1),
+        text="How many of REGISTRY and the replicas must verifiably hold the whole release.  "
+        "[default: all]",
+    ),
+    shard: str | None = option(
+        "--shard",
+        metavar="N/COUNT",
+        text="Send one of COUNT shares of the bundle, as 3/8, which as many machines push "
+        "together; the last to come sets the tags. `auto`: the share of a pod of a Kubernetes "
+        "Indexed Job.",
+    ),
+    replica_login: str | None = _REPLICA["login"],
+    replica_password: str | None = _REPLICA["password"],
+    tmp_dir: str | None = tmp_dir_option,
+    keys: StatementKeys = pushing_keys,
+    access: AccessOptions = registry_access,
+    cluster: ClusterFiles = cluster_files,
+    work: Work = running,
 ) -> None:
     """Load the bundle in BUNDLE_DIR, or at an address, into REGISTRY (host[:port]/path).
 

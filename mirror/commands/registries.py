@@ -19,20 +19,27 @@ from mirror.bundle.share import Shard
 from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,
-    keyed_registry_options,
+    keyed_registry_access,
     open_trees,
     publishing_keys,
-    registries_options,
-    registry_options,
+    registries_access,
+    registry_access,
 )
-from mirror.commands.cluster_files import ClusterFiles, cluster_options
+from mirror.commands.cluster_files import ClusterFiles, cluster_files
 from mirror.commands.options import (
     BUNDLE,
     FILE,
     RESULT_FILE,
     Work,
+    argument,
+    as_json,
+    command,
     flag,
+    html_option,
     located,
+    option,
+    running,
+    yes_option,
 )
 from mirror.commands.process import tell
 from mirror.commands.program import folder
@@ -67,16 +74,12 @@ _REPAIRED = (
 )
 
 
-@click.command(
-    "status",
-    epilog=options.example("mirror status registry-1.example.com/dkp registry-2.example.com/dkp"),
-)
-@click.argument("registries", nargs=-1, required=True, metavar="REGISTRY...")
-@flag("--blobs", text="Also check every blob in every repository.")
-@registries_options
-@options.running
+@command("status", "mirror status registry-1.example.com/dkp registry-2.example.com/dkp")
 def status_command(
-    *, registries: Sequence[str], blobs: bool, access: AccessOptions, work: Work
+    registries: Sequence[str] = argument(nargs=-1, required=True, metavar="REGISTRY..."),
+    blobs: bool = flag("--blobs", text="Also check every blob in every repository."),
+    access: AccessOptions = registries_access,
+    work: Work = running,
 ) -> None:
     """Show how complete each REGISTRY (host[:port]/path) is, and how far behind the others.
 
@@ -88,14 +91,13 @@ def status_command(
     work.show(report, status_summary, code=report.exit_code)
 
 
-@click.command("diff", epilog=options.example("mirror diff bundle registry.example.com/dkp"))
-@click.argument("a", shell_complete=folder)
-@click.argument("b", shell_complete=folder)
-@options.html_file
-@registries_options
-@options.running
+@command("diff", "mirror diff bundle registry.example.com/dkp")
 def diff_command(
-    *, a: str, b: str, html_file: Path | None, access: AccessOptions, work: Work
+    a: str = argument(shell_complete=folder),
+    b: str = argument(shell_complete=folder),
+    html_file: Path | None = html_option,
+    access: AccessOptions = registries_access,
+    work: Work = running,
 ) -> None:
     """Show the differences between A and B, by repository and tag, with sizes.
 
@@ -127,52 +129,37 @@ def _place(text: str, access: AccessOptions, work: Work) -> Location | str:
     return text
 
 
-@click.command(
-    "verify", epilog=options.example("mirror verify bundle --against registry.example.com/dkp")
-)
-@click.argument("bundle_dir", type=BUNDLE)
-@click.option(
-    "--against",
-    metavar="REGISTRY",
-    help="Check that this registry holds the whole bundle. With --module-config, optional, or a "
-    "logical address.",
-)
-@flag("--quick", text="Check structure and sizes only, not the bytes of layers.")
-@flag("--deep", text="With --against: also read back and hash every byte.")
-@click.option(
-    "--key", "key_file", type=FILE, help="Check the bundle's signature with this public key (PEM)."
-)
-@click.option(
-    "--shard",
-    metavar="N/COUNT",
-    help="Check one of COUNT shares of the bundle, as 3/8, which as many machines verify together. "
-    "`auto`: the share of a pod of a Kubernetes Indexed Job.",
-)
-@click.option(
-    "--findings",
-    "place",
-    type=BUNDLE,
-    metavar="PLACE",
-    help="With --shard: where the shards gather what they find, a folder that all share or "
-    "s3://bucket/prefix, new for each verification. The last to come tells the whole result.",
-)
-@options.html_file
-@keyed_registry_options
-@cluster_options
-@options.running
+@command("verify", "mirror verify bundle --against registry.example.com/dkp")
 def verify_command(
-    *,
-    bundle_dir: Path | str,
-    against: str | None,
-    quick: bool,
-    deep: bool,
-    key_file: Path | None,
-    shard: str | None,
-    place: Path | str | None,
-    html_file: Path | None,
-    cluster: ClusterFiles,
-    access: AccessOptions,
-    work: Work,
+    bundle_dir: Path | str = argument(type=BUNDLE),
+    against: str | None = option(
+        "--against",
+        metavar="REGISTRY",
+        text="Check that this registry holds the whole bundle. With --module-config, optional, or "
+        "a logical address.",
+    ),
+    quick: bool = flag("--quick", text="Check structure and sizes only, not the bytes of layers."),
+    deep: bool = flag("--deep", text="With --against: also read back and hash every byte."),
+    key_file: Path | None = option(
+        "--key", type=FILE, text="Check the bundle's signature with this public key (PEM)."
+    ),
+    shard: str | None = option(
+        "--shard",
+        metavar="N/COUNT",
+        text="Check one of COUNT shares of the bundle, as 3/8, which as many machines verify "
+        "together. `auto`: the share of a pod of a Kubernetes Indexed Job.",
+    ),
+    place: Path | str | None = option(
+        "--findings",
+        type=BUNDLE,
+        metavar="PLACE",
+        text="With --shard: where the shards gather what they find, a folder that all share or "
+        "s3://bucket/prefix, new for each verification. The last to come tells the whole result.",
+    ),
+    html_file: Path | None = html_option,
+    access: AccessOptions = keyed_registry_access,
+    cluster: ClusterFiles = cluster_files,
+    work: Work = running,
 ) -> None:
     """Prove that the bundle in BUNDLE_DIR, or at an address, is whole, or that a registry has it.
 
@@ -241,38 +228,27 @@ def _write_page(
     )
 
 
-@click.command(
-    "repair", epilog=options.example("mirror repair bundle --from /mnt/copy --from registry/dkp")
-)
-@click.argument("bundle_dir", type=options.PathHere(instead=_REPAIRED), shell_complete=folder)
-@click.option(
-    "--from",
-    "others",
-    multiple=True,
-    metavar="OTHER",
-    help="A folder with a copy, some of its files, or a patch, here or at an address; or a "
-    "registry. Repeatable.",
-)
-@click.option(
-    "--request",
-    type=RESULT_FILE,
-    help="Write what nobody has into this file, for `mirror pull --only` on the other side.",
-)
-@click.option(
-    "--key", "key_file", type=FILE, help="Check the bundle's signature with this public key (PEM)."
-)
-@options.html_file
-@keyed_registry_options
-@options.running
+@command("repair", "mirror repair bundle --from /mnt/copy --from registry/dkp")
 def repair_command(
-    *,
-    bundle_dir: Path,
-    others: Sequence[str],
-    request: Path | None,
-    key_file: Path | None,
-    html_file: Path | None,
-    access: AccessOptions,
-    work: Work,
+    bundle_dir: Path = argument(type=options.PathHere(instead=_REPAIRED), shell_complete=folder),
+    others: Sequence[str] = option(
+        "--from",
+        multiple=True,
+        metavar="OTHER",
+        text="A folder with a copy, some of its files, or a patch, here or at an address; or a "
+        "registry. Repeatable.",
+    ),
+    request: Path | None = option(
+        "--request",
+        type=RESULT_FILE,
+        text="Write what nobody has into this file, for `mirror pull --only` on the other side.",
+    ),
+    key_file: Path | None = option(
+        "--key", type=FILE, text="Check the bundle's signature with this public key (PEM)."
+    ),
+    html_file: Path | None = html_option,
+    access: AccessOptions = keyed_registry_access,
+    work: Work = running,
 ) -> None:
     """Bring back, in place, what is damaged or missing in the bundle in BUNDLE_DIR; verify it.
 
@@ -316,18 +292,18 @@ def repair_command(
 # -- generations -----------------------------------------------------------------------------------
 
 
-@click.command("history", epilog=options.example("mirror history registry.example.com/dkp"))
-@click.argument("registry")
-@click.option(
-    "--last",
-    type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help="How many of the newest generations to show.",
-)
-@registry_options
-@options.as_json
-def history_command(*, registry: str, last: int, access: AccessOptions, work: Work) -> None:
+@command("history", "mirror history registry.example.com/dkp")
+def history_command(
+    registry: str = argument(),
+    last: int = option(
+        "--last",
+        type=click.IntRange(min=1),
+        default=10,
+        text="How many of the newest generations to show.",
+    ),
+    access: AccessOptions = registry_access,
+    work: Work = as_json,
+) -> None:
     """List the generations of REGISTRY (host[:port]/path): every state that a push published.
 
     Each line shows the digest of its inventory and what it changed. `mirror rollback` puts a
@@ -337,31 +313,21 @@ def history_command(*, registry: str, last: int, access: AccessOptions, work: Wo
     work.show(history(tree, last=last, run=work.run), history_summary)
 
 
-@click.command(
-    "rollback", epilog=options.example("mirror rollback registry.example.com/dkp --to 3 --dry-run")
-)
-@click.argument("registry")
-@click.option(
-    "--to",
-    type=click.IntRange(min=0),
-    metavar="GENERATION",
-    help="The generation to go back to; 0 is the state before the first.  [default: the one "
-    "before the current, or before an interrupted push]",
-)
-@flag("--dry-run", text="Check, and list the tags; change nothing.")
-@options.yes
-@publishing_keys
-@registry_options
-@options.running
+@command("rollback", "mirror rollback registry.example.com/dkp --to 3 --dry-run")
 def rollback_command(
-    *,
-    registry: str,
-    to: int | None,
-    dry_run: bool,
-    yes: bool,
-    access: AccessOptions,
-    keys: StatementKeys,
-    work: Work,
+    registry: str = argument(),
+    to: int | None = option(
+        "--to",
+        type=click.IntRange(min=0),
+        metavar="GENERATION",
+        text="The generation to go back to; 0 is the state before the first.  [default: the one "
+        "before the current, or before an interrupted push]",
+    ),
+    dry_run: bool = flag("--dry-run", text="Check, and list the tags; change nothing."),
+    yes: bool = yes_option,
+    keys: StatementKeys = publishing_keys,
+    access: AccessOptions = registry_access,
+    work: Work = running,
 ) -> None:
     """Put the tags of REGISTRY (host[:port]/path) back to an earlier generation.
 
@@ -377,33 +343,23 @@ def rollback_command(
     work.show(rollback(tree, to=to, dry_run=dry_run, run=work.run), rollback_summary)
 
 
-@click.command(
-    "prune", epilog=options.example("mirror prune registry.example.com/dkp --keep bundle --dry-run")
-)
-@click.argument("registry")
-@click.option(
-    "--keep",
-    multiple=True,
-    required=True,
-    metavar="WHAT",
-    shell_complete=folder,
-    help="What to keep: a bundle's folder, a file with an inventory, or a generation by its number "
-    "in `mirror history` (not how many to keep). Repeatable: all else goes.",
-)
-@flag("--dry-run", text="Print what would be removed; remove nothing.")
-@options.yes
-@publishing_keys
-@registry_options
-@options.running
+@command("prune", "mirror prune registry.example.com/dkp --keep bundle --dry-run")
 def prune_command(
-    *,
-    registry: str,
-    keep: Sequence[str],
-    dry_run: bool,
-    yes: bool,
-    access: AccessOptions,
-    keys: StatementKeys,
-    work: Work,
+    registry: str = argument(),
+    keep: Sequence[str] = option(
+        "--keep",
+        multiple=True,
+        required=True,
+        metavar="WHAT",
+        shell_complete=folder,
+        text="What to keep: a bundle's folder, a file with an inventory, or a generation by its "
+        "number in `mirror history` (not how many to keep). Repeatable: all else goes.",
+    ),
+    dry_run: bool = flag("--dry-run", text="Print what would be removed; remove nothing."),
+    yes: bool = yes_option,
+    keys: StatementKeys = publishing_keys,
+    access: AccessOptions = registry_access,
+    work: Work = running,
 ) -> None:
     """Remove from REGISTRY (host[:port]/path) everything that is not in what you keep.
 

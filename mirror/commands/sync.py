@@ -17,10 +17,23 @@ from mirror.commands.access import (
     TreeAccess,
     following_keys,
     open_trees,
-    registries_options,
+    registries_access,
 )
-from mirror.commands.cluster_files import ClusterFiles, cluster_options, full_name
-from mirror.commands.options import FILE, PathHere, Work, flag, grouped, is_address
+from mirror.commands.cluster_files import ClusterFiles, cluster_files, full_name
+from mirror.commands.options import (
+    FILE,
+    PathHere,
+    Work,
+    argument,
+    as_json,
+    command,
+    flag,
+    grouped,
+    is_address,
+    option,
+    running,
+    yes_option,
+)
 from mirror.commands.process import handling
 from mirror.errors import InputError
 from mirror.operations.sync import sync_replicas
@@ -36,95 +49,73 @@ def _rules(foreign_layers: str, sparse_indexes: str) -> ContentRules:
     return ContentRules(ForeignLayers(foreign_layers), SparseIndexes(sparse_indexes))
 
 
-@click.command(
-    "sync",
-    epilog=options.example("mirror sync --from one.example.com/dkp --to other.example.com/dkp"),
-)
-@click.option(
-    "--from",
-    "leader",
-    metavar="LEADER",
-    help="The registry to copy from; 'auto' (default with --module-config): the one of --to that "
-    "states the highest generation.",
-)
-@click.option(
-    "--to",
-    "replicas",
-    multiple=True,
-    metavar="REPLICA",
-    help="A registry to copy to. Repeatable; with --module-config by default all masters of the "
-    "cluster.",
-)
-@flag("--audit", text="Compare every tag and manifest by digest; trust no statement.")
-@flag("--deep", text="Also read back and hash every byte; replace what is damaged or lost.")
-@flag(
-    "--prune", text="Remove tags and manifests that the leader does not state. Try with --dry-run."
-)
-@flag("--dry-run", text="Print what would be done; change nothing.")
-@options.yes
-@grouped(
-    "rules",
-    _rules,
-    click.option(
-        "--foreign-layers",
-        type=click.Choice([*map(str, ForeignLayers)]),
-        default=str(ForeignLayers.CARRY),
-        show_default=True,
-        help="Non-distributable layers (layers with `urls`) that the leader holds.",
-    ),
-    click.option(
-        "--sparse-indexes",
-        type=click.Choice([*map(str, SparseIndexes)]),
-        default=str(SparseIndexes.REFUSE),
-        show_default=True,
-        help="Multi-arch indexes that lack some images at a leader without a statement.",
-    ),
-)
-@click.option(
-    "--storage",
-    multiple=True,
-    metavar="REPLICA=DIR",
-    help="With --deep: the data folder of that registry, in which damaged files may be removed to "
-    "replace them. Repeatable.",
-)
-@click.option(
-    "--deadline",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="Stop whatever is not finished by then.",
-)
-@flag(
-    "--watch",
-    "watching",
-    text="Run as a daemon, as --config says, with health, readiness and metrics.",
-)
-@click.option(
-    "--config",
-    type=FILE,
-    help="With --watch: its settings (YAML, or those of Deckhouse's mirrorer).",
-)
-@following_keys
-@registries_options
-@cluster_options
-@options.running
+@command("sync", "mirror sync --from one.example.com/dkp --to other.example.com/dkp")
 def sync_command(
-    *,
-    leader: str | None,
-    replicas: Sequence[str],
-    audit: bool,
-    deep: bool,
-    prune: bool,
-    dry_run: bool,
-    yes: bool,
-    storage: Sequence[str],
-    deadline: float | None,
-    watching: bool,
-    config: Path | None,
-    rules: ContentRules,
-    cluster: ClusterFiles,
-    access: AccessOptions,
-    keys: StatementKeys,
-    work: Work,
+    leader: str | None = option(
+        "--from",
+        metavar="LEADER",
+        text="The registry to copy from; 'auto' (default with --module-config): the one of --to "
+        "that states the highest generation.",
+    ),
+    replicas: Sequence[str] = option(
+        "--to",
+        multiple=True,
+        metavar="REPLICA",
+        text="A registry to copy to. Repeatable; with --module-config by default all masters of "
+        "the cluster.",
+    ),
+    audit: bool = flag(
+        "--audit", text="Compare every tag and manifest by digest; trust no statement."
+    ),
+    deep: bool = flag(
+        "--deep", text="Also read back and hash every byte; replace what is damaged or lost."
+    ),
+    prune: bool = flag(
+        "--prune",
+        text="Remove tags and manifests that the leader does not state. Try with --dry-run.",
+    ),
+    dry_run: bool = flag("--dry-run", text="Print what would be done; change nothing."),
+    yes: bool = yes_option,
+    rules: ContentRules = grouped(
+        _rules,
+        foreign_layers=option(
+            "--foreign-layers",
+            type=click.Choice([*map(str, ForeignLayers)]),
+            default=str(ForeignLayers.CARRY),
+            text="Non-distributable layers (layers with `urls`) that the leader holds.",
+        ),
+        sparse_indexes=option(
+            "--sparse-indexes",
+            type=click.Choice([*map(str, SparseIndexes)]),
+            default=str(SparseIndexes.REFUSE),
+            text="Multi-arch indexes that lack some images at a leader without a statement.",
+        ),
+    ),
+    storage: Sequence[str] = option(
+        "--storage",
+        multiple=True,
+        metavar="REPLICA=DIR",
+        text="With --deep: the data folder of that registry, in which damaged files may be removed "
+        "to replace them. Repeatable.",
+    ),
+    deadline: float | None = option(
+        "--deadline",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        text="Stop whatever is not finished by then.",
+    ),
+    watching: bool = flag(
+        "--watch", text="Run as a daemon, as --config says, with health, readiness and metrics."
+    ),
+    config: Path | None = option(
+        "--config",
+        type=FILE,
+        text="With --watch: its settings (YAML, or those of Deckhouse's mirrorer).",
+    ),
+    keys: StatementKeys = following_keys,
+    access: AccessOptions = registries_access,
+    cluster: ClusterFiles = cluster_files,
+    work: Work = running,
 ) -> None:
     """Bring replicas (host[:port]/path) to what the leader holds, straight from there.
 
@@ -256,27 +247,20 @@ def watch(config: Path) -> None:
 # -- mirror fleet ----------------------------------------------------------------------------------
 
 
-@click.group("fleet")
-def fleet_group() -> None:
-    """The registries that follow one hub, as one file describes them (docs/replication.md)."""
-
-
-@fleet_group.command("status", epilog=options.example("mirror fleet status fleet.yaml"))
-@click.argument("file", type=FILE)
-@click.option(
-    "--prometheus",
-    type=PathHere(dir_okay=False),
-    help="Also write it to this file, for the textfile collector of Prometheus' node exporter.",
-)
-@click.option(
-    "--html",
-    "html_file",
-    type=PathHere(dir_okay=False),
-    help="Also write it to this file, as a page for a browser.",
-)
-@options.as_json
+@command("status", "mirror fleet status fleet.yaml")
 def fleet_status_command(
-    *, file: Path, prometheus: Path | None, html_file: Path | None, work: Work
+    file: Path = argument(type=FILE),
+    prometheus: Path | None = option(
+        "--prometheus",
+        type=PathHere(dir_okay=False),
+        text="Also write it to this file, for the textfile collector of Prometheus' node exporter.",
+    ),
+    html_file: Path | None = option(
+        "--html",
+        type=PathHere(dir_okay=False),
+        text="Also write it to this file, as a page for a browser.",
+    ),
+    work: Work = as_json,
 ) -> None:
     """Show who of the fleet in FILE holds what the hub states, and how far behind the others are.
 
@@ -294,3 +278,10 @@ def fleet_status_command(
     if html_file is not None:
         write_durably(html_file, fleet_html(found).encode())
     work.show(found, fleet_summary, code=found.exit_code)
+
+
+fleet_group = click.Group(
+    "fleet",
+    commands=[fleet_status_command],
+    help="The registries that follow one hub, as one file describes them (docs/replication.md).",
+)
