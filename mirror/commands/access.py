@@ -245,9 +245,9 @@ def login_options(whose: str, text: str, *more: Sequence[str]) -> dict[str, Any]
         "Its password; '-' asks for it or reads it from a pipe, so that no process list shows it."
     )
     return {
-        "login": _from_environment(f"--{whose}-login", *user_names, text=text),
+        "login": _from_environment(text, f"--{whose}-login", *user_names),
         "password": _from_environment(
-            f"--{whose}-password", *password_names, text=unseen, callback=_secret
+            unseen, f"--{whose}-password", *password_names, callback=_secret
         ),
     }
 
@@ -256,9 +256,10 @@ def _variable(name: str) -> str:
     return "D8_MIRROR_" + name.removeprefix("--").replace("-", "_").upper()
 
 
-def _from_environment(name: str, *more: str, variable: str = "", **settings: Any) -> Any:
+def _from_environment(text: str, name: str, *more: str, variable: str = "", **settings: Any) -> Any:
     """An option that an environment variable may give as well."""
-    return option(name, *more, envvar=variable or _variable(name), show_envvar=True, **settings)
+    variable = variable or _variable(name)
+    return option(text, name, *more, envvar=variable, show_envvar=True, **settings)
 
 
 _STORED = "without one, the credentials that docker or oras stored."
@@ -266,66 +267,60 @@ _STORED = "without one, the credentials that docker or oras stored."
 source_logins = {
     **login_options("source", f"User of the source; {_STORED}"),
     "license_key": _from_environment(
+        "Deckhouse license key, instead of user and password; '-' as above.",
         "--license",
         "-l",
         variable="D8_MIRROR_LICENSE_TOKEN",
-        text="Deckhouse license key, instead of user and password; '-' as above.",
         callback=_secret,
     ),
 }
-_ca = {"ca": option("--ca", type=FILE, text="PEM file of additional authorities to trust.")}
+_ca = {"ca": option("PEM file of additional authorities to trust.", type=FILE)}
 _registry_options = {
     **login_options("registry", f"User of the registry; {_STORED}", ["-u"], ["-p"]),
     "modules_path_suffix": option(
-        "--modules-path-suffix",
-        default="/modules",
-        text="Path of the modules below the registry's root.",
+        "Path of the modules below the registry's root.", default="/modules"
     ),
-    "insecure": flag("--insecure", text="Speak plain HTTP to the registry."),
-    "tls_skip_verify": flag("--tls-skip-verify", text="Accept any certificate of the registry."),
+    "insecure": flag("Speak plain HTTP to the registry."),
+    "tls_skip_verify": flag("Accept any certificate of the registry."),
     **_ca,
     "cert": _from_environment(
+        "Certificate (PEM) to show to a registry that asks for one.",
         "--cert",
         variable="D8_MIRROR_REGISTRY_CERT",
         type=FILE,
-        text="Certificate (PEM) to show to a registry that asks for one.",
     ),
     "limit_rate": option(
-        "--limit-rate",
-        callback=_read_by(parse_rate),
-        text="Limit of the traffic with each registry: 20MB/s, 512KiB/s.",
+        "Limit of the traffic with each registry: 20MB/s, 512KiB/s.", callback=_read_by(parse_rate)
     ),
     "retry_for": option(
-        "--retry-for",
-        callback=_read_by(parse_duration),
-        text="How long to wait for a registry that is away or busy before giving up, counted from "
-        "the last thing that got through: 30s, 5m, 1h30m.  [default: 5m for a registry that has "
+        "How long to wait for a registry that is away or busy before giving up, counted from the "
+        "last thing that got through: 30s, 5m, 1h30m.  [default: 5m for a registry that has "
         "answered, a few seconds for one that has not]",
+        callback=_read_by(parse_duration),
     ),
     "trust_host": option(
-        "--trust-host",
+        "Follow the registry to this host although it is in a private network, and send it the "
+        "login as the registry's token server although that has no TLS. Repeatable.",
         multiple=True,
         metavar="HOST",
-        text="Follow the registry to this host although it is in a private network, and send it "
-        "the login as the registry's token server although that has no TLS. Repeatable.",
     ),
 }
 
 
 def _registry_access(*more: str, **others: Any) -> Any:
     cert_key = _from_environment(
+        "Private key (PEM) of --cert, if that file does not have it.",
         "--cert-key",
         *more,
         variable="D8_MIRROR_REGISTRY_KEY",
         type=FILE,
-        text="Private key (PEM) of --cert, if that file does not have it.",
     )
     return grouped(access_options, **_registry_options, cert_key=cert_key, **others)
 
 
 bundle_access = grouped(
     access_options,
-    insecure=flag("--insecure", text="Read a bundle from an address that has no TLS."),
+    insecure=flag("Read a bundle from an address that has no TLS."),
     **_ca,
 )
 """How to reach an address where a bundle is read in place, for a command without a registry."""
@@ -335,28 +330,25 @@ keyed_registry_access = _registry_access()
 """The same for a command whose `--key` is another one."""
 registries_access = _registry_access(
     "--key",
-    same_login=flag(
-        "--same-login", text="The login, or certificate, is meant for all registries named."
-    ),
+    same_login=flag("The login, or certificate, is meant for all registries named."),
 )
 """The same for a command that works on several."""
 
 _trusted_key = option(
+    "Believe only statements of registries that this public key (PEM) signed. Repeatable.",
     "--trusted-key",
     multiple=True,
     type=FILE,
-    text="Believe only statements of registries that this public key (PEM) signed. Repeatable.",
 )
 _allow_downgrade = flag(
+    "Let something older take the place of something newer; with keys, this is refused otherwise.",
     "--allow-downgrade",
-    text="Let something older take the place of something newer; with keys, this is refused "
-    "otherwise.",
 )
 _sign_statement = option(
+    "Sign what the registry states afterwards with this private key (PEM or cosign's), for "
+    "replicas that trust its public half. MIRROR_SIGN_PASSWORD or a prompt gives its passphrase.",
     "--sign-key",
     type=FILE,
-    text="Sign what the registry states afterwards with this private key (PEM or cosign's), for "
-    "replicas that trust its public half. MIRROR_SIGN_PASSWORD or a prompt gives its passphrase.",
 )
 following_keys = grouped(statement_keys, trusted_key=_trusted_key, allow_downgrade=_allow_downgrade)
 publishing_keys = grouped(statement_keys, sign_key=_sign_statement, trusted_key=_trusted_key)

@@ -100,18 +100,16 @@ def merge_command(
     paths: Sequence[Path | str] = argument(
         nargs=-1, required=True, metavar="BASE [DELTA]... OUT", type=BUNDLE
     ),
-    force: bool = flag("--force", text="Replace the bundle that is in OUT."),
+    force: bool = flag("Replace the bundle that is in OUT."),
     yes: bool = yes_option,
     images_bundle_chunk_size: str | None = option(
-        "-c", "--images-bundle-chunk-size", text=_about("images_bundle_chunk_size")
+        _about("images_bundle_chunk_size"), "-c", "--images-bundle-chunk-size"
     ),
-    compress: str = option(
-        "--compress", type=click.Choice(["none", "zstd"]), default="none", text=_about("compress")
-    ),
-    gost_digest: bool = flag("--gost-digest", text=_about("gost_digest")),
-    dedupe: bool = flag("--dedupe", text=_about("dedupe")),
+    compress: str = option(_about("compress"), type=click.Choice(["none", "zstd"]), default="none"),
+    gost_digest: bool = flag(_about("gost_digest")),
+    dedupe: bool = flag(_about("dedupe")),
     verify_key: Path | None = option(
-        "--verify-key", type=FILE, text="Check each bundle's signature with this public key (PEM)."
+        "Check each bundle's signature with this public key (PEM).", type=FILE
     ),
     sign_key: Path | None = sign_key_option,
     access: AccessOptions = bundle_access,
@@ -162,18 +160,17 @@ def merge_command(
 def inventory_command(
     registry: str = argument(),
     output: Path = option(
+        "Where to write the inventory; - is standard output.",
         "-o",
         "--output",
         required=True,
         type=options.RESULT_FILE_OR_DASH,
         metavar="FILE",
-        text="Where to write the inventory; - is standard output.",
     ),
     known: Sequence[Path] = option(
-        "--known",
+        "A bundle or inventory with repositories that the registry may not list. Repeatable.",
         multiple=True,
         type=options.PathHere(exists=True),
-        text="A bundle or inventory with repositories that the registry may not list. Repeatable.",
     ),
     access: AccessOptions = registry_access,
     work: Work = running,
@@ -281,40 +278,32 @@ _USER = login_options("registry", "Let in this user only.", ["-u"], ["-p"])
 def serve_command(
     bundle_dir: Path | str | None = argument(required=False, type=BUNDLE_HERE),
     bases: Sequence[Path | str] = option(
+        "A bundle that a delta was made against, or one between. Repeatable.",
         "--base",
         multiple=True,
         type=BUNDLE_HERE,
-        text="A bundle that a delta was made against, or one between. Repeatable.",
     ),
     storage: Path | None = option(
-        "--storage",
+        "Without BUNDLE_DIR: the folder of a registry that takes pushes.",
         type=options.PathHere(
             file_okay=False,
             instead="mirror serve keeps its images in a folder of this machine; name one, or run a "
             "registry that has a driver for object storage, such as CNCF distribution",
         ),
-        text="Without BUNDLE_DIR: the folder of a registry that takes pushes.",
     ),
     where: str = option(
+        "Where to serve; without HOST on all addresses of this machine.",
         "--listen",
         metavar="[HOST]:PORT",
         default="127.0.0.1:5000",
-        text="Where to serve; without HOST on all addresses of this machine.",
     ),
     root: str | None = option(
-        "--root",
-        text="The path below which the bundle is served.  [default: the path at its source]",
+        "The path below which the bundle is served.  [default: the path at its source]"
     ),
-    tls_cert: Path | None = option(
-        "--tls-cert", type=FILE, text="Serve TLS with this certificate (PEM, with chain)."
-    ),
-    tls_key: Path | None = option(
-        "--tls-key", type=FILE, text="The private key of --tls-cert (PEM)."
-    ),
+    tls_cert: Path | None = option("Serve TLS with this certificate (PEM, with chain).", type=FILE),
+    tls_key: Path | None = option("The private key of --tls-cert (PEM).", type=FILE),
     users: Path | None = option(
-        "--users",
-        type=FILE,
-        text="Let in only the users of this file: lines that `htpasswd -B` writes.",
+        "Let in only the users of this file: lines that `htpasswd -B` writes.", type=FILE
     ),
     login: str | None = _USER["login"],
     password: str | None = _USER["password"],

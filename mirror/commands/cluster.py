@@ -186,18 +186,15 @@ def _connect(kubeconfig: Path | None, in_cluster: bool) -> KubeApi:
 api_options = grouped(
     _connect,
     kubeconfig=option(
-        "--kubeconfig",
+        "File with the cluster's API and the login there.  [env: KUBECONFIG]",
         type=FILE,
         envvar="KUBECONFIG",
-        text="File with the cluster's API and the login there.  [env: KUBECONFIG]",
     ),
-    in_cluster=flag(
-        "--in-cluster", text="The cluster in which this runs, as the Pod's service account."
-    ),
+    in_cluster=flag("The cluster in which this runs, as the Pod's service account."),
 )
 force_option = flag(
+    "Take over fields that somebody else manages. Otherwise they stay, with a warning.",
     "--force-conflicts",
-    text="Take over fields that somebody else manages. Otherwise they stay, with a warning.",
 )
 
 
@@ -206,9 +203,7 @@ def apply_command(
     folder: Path = argument(type=PathHere(exists=True, file_okay=False)),
     api: KubeApi = api_options,
     force_conflicts: bool = force_option,
-    dry_run: bool = flag(
-        "--dry-run", text="Let the cluster's API say what would change; change nothing."
-    ),
+    dry_run: bool = flag("Let the cluster's API say what would change; change nothing."),
     work: Work = as_json,
 ) -> None:
     """Bring the objects that `mirror mode render --out FOLDER` wrote into the cluster.
@@ -262,21 +257,19 @@ def controller_command(
     api: KubeApi = api_options,
     force_conflicts: bool = force_option,
     lease: str = option(
-        "--lease",
+        "The Lease in d8-system that the acting controller holds; others wait for it.",
         default="mirror-controller",
         metavar="NAME",
-        text="The Lease in d8-system that the acting controller holds; others wait for it.",
     ),
     digests: Path | None = option(
-        "--digests",
-        type=FILE,
-        text="images_digests.json of the release, or lines with digests: the required images.  "
+        "images_digests.json of the release, or lines with digests: the required images.  "
         "[default: what the platform's pods run]",
+        type=FILE,
     ),
     images: tuple[str, ...] = images_option,
     push_ingress: tuple[str, ...] = push_ingress_option,
     cache_proxies: tuple[str, ...] = cache_proxies_option,
-    once: bool = flag("--once", text="Run one pass without the Lease, tell it, and end."),
+    once: bool = flag("Run one pass without the Lease, tell it, and end."),
     work: Work = as_json,
 ) -> None:
     """Lead a cluster to the mode that its ModuleConfig deckhouse wants, step by step.

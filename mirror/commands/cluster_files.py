@@ -62,16 +62,15 @@ def _options(make: Callable[..., object], *, required: bool) -> Any:
     return grouped(
         make,
         module_config=option(
-            "--module-config",
+            "YAML file with ModuleConfig deckhouse, which configures the cluster's registry.",
             type=FILE,
             required=required,
-            text="YAML file with ModuleConfig deckhouse, which configures the cluster's registry.",
         ),
         sites_file=option(
+            "With --module-config: YAML file with the cluster's masters, users, CA and public "
+            "domain.",
             "--sites",
             type=FILE,
-            text="With --module-config: YAML file with the cluster's masters, users, CA and "
-            "public domain.",
         ),
     )
 

@@ -52,10 +52,9 @@ def resolve_command(
     reference: str = argument(metavar="REF"),
     cluster: Cluster = required_cluster,
     plane: str | None = option(
-        "--plane",
-        type=click.Choice([plane.value for plane in Plane]),
-        text="Who asks: containerd on a node (cri), a pod (api), whoever pushes (operator), or a "
+        "Who asks: containerd on a node (cri), a pod (api), whoever pushes (operator), or a "
         "replica.  [default: all]",
+        type=click.Choice([plane.value for plane in Plane]),
     ),
     work: Work = as_json,
 ) -> None:

@@ -48,121 +48,108 @@ IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 
 
 images_option = option(
+    "Images of pods: distribution, auth and (Local) mirror on masters; nginx of each node's "
+    "balancer and relay. Without its images, a pod is not written.",
     "--image",
     multiple=True,
     metavar="NAME=IMAGE",
-    text="Images of pods: distribution, auth and (Local) mirror on masters; nginx of each node's "
-    "balancer and relay. Without its images, a pod is not written.",
 )
 cache_proxies_option = option(
+    "Proxy through which caches (Proxy) and the in-cluster proxy (Direct) reach the upstream: "
+    "HTTP_PROXY, HTTPS_PROXY or NO_PROXY. Repeatable.",
     "--cache-proxy",
     multiple=True,
     metavar="NAME=VALUE",
-    text="Proxy through which caches (Proxy) and the in-cluster proxy (Direct) reach the upstream: "
-    "HTTP_PROXY, HTTPS_PROXY or NO_PROXY. Repeatable.",
 )
 push_ingress_option = option(
+    "The public address for pushes (Local mode): host=registry.example.com, and if needed "
+    "class=NAME, tls-secret=NAME, allow=NETWORK,… Repeatable.",
     "--push-ingress",
     multiple=True,
     metavar="NAME=VALUE",
-    text="The public address for pushes (Local mode): host=registry.example.com, and if needed "
-    "class=NAME, tls-secret=NAME, allow=NETWORK,… Repeatable.",
 )
 
 
 @command("render", "mirror mode render --module-config local.yaml --nodes a=10.0.0.1 --out files")
 def render_command(
     config: Path = option(
+        "ModuleConfig deckhouse, or its registry section: the mode to configure.",
         "--module-config",
         type=FILE,
         required=True,
-        text="ModuleConfig deckhouse, or its registry section: the mode to configure.",
     ),
     previous: Path | None = option(
+        "The present settings: render the transition, which keeps the old routes as well.",
         "--from",
         type=FILE,
-        text="The present settings: render the transition, which keeps the old routes as well.",
     ),
     nodes: tuple[str, ...] = option(
-        "--nodes",
+        "Masters with addresses, or a YAML file of all nodes (name, address, master, ports).",
         multiple=True,
         required=True,
         metavar="NAME=ADDRESS,…|FILE",
-        text="Masters with addresses, or a YAML file of all nodes (name, address, master, ports).",
     ),
     workers: tuple[str, ...] = option(
-        "--workers",
-        multiple=True,
-        metavar="NAME=ADDRESS,…",
-        text="Nodes without a replica of the registry.",
+        "Nodes without a replica of the registry.", multiple=True, metavar="NAME=ADDRESS,…"
     ),
     out: Path = option(
-        "--out",
+        "Folder for the trees nodes/NAME and in-cluster, and for the cluster's objects "
+        "(manifests). Files no longer needed are removed.",
         type=PathHere(file_okay=False),
         required=True,
-        text="Folder for the trees nodes/NAME and in-cluster, and for the cluster's objects "
-        "(manifests). Files no longer needed are removed.",
     ),
     secrets_path: Path | None = option(
+        f"Where authority, keys and users are kept (0600)  [default: OUT/{SECRETS_FILE}]",
         "--secrets",
         type=PathHere(dir_okay=False),
-        text=f"Where authority, keys and users are kept (0600)  [default: OUT/{SECRETS_FILE}]",
     ),
     flavour: str = option(
-        "--flavour",
+        "Whose containerd and registry: Deckhouse's or the stock ones.",
         type=click.Choice(FLAVOURS),
         default="deckhouse",
-        text="Whose containerd and registry: Deckhouse's or the stock ones.",
     ),
-    containerd: str | None = option(
-        "--containerd", type=click.Choice(FLAVOURS), text="Flavour of containerd alone."
-    ),
+    containerd: str | None = option("Flavour of containerd alone.", type=click.Choice(FLAVOURS)),
     images: tuple[str, ...] = images_option,
     nginx_modules: tuple[str, ...] = option(
+        "A module for nginx to load, such as Debian's ngx_stream_module.so.",
         "--nginx-module",
         multiple=True,
         metavar="PATH",
-        text="A module for nginx to load, such as Debian's ngx_stream_module.so.",
     ),
     ingress_client_ca: Path | None = option(
-        "--ingress-client-ca",
-        type=FILE,
-        text="CA of the push ingress's client certificate (Local mode).",
+        "CA of the push ingress's client certificate (Local mode).", type=FILE
     ),
     source_cas: tuple[str, ...] = option(
+        "A module source's registry and its CA, for containerd on every node.",
         "--source-ca",
         multiple=True,
         metavar="HOST=FILE",
-        text="A module source's registry and its CA, for containerd on every node.",
     ),
     in_cluster_ports: tuple[str, ...] = option(
+        "A port of Direct mode's in-cluster proxy (registry, debug, token) that is not the "
+        "module's own.",
         "--in-cluster-port",
         multiple=True,
         metavar="NAME=PORT",
-        text="A port of Direct mode's in-cluster proxy (registry, debug, token) that is not the "
-        "module's own.",
     ),
     cache_proxies: tuple[str, ...] = cache_proxies_option,
     push_ingress: tuple[str, ...] = push_ingress_option,
-    switched: bool = flag(
-        "--switched", text="In a transition (--from): the components already read by the new way."
-    ),
+    switched: bool = flag("In a transition (--from): the components already read by the new way."),
     rotated: tuple[str, ...] = option(
+        "Begin to change the authority, the token keys or the users' passwords, without a gap: "
+        "trust the new beside the old. --facts takes the next steps. Repeatable.",
         "--rotate",
         multiple=True,
         type=click.Choice([one.value for one in Rotated]),
-        text="Begin to change the authority, the token keys or the users' passwords, without a "
-        "gap: trust the new beside the old. --facts takes the next steps. Repeatable.",
     ),
     facts_file: Path | None = option(
+        "YAML file with facts about the cluster: a rotation under way takes its next step if every "
+        "node has applied the files of the last one (nodes, version).",
         "--facts",
         type=FILE,
-        text="YAML file with facts about the cluster: a rotation under way takes its next step if "
-        "every node has applied the files of the last one (nodes, version).",
     ),
     in_place: bool = flag(
-        "--in-place",
-        text="Let files name their paths below OUT, for services that run without containers.",
+        "Let files name their paths below OUT, for services that run without containers."
     ),
     work: Work = as_json,
 ) -> None:

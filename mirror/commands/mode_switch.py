@@ -56,36 +56,33 @@ from mirror.registry import ConnectionOptions
 @command("plan", "mirror mode plan --from direct.yaml --to local.yaml --facts facts.yaml")
 def plan_command(
     current_file: Path | None = option(
-        "--from", type=FILE, text="YAML file with the cluster's present ModuleConfig."
+        "YAML file with the cluster's present ModuleConfig.", "--from", type=FILE
     ),
     state_file: Path | None = option(
+        "YAML or JSON file with the Secret registry-state: the present mode and any switch under "
+        "way.",
         "--state",
         type=FILE,
-        text="YAML or JSON file with the Secret registry-state: the present mode and any switch "
-        "under way.",
     ),
     target_file: Path = option(
-        "--to", type=FILE, required=True, text="YAML file with the ModuleConfig to switch to."
+        "YAML file with the ModuleConfig to switch to.", "--to", type=FILE, required=True
     ),
     facts_file: Path | None = option(
+        "YAML file with facts about the cluster (bootstrapped, static, nodes, …). The plan lists "
+        "what it does not say as still to be checked.",
         "--facts",
         type=FILE,
-        text="YAML file with facts about the cluster (bootstrapped, static, nodes, …). The plan "
-        "lists what it does not say as still to be checked.",
     ),
     rotated: tuple[str, ...] = option(
+        "Plan a rotation too: of the authority, the token keys or the users' passwords, as `mirror "
+        "controller` does it. Repeatable.",
         "--rotate",
         multiple=True,
         type=click.Choice([one.value for one in Rotated]),
-        text="Plan a rotation too: of the authority, the token keys or the users' passwords, as "
-        "`mirror controller` does it. Repeatable.",
     ),
-    installing: bool = flag(
-        "--installing", text="The cluster is being installed: there is no mode yet."
-    ),
+    installing: bool = flag("The cluster is being installed: there is no mode yet."),
     undocumented: bool = flag(
-        "--undocumented",
-        text="Allow what the cluster can do and its documentation advises against.",
+        "Allow what the cluster can do and its documentation advises against."
     ),
     work: Work = as_json,
 ) -> None:
@@ -236,36 +233,33 @@ def check_command(
     required: _Required = grouped(
         _Required,
         digests_file=option(
+            "Require these images: a release's images_digests.json, or one digest a line.",
             "--digests",
             type=FILE,
-            text="Require these images: a release's images_digests.json, or one digest a line.",
         ),
         inventory_path=option(
+            "Require the images of this bundle or inventory.json.",
             "--inventory",
             type=PathHere(exists=True),
-            text="Require the images of this bundle or inventory.json.",
         ),
         values_file=option(
+            "Require the images of critical modules that these values name (YAML or JSON with "
+            "global.modulesImages.digests).",
             "--values",
             type=FILE,
-            text="Require the images of critical modules that these values name (YAML or JSON with "
-            "global.modulesImages.digests).",
         ),
         modules_file=option(
+            "With --values: the cluster's modules (kubectl get modules -o yaml), which say what is "
+            "critical.",
             "--modules",
             type=FILE,
-            text="With --values: the cluster's modules (kubectl get modules -o yaml), which say "
-            "what is critical.",
         ),
         deckhouse_image=option(
-            "--deckhouse-image",
-            text="Also require this image of the platform's own container; with checkMode Relax, "
-            "only this.",
+            "Also require this image of the platform's own container; with checkMode Relax, only "
+            "this."
         ),
     ),
-    tls_skip_verify: bool = flag(
-        "--tls-skip-verify", text="Accept any certificate of the registry."
-    ),
+    tls_skip_verify: bool = flag("Accept any certificate of the registry."),
     work: Work = running,
 ) -> None:
     """Check that the registry of these settings holds every image that the cluster needs.

@@ -147,24 +147,28 @@ def bundle_at(text: str, connection: ConnectionOptions, work: Work) -> Location 
 # -- how options are declared ----------------------------------------------------------------------
 
 
-def _declared(kind: type[click.Parameter], names: tuple[str, ...], **settings: Any) -> Any:
-    return lambda name: kind([*names, name], **settings)
-
-
 def argument(**settings: Any) -> Any:
     """An argument of the command, as the default of the parameter that receives it."""
-    return _declared(click.Argument, (), **settings)
+    return lambda name: click.Argument([name], **settings)
 
 
-def option(*names: str, text: str | None, **settings: Any) -> Any:
-    """An option of the command, as the default of the parameter that receives it."""
-    shown = {"show_default": settings.get("default") is not None}
-    return _declared(click.Option, names, help=text, **(shown | settings))
+def option(text: str | None, *names: str, **settings: Any) -> Any:
+    """An option of the command, as the default of the parameter that receives it.
+
+    It is called as that parameter is, unless it has other `names`.
+    """
+    shown = settings.get("default") is not None
+
+    def declare(name: str) -> click.Option:
+        known = names or (f"--{name.replace('_', '-')}",)
+        return click.Option([*known, name], help=text, **({"show_default": shown} | settings))
+
+    return declare
 
 
-def flag(*names: str, text: str | None, **settings: Any) -> Any:
+def flag(text: str | None, *names: str, **settings: Any) -> Any:
     """A switch that is off unless it is given."""
-    return option(*names, text=text, is_flag=True, **settings)
+    return option(text, *names, is_flag=True, **settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,49 +381,46 @@ def _messages(key: str, meant: object, value: bool) -> Callable[..., None]:
 
 
 _feedback = {
-    "as_json": flag("--json", text="Print the result as JSON, and no progress."),
+    "as_json": flag("Print the result as JSON, and no progress.", "--json"),
     "verbose": option(
+        "Show each blob, archive, manifest and tag that is done; -vv also each request.",
         "-v",
         "--verbose",
         count=True,
-        text="Show each blob, archive, manifest and tag that is done; -vv also each request.",
     ),
-    "wide": flag("--wide", text="Print whole digests, and lines of any length."),
-    "quiet": flag("-q", "--quiet", text="Show no progress, only warnings and the result."),
+    "wide": flag("Print whole digests, and lines of any length."),
+    "quiet": flag("Show no progress, only warnings and the result.", "-q", "--quiet"),
     "form": option(
+        "Progress on standard error: bars, plain lines, or a line of JSON for each event (`mirror "
+        "config schema progress`).  [default: bars on a terminal, else plain lines]",
         "--progress",
         type=click.Choice(FORMS),
         envvar="MIRROR_PROGRESS",
         show_envvar=True,
-        text="Progress on standard error: bars, plain lines, or a line of JSON for each event "
-        "(`mirror config schema progress`).  [default: bars on a terminal, else plain lines]",
     ),
     "log_format": option(
-        "--log-format",
+        "Form of warnings, errors and logs on standard error.  [default: text]",
         type=click.Choice(["text", "json"]),
         envvar="MIRROR_LOG_FORMAT",
         show_envvar=True,
         is_eager=True,
         expose_value=False,
         callback=_messages("as_json", "json", True),
-        text="Form of warnings, errors and logs on standard error.  [default: text]",
     ),
     "no_color": flag(
-        "--no-color",
+        "No colours on a terminal; NO_COLOR=1 means the same.",
         is_eager=True,
         expose_value=False,
         callback=_messages("coloured", True, False),
-        text="No colours on a terminal; NO_COLOR=1 means the same.",
     ),
 }
 as_json = grouped(_work, **_feedback)
 running = grouped(
     _work,
     jobs=option(
-        "--jobs",
+        "How many items to work on at a time at most.  [default: 8, and up to 64 small ones where "
+        "a registry is far away and bears them]",
         type=click.IntRange(1, WIDEST),
-        text="How many items to work on at a time at most.  [default: 8, and up to 64 small ones "
-        "where a registry is far away and bears them]",
     ),
     **_feedback,
 )
@@ -456,18 +457,16 @@ def tell_ignored_variables(on_event: OnEvent) -> None:
 
 # -- options ---------------------------------------------------------------------------------------
 
-yes_option = flag("-y", "--yes", text="Do not ask; without a terminal nothing is asked anyway.")
+yes_option = flag("Do not ask; without a terminal nothing is asked anyway.", "-y", "--yes")
 sign_key_option = option(
+    "Sign the bundle with this private key (PEM or cosign's). MIRROR_SIGN_PASSWORD or a prompt "
+    "gives its passphrase.",
     "--sign-key",
     type=FILE,
-    text="Sign the bundle with this private key (PEM or cosign's). MIRROR_SIGN_PASSWORD or a "
-    "prompt gives its passphrase.",
 )
 html_option = option(
+    "Write a self-contained HTML report with a map of sizes to this file.",
     "--html",
     type=RESULT_FILE,
-    text="Write a self-contained HTML report with a map of sizes to this file.",
 )
-tmp_dir_option = option(
-    "--tmp-dir", hidden=True, text="Accepted for compatibility; none is needed."
-)
+tmp_dir_option = option("Accepted for compatibility; none is needed.", "--tmp-dir", hidden=True)

@@ -149,9 +149,7 @@ _HINTS = {
 @command("completion", "mirror completion bash --install")
 def completion_command(
     shell: str | None = argument(type=click.Choice([*_PLACES]), required=False),
-    install: bool = flag(
-        "--install", text="Write the script to where this user's shell looks for it."
-    ),
+    install: bool = flag("Write the script to where this user's shell looks for it."),
 ) -> None:
     """Print the script by which a shell completes commands, options and values of `mirror`.
 

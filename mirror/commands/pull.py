@@ -85,7 +85,7 @@ def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -
             if get_origin(setting.annotation) is Literal:
                 how["type"] = click.Choice(get_args(setting.annotation))
             how["show_envvar"] = True
-        found[name] = option(*names, text=text, default=None, **how)
+        found[name] = option(text, *names, default=None, **how)
     return found
 
 
@@ -104,34 +104,26 @@ def _opposite(name: str) -> str:
 def pull_command(
     bundle_dir: Path | str = argument(type=options.BUNDLE),
     config_file: Path | None = option(
-        "--config", type=FILE, text="YAML file with any of the settings below. Flags override it."
+        "YAML file with any of the settings below. Flags override it.", "--config", type=FILE
     ),
-    dry_run: bool = flag("--dry-run", text="Print what would be pulled; pull nothing."),
+    dry_run: bool = flag("Print what would be pulled; pull nothing."),
     base: str | None = option(
-        "--base",
-        text="Make a delta that leaves out what this bundle (a folder or an address), inventory or "
-        "registry holds. A registry is reached like the source, with its own stored login.",
+        "Make a delta that leaves out what this bundle (a folder or an address), inventory or "
+        "registry holds. A registry is reached like the source, with its own stored login."
     ),
     only: Path | None = option(
-        "--only",
+        "Pull just what this file of `mirror repair --request` lists: a patch for that bundle.",
         type=FILE,
-        text="Pull just what this file of `mirror repair --request` lists: a patch for that "
-        "bundle.",
     ),
     shard: str | None = option(
-        "--shard",
+        "Carry one of COUNT shares of a bundle in a bucket, as 3/8, which as many machines make "
+        "together. `auto`: the share of a pod of a Kubernetes Indexed Job.",
         metavar="N/COUNT",
-        text="Carry one of COUNT shares of a bundle in a bucket, as 3/8, which as many machines "
-        "make together. `auto`: the share of a pod of a Kubernetes Indexed Job.",
     ),
-    force: bool = flag("--force", text="Replace the bundle that is in BUNDLE_DIR."),
+    force: bool = flag("Replace the bundle that is in BUNDLE_DIR."),
     yes: bool = yes_option,
-    no_pull_resume: bool = flag(
-        "--no-pull-resume", text="Start over; ignore what an interrupted pull left."
-    ),
-    verbose_summary: bool = flag(
-        "--verbose-summary", text="List the versions of every module and package."
-    ),
+    no_pull_resume: bool = flag("Start over; ignore what an interrupted pull left."),
+    verbose_summary: bool = flag("List the versions of every module and package."),
     sign_key: Path | None = sign_key_option,
     login: str | None = source_logins["login"],
     password: str | None = source_logins["password"],
@@ -272,7 +264,7 @@ def pull_command(
 @command("clean", "mirror clean s3://bundles/1.70 --dry-run")
 def clean_command(
     bundle_dir: Path | str = argument(type=options.BUNDLE_HERE),
-    dry_run: bool = flag("--dry-run", text="Print what would be removed; remove nothing."),
+    dry_run: bool = flag("Print what would be removed; remove nothing."),
     yes: bool = yes_option,
     access: AccessOptions = bundle_access,
     work: Work = as_json,

@@ -56,70 +56,59 @@ def push_command(
         nargs=-1, metavar="[BUNDLE_DIR] REGISTRY", shell_complete=folder
     ),
     files: Sequence[Path] = option(
+        "An archive to push, in addition to or instead of BUNDLE_DIR. Repeatable.",
         "--file",
         multiple=True,
         type=options.PathHere(exists=True),
-        text="An archive to push, in addition to or instead of BUNDLE_DIR. Repeatable.",
     ),
     verify_key: Path | None = option(
-        "--verify-key",
-        type=FILE,
-        text="Refuse a bundle that was not signed with the key of this public key (PEM).",
+        "Refuse a bundle that was not signed with the key of this public key (PEM).", type=FILE
     ),
-    dry_run: bool = flag(
-        "--dry-run", text="Print what would be sent, by repository; write nothing."
-    ),
+    dry_run: bool = flag("Print what would be sent, by repository; write nothing."),
     check: str = option(
-        "--check",
+        "What to ask the registry for: tags and manifests, or also the blobs of the manifests "
+        "there, which finds those that it lost.",
         type=click.Choice(["manifests", "blobs"]),
         default="manifests",
-        text="What to ask the registry for: tags and manifests, or also the blobs of the manifests "
-        "there, which finds those that it lost.",
     ),
     verification: str = option(
+        "What to ask the registry for when it has accepted everything: what was put, with some of "
+        "the blobs, and the tags; or everything, as always with --replica.",
         "--verify",
         type=click.Choice([one.value for one in Verification]),
         default=Verification.TAGS.value,
-        text="What to ask the registry for when it has accepted everything: what was put, with "
-        "some of the blobs, and the tags; or everything, as always with --replica.",
     ),
     state_dir: Path | None = option(
-        "--state-dir",
+        "Where to keep the state of uploads, so that a killed push continues within a blob.  "
+        "[default: mirror in XDG_STATE_HOME or ~/.local/state]",
         type=options.PathHere(file_okay=False),
         envvar="MIRROR_STATE_DIR",
         show_envvar=True,
-        text="Where to keep the state of uploads, so that a killed push continues within a blob.  "
-        "[default: mirror in XDG_STATE_HOME or ~/.local/state]",
     ),
     no_access_check: bool = flag(
-        "--no-access-check",
+        "Do not check the right to write before the first byte is sent.",
         envvar="MIRROR_BYPASS_ACCESS_CHECKS",
         show_envvar=True,
-        text="Do not check the right to write before the first byte is sent.",
     ),
     accept_flattened: bool = flag(
-        "--accept-flattened",
-        text="Take a bundle in which multi-arch images were reduced to one platform, as d8 packs "
-        "them. Clusters that ask for one by its digest will not find it.",
+        "Take a bundle in which multi-arch images were reduced to one platform, as d8 packs them. "
+        "Clusters that ask for one by its digest will not find it."
     ),
     replicas: Sequence[str] = option(
+        "Another registry to push to at the same time. Repeatable.",
         "--replica",
         multiple=True,
         metavar="REGISTRY",
-        text="Another registry to push to at the same time. Repeatable.",
     ),
     quorum: int | None = option(
-        "--quorum",
+        "How many of REGISTRY and the replicas must verifiably hold the whole release.  [default: "
+        "all]",
         type=click.IntRange(min=1),
-        text="How many of REGISTRY and the replicas must verifiably hold the whole release.  "
-        "[default: all]",
     ),
     shard: str | None = option(
-        "--shard",
+        "Send one of COUNT shares of the bundle, as 3/8, which as many machines push together; the "
+        "last to come sets the tags. `auto`: the share of a pod of a Kubernetes Indexed Job.",
         metavar="N/COUNT",
-        text="Send one of COUNT shares of the bundle, as 3/8, which as many machines push "
-        "together; the last to come sets the tags. `auto`: the share of a pod of a Kubernetes "
-        "Indexed Job.",
     ),
     replica_login: str | None = _REPLICA["login"],
     replica_password: str | None = _REPLICA["password"],

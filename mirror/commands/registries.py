@@ -77,7 +77,7 @@ _REPAIRED = (
 @command("status", "mirror status registry-1.example.com/dkp registry-2.example.com/dkp")
 def status_command(
     registries: Sequence[str] = argument(nargs=-1, required=True, metavar="REGISTRY..."),
-    blobs: bool = flag("--blobs", text="Also check every blob in every repository."),
+    blobs: bool = flag("Also check every blob in every repository."),
     access: AccessOptions = registries_access,
     work: Work = running,
 ) -> None:
@@ -133,28 +133,26 @@ def _place(text: str, access: AccessOptions, work: Work) -> Location | str:
 def verify_command(
     bundle_dir: Path | str = argument(type=BUNDLE),
     against: str | None = option(
-        "--against",
+        "Check that this registry holds the whole bundle. With --module-config, optional, or a "
+        "logical address.",
         metavar="REGISTRY",
-        text="Check that this registry holds the whole bundle. With --module-config, optional, or "
-        "a logical address.",
     ),
-    quick: bool = flag("--quick", text="Check structure and sizes only, not the bytes of layers."),
-    deep: bool = flag("--deep", text="With --against: also read back and hash every byte."),
+    quick: bool = flag("Check structure and sizes only, not the bytes of layers."),
+    deep: bool = flag("With --against: also read back and hash every byte."),
     key_file: Path | None = option(
-        "--key", type=FILE, text="Check the bundle's signature with this public key (PEM)."
+        "Check the bundle's signature with this public key (PEM).", "--key", type=FILE
     ),
     shard: str | None = option(
-        "--shard",
+        "Check one of COUNT shares of the bundle, as 3/8, which as many machines verify together. "
+        "`auto`: the share of a pod of a Kubernetes Indexed Job.",
         metavar="N/COUNT",
-        text="Check one of COUNT shares of the bundle, as 3/8, which as many machines verify "
-        "together. `auto`: the share of a pod of a Kubernetes Indexed Job.",
     ),
     place: Path | str | None = option(
+        "With --shard: where the shards gather what they find, a folder that all share or "
+        "s3://bucket/prefix, new for each verification. The last to come tells the whole result.",
         "--findings",
         type=BUNDLE,
         metavar="PLACE",
-        text="With --shard: where the shards gather what they find, a folder that all share or "
-        "s3://bucket/prefix, new for each verification. The last to come tells the whole result.",
     ),
     html_file: Path | None = html_option,
     access: AccessOptions = keyed_registry_access,
@@ -232,19 +230,18 @@ def _write_page(
 def repair_command(
     bundle_dir: Path = argument(type=options.PathHere(instead=_REPAIRED), shell_complete=folder),
     others: Sequence[str] = option(
+        "A folder with a copy, some of its files, or a patch, here or at an address; or a "
+        "registry. Repeatable.",
         "--from",
         multiple=True,
         metavar="OTHER",
-        text="A folder with a copy, some of its files, or a patch, here or at an address; or a "
-        "registry. Repeatable.",
     ),
     request: Path | None = option(
-        "--request",
+        "Write what nobody has into this file, for `mirror pull --only` on the other side.",
         type=RESULT_FILE,
-        text="Write what nobody has into this file, for `mirror pull --only` on the other side.",
     ),
     key_file: Path | None = option(
-        "--key", type=FILE, text="Check the bundle's signature with this public key (PEM)."
+        "Check the bundle's signature with this public key (PEM).", "--key", type=FILE
     ),
     html_file: Path | None = html_option,
     access: AccessOptions = keyed_registry_access,
@@ -296,10 +293,7 @@ def repair_command(
 def history_command(
     registry: str = argument(),
     last: int = option(
-        "--last",
-        type=click.IntRange(min=1),
-        default=10,
-        text="How many of the newest generations to show.",
+        "How many of the newest generations to show.", type=click.IntRange(min=1), default=10
     ),
     access: AccessOptions = registry_access,
     work: Work = as_json,
@@ -317,13 +311,12 @@ def history_command(
 def rollback_command(
     registry: str = argument(),
     to: int | None = option(
-        "--to",
+        "The generation to go back to; 0 is the state before the first.  [default: the one before "
+        "the current, or before an interrupted push]",
         type=click.IntRange(min=0),
         metavar="GENERATION",
-        text="The generation to go back to; 0 is the state before the first.  [default: the one "
-        "before the current, or before an interrupted push]",
     ),
-    dry_run: bool = flag("--dry-run", text="Check, and list the tags; change nothing."),
+    dry_run: bool = flag("Check, and list the tags; change nothing."),
     yes: bool = yes_option,
     keys: StatementKeys = publishing_keys,
     access: AccessOptions = registry_access,
@@ -347,15 +340,14 @@ def rollback_command(
 def prune_command(
     registry: str = argument(),
     keep: Sequence[str] = option(
-        "--keep",
+        "What to keep: a bundle's folder, a file with an inventory, or a generation by its number "
+        "in `mirror history` (not how many to keep). Repeatable: all else goes.",
         multiple=True,
         required=True,
         metavar="WHAT",
         shell_complete=folder,
-        text="What to keep: a bundle's folder, a file with an inventory, or a generation by its "
-        "number in `mirror history` (not how many to keep). Repeatable: all else goes.",
     ),
-    dry_run: bool = flag("--dry-run", text="Print what would be removed; remove nothing."),
+    dry_run: bool = flag("Print what would be removed; remove nothing."),
     yes: bool = yes_option,
     keys: StatementKeys = publishing_keys,
     access: AccessOptions = registry_access,

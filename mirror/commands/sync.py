@@ -52,65 +52,54 @@ def _rules(foreign_layers: str, sparse_indexes: str) -> ContentRules:
 @command("sync", "mirror sync --from one.example.com/dkp --to other.example.com/dkp")
 def sync_command(
     leader: str | None = option(
+        "The registry to copy from; 'auto' (default with --module-config): the one of --to that "
+        "states the highest generation.",
         "--from",
         metavar="LEADER",
-        text="The registry to copy from; 'auto' (default with --module-config): the one of --to "
-        "that states the highest generation.",
     ),
     replicas: Sequence[str] = option(
+        "A registry to copy to. Repeatable; with --module-config by default all masters of the "
+        "cluster.",
         "--to",
         multiple=True,
         metavar="REPLICA",
-        text="A registry to copy to. Repeatable; with --module-config by default all masters of "
-        "the cluster.",
     ),
-    audit: bool = flag(
-        "--audit", text="Compare every tag and manifest by digest; trust no statement."
-    ),
-    deep: bool = flag(
-        "--deep", text="Also read back and hash every byte; replace what is damaged or lost."
-    ),
+    audit: bool = flag("Compare every tag and manifest by digest; trust no statement."),
+    deep: bool = flag("Also read back and hash every byte; replace what is damaged or lost."),
     prune: bool = flag(
-        "--prune",
-        text="Remove tags and manifests that the leader does not state. Try with --dry-run.",
+        "Remove tags and manifests that the leader does not state. Try with --dry-run."
     ),
-    dry_run: bool = flag("--dry-run", text="Print what would be done; change nothing."),
+    dry_run: bool = flag("Print what would be done; change nothing."),
     yes: bool = yes_option,
     rules: ContentRules = grouped(
         _rules,
         foreign_layers=option(
-            "--foreign-layers",
+            "Non-distributable layers (layers with `urls`) that the leader holds.",
             type=click.Choice([*map(str, ForeignLayers)]),
             default=str(ForeignLayers.CARRY),
-            text="Non-distributable layers (layers with `urls`) that the leader holds.",
         ),
         sparse_indexes=option(
-            "--sparse-indexes",
+            "Multi-arch indexes that lack some images at a leader without a statement.",
             type=click.Choice([*map(str, SparseIndexes)]),
             default=str(SparseIndexes.REFUSE),
-            text="Multi-arch indexes that lack some images at a leader without a statement.",
         ),
     ),
     storage: Sequence[str] = option(
-        "--storage",
+        "With --deep: the data folder of that registry, in which damaged files may be removed to "
+        "replace them. Repeatable.",
         multiple=True,
         metavar="REPLICA=DIR",
-        text="With --deep: the data folder of that registry, in which damaged files may be removed "
-        "to replace them. Repeatable.",
     ),
     deadline: float | None = option(
-        "--deadline",
+        "Stop whatever is not finished by then.",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
-        text="Stop whatever is not finished by then.",
     ),
     watching: bool = flag(
-        "--watch", text="Run as a daemon, as --config says, with health, readiness and metrics."
+        "Run as a daemon, as --config says, with health, readiness and metrics.", "--watch"
     ),
     config: Path | None = option(
-        "--config",
-        type=FILE,
-        text="With --watch: its settings (YAML, or those of Deckhouse's mirrorer).",
+        "With --watch: its settings (YAML, or those of Deckhouse's mirrorer).", type=FILE
     ),
     keys: StatementKeys = following_keys,
     access: AccessOptions = registries_access,
@@ -251,14 +240,13 @@ def watch(config: Path) -> None:
 def fleet_status_command(
     file: Path = argument(type=FILE),
     prometheus: Path | None = option(
-        "--prometheus",
+        "Also write it to this file, for the textfile collector of Prometheus' node exporter.",
         type=PathHere(dir_okay=False),
-        text="Also write it to this file, for the textfile collector of Prometheus' node exporter.",
     ),
     html_file: Path | None = option(
+        "Also write it to this file, as a page for a browser.",
         "--html",
         type=PathHere(dir_okay=False),
-        text="Also write it to this file, as a page for a browser.",
     ),
     work: Work = as_json,
 ) -> None:
