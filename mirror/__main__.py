@@ -14,7 +14,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from mirror.commands.process import INTERRUPTED, MESSAGE, prepare
+from mirror.commands import INTERRUPTED, MESSAGE
 
 
 def main() -> None:
@@ -27,6 +27,8 @@ def main() -> None:
     gc.set_threshold(50_000)
     try:
         try:
+            from mirror.commands.process import prepare
+
             prepare()
             from mirror.cli import main as command_line
 

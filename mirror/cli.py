@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirror.commands.errors import Group
+from mirror.commands.process import Group
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -39,7 +39,7 @@ _COMMANDS = {
     "controller": ("cluster.controller_command", "Lead a cluster to the mode that is wanted."),
     "mode": ("mode.mode_group", "The modes of a cluster's registry."),
     "completion": ("program.completion_command", "Let a shell complete what is typed."),
-    "config": ("profiles.config_group", "Settings files and their JSON Schemas."),
+    "config": ("program.config_group", "Settings files and their JSON Schemas."),
     "version": ("program.version_command", "Show which release this is, and its libraries."),
 }
 """Command → its place below `mirror.commands`, and its line in the list of commands."""
@@ -126,7 +126,7 @@ def main(config: str | None, profile: str | None) -> None:
         "mirror/mirror.yaml",
     )
     if config or profile or os.path.exists(file):  # noqa: PTH110
-        from mirror.commands.profiles import use_profile
+        from mirror.commands.program import use_profile
 
         use_profile(click.get_current_context(), file, profile)
     if os.environ.get("MIRROR_DEBUG_LOG", "") in ("3", "4"):

@@ -15,7 +15,7 @@ import yaml
 
 from examples.release_tree import SMALL
 from mirror.cli import main
-from mirror.commands.profiles import SCHEMAS, schema
+from mirror.commands.program import SCHEMAS, schema
 from mirror.config import PullConfig
 from mirror.errors import InputError
 from mirror.oci import Platform

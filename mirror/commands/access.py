@@ -17,14 +17,13 @@ from click.core import ParameterSource
 
 from mirror.commands.options import (
     FILE,
-    PROFILE_HOSTS,
     flag,
+    given_by,
     grouped,
-    is_from_profile,
     option,
     warn_at_start,
 )
-from mirror.commands.process import tell
+from mirror.commands.process import PROFILE, Profile, tell
 from mirror.documents import parse_duration, parse_rate
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import OnEvent
@@ -36,7 +35,6 @@ from mirror.registry.upload_journal import upload_journal
 from mirror.sync.statement import UNSIGNED, StatementKeys
 from mirror.sync.tree import RegistryTree
 
-_LICENSE_LOGIN = "license-token"
 _STANDARD_INPUT = "-"
 
 
@@ -128,10 +126,10 @@ def access_options(**values: Any) -> AccessOptions:
 
 def profile_hosts(*secrets: str) -> frozenset[str] | None:
     """The hosts that the profile names, if it names some and gives one of these parameters."""
-    if not any(map(is_from_profile, secrets)):
+    if not given_by(ParameterSource.DEFAULT_MAP, *secrets):
         return None
-    hosts: frozenset[str] = click.get_current_context().meta[PROFILE_HOSTS]
-    return hosts or None
+    profile: Profile = click.get_current_context().meta[PROFILE]
+    return profile.hosts or None
 
 
 def credentials_for(
@@ -144,7 +142,7 @@ def credentials_for(
     host = name.partition("/")[0]
     if login and password is None and sys.stdin.isatty():
         password = _STANDARD_INPUT
-    password = _read(password, f"Password of {login} at {host}: " if login else "Password: ")
+    password = read_secret(password, f"Password of {login} at {host}: " if login else "Password: ")
     if login:
         if not password:
             raise InputError(
@@ -155,14 +153,6 @@ def credentials_for(
     if password:
         raise InputError("a password was given without a login; name the user too")
     return find_credentials(name)
-
-
-def license_credentials(license_key: str) -> Credentials:
-    """The login that belongs to a licence key."""
-    key = _read(license_key, "Licence key: ")
-    if not key:
-        raise InputError("--license - found no key on standard input")
-    return Credentials(_LICENSE_LOGIN, key)
 
 
 def signer(key_file: Path) -> tuple[Callable[[bytes], bytes], bytes]:
@@ -189,7 +179,7 @@ def statement_keys(
     return StatementKeys(sign, trusted, allow_downgrade, own)
 
 
-def _read(secret: str | None, prompt: str) -> str | None:
+def read_secret(secret: str | None, prompt: str) -> str | None:
     """`secret` itself, or in place of `-` what is typed unseen, or the first line of a pipe."""
     if secret != _STANDARD_INPUT:
         return secret
@@ -223,9 +213,9 @@ def _host(text: str) -> str:
     return urlsplit(f"//{host}").hostname or host
 
 
-def _secret(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+def secret(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
     """`value`, with a warning if everybody on this machine can see it."""
-    typed = ctx.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    typed = given_by(ParameterSource.COMMANDLINE, option.name)
     if typed and value and value != _STANDARD_INPUT:
         name = max(option.opts, key=len)
         warn_at_start(
@@ -245,9 +235,9 @@ def login_options(whose: str, text: str, *more: Sequence[str]) -> dict[str, Any]
         "Its password; '-' asks for it or reads it from a pipe, so that no process list shows it."
     )
     return {
-        "login": _from_environment(text, f"--{whose}-login", *user_names),
-        "password": _from_environment(
-            unseen, f"--{whose}-password", *password_names, callback=_secret
+        "login": from_environment(text, f"--{whose}-login", *user_names),
+        "password": from_environment(
+            unseen, f"--{whose}-password", *password_names, callback=secret
         ),
     }
 
@@ -256,34 +246,24 @@ def _variable(name: str) -> str:
     return "D8_MIRROR_" + name.removeprefix("--").replace("-", "_").upper()
 
 
-def _from_environment(text: str, name: str, *more: str, variable: str = "", **settings: Any) -> Any:
+def from_environment(text: str, name: str, *more: str, variable: str = "", **settings: Any) -> Any:
     """An option that an environment variable may give as well."""
     variable = variable or _variable(name)
     return option(text, name, *more, envvar=variable, show_envvar=True, **settings)
 
 
-_STORED = "without one, the credentials that docker or oras stored."
+STORED = "without one, the credentials that docker or oras stored."
 
-source_logins = {
-    **login_options("source", f"User of the source; {_STORED}"),
-    "license_key": _from_environment(
-        "Deckhouse license key, instead of user and password; '-' as above.",
-        "--license",
-        "-l",
-        variable="D8_MIRROR_LICENSE_TOKEN",
-        callback=_secret,
-    ),
-}
 _ca = {"ca": option("PEM file of additional authorities to trust.", type=FILE)}
 _registry_options = {
-    **login_options("registry", f"User of the registry; {_STORED}", ["-u"], ["-p"]),
+    **login_options("registry", f"User of the registry; {STORED}", ["-u"], ["-p"]),
     "modules_path_suffix": option(
         "Path of the modules below the registry's root.", default="/modules"
     ),
     "insecure": flag("Speak plain HTTP to the registry."),
     "tls_skip_verify": flag("Accept any certificate of the registry."),
     **_ca,
-    "cert": _from_environment(
+    "cert": from_environment(
         "Certificate (PEM) to show to a registry that asks for one.",
         "--cert",
         variable="D8_MIRROR_REGISTRY_CERT",
@@ -308,7 +288,7 @@ _registry_options = {
 
 
 def _registry_access(*more: str, **others: Any) -> Any:
-    cert_key = _from_environment(
+    cert_key = from_environment(
         "Private key (PEM) of --cert, if that file does not have it.",
         "--cert-key",
         *more,
@@ -334,6 +314,12 @@ registries_access = _registry_access(
 )
 """The same for a command that works on several."""
 
+sign_key_option = option(
+    "Sign the bundle with this private key (PEM or cosign's). MIRROR_SIGN_PASSWORD or a prompt "
+    "gives its passphrase.",
+    "--sign-key",
+    type=FILE,
+)
 _trusted_key = option(
     "Believe only statements of registries that this public key (PEM) signed. Repeatable.",
     "--trusted-key",

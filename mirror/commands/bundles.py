@@ -25,6 +25,7 @@ from mirror.commands.access import (
     bundle_access,
     login_options,
     registry_access,
+    sign_key_option,
     signer,
 )
 from mirror.commands.options import (
@@ -40,7 +41,6 @@ from mirror.commands.options import (
     located,
     option,
     running,
-    sign_key_option,
     yes_option,
 )
 from mirror.commands.process import handling, tell
@@ -57,7 +57,6 @@ from mirror.reports.page import html
 from mirror.sync import Inventory
 
 if TYPE_CHECKING:
-    from mirror.bundle.bucket import Bucket
     from mirror.serve import Auth
 
 
@@ -125,12 +124,9 @@ def merge_command(
     *bundles, last = paths
     if not bundles:
         raise InputError("name what to merge and where to: mirror merge BASE DELTA OUT")
-    if isinstance(last, Path):
-        out: Path | Bucket = last
-    else:
-        from mirror.commands.pull import made_at  # few need it
+    from mirror.commands.pull import confirm_replacing, made_at  # loaded by this command alone
 
-        out = made_at(last, access, work)
+    out = made_at(last, access, work)
     if gost_digest:
         gost.require()
     packing = Packing(
@@ -140,7 +136,7 @@ def merge_command(
         compress=compress == "zstd",
     )
     if force:
-        options.confirm_replacing(work, out, yes)
+        confirm_replacing(work, out, yes)
     report = merge(
         [
             work.enter_context(BundleReader([located(one, access.connection(), work)]))

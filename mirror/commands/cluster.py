@@ -14,6 +14,7 @@ from socket import gethostname
 from typing import Any
 from uuid import uuid4
 
+from click.core import ParameterSource
 from pydantic import SecretStr
 
 from mirror.commands import options
@@ -173,7 +174,7 @@ _ORDER = ("Secret", "Service", "PodDisruptionBudget", "Deployment", "Ingress")
 
 
 def _connect(kubeconfig: Path | None, in_cluster: bool) -> KubeApi:
-    if in_cluster and options.is_from_environment("kubeconfig"):
+    if in_cluster and options.given_by(ParameterSource.ENVIRONMENT, "kubeconfig"):
         kubeconfig = None
     if (kubeconfig is None) != in_cluster:
         raise InputError(

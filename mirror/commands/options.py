@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 import click
 from click.core import ParameterSource
 
-from mirror.commands.errors import print_json
-from mirror.commands.process import keep_memory, show, tell
+from mirror.commands.process import keep_memory, print_json, show, tell
 from mirror.durable import write_durably
 from mirror.errors import (
     InputError,
@@ -327,7 +326,10 @@ class Work(ExitStack):
     def say(self, document: Mapping[str, Any], lines: Iterable[str], *, code: int = 0) -> None:
         """Print the one or the other, and end the command if `code` is not 0."""
         try:
-            self._print(document, lines)
+            if self.as_json:
+                print_json(document)
+            else:
+                show("\n".join(printable(line) for text in lines for line in text.split("\n")))
         except click.ClickException as unwritten:
             if not code:
                 raise
@@ -337,18 +339,6 @@ class Work(ExitStack):
             code = code or self._unwritten.exit_code
         if code:
             click.get_current_context().exit(code)
-
-    def _print(self, document: Mapping[str, Any], lines: Iterable[str]) -> None:
-        if self.as_json:
-            print_json(document)
-        else:
-            show("\n".join(printable(line) for text in lines for line in text.split("\n")))
-
-
-def confirm_replacing(work: Work, folder: Path | Bucket, yes: bool) -> None:
-    """Ask before the bundle in `folder` goes, if one is there."""
-    if work.asks(yes) and (not isinstance(folder, Path) or any(folder.glob("*.tar*"))):
-        work.confirm(f"Replace the bundle in {folder}? It stays until the new one is complete.")
 
 
 _AGREED = frozenset({"y", "yes", "д", "да"})
@@ -425,23 +415,13 @@ running = grouped(
     **_feedback,
 )
 
-# -- the environment -------------------------------------------------------------------------------
+# -- where values come from ------------------------------------------------------------------------
 
 
-def is_from_environment(name: str) -> bool:
-    """Whether a parameter of the command has its value from an environment variable."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source is ParameterSource.ENVIRONMENT
-
-
-PROFILE_HOSTS = "mirror.profile-hosts"
-"""Where the context has the hosts of the registries that the profile names."""
-
-
-def is_from_profile(name: str) -> bool:
-    """Whether a parameter of the command has its value from a profile."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source is ParameterSource.DEFAULT_MAP
+def given_by(source: ParameterSource, *names: str | None) -> bool:
+    """Whether one of these parameters of the command has its value from there."""
+    ctx = click.get_current_context()
+    return any(ctx.get_parameter_source(name or "") is source for name in names)
 
 
 def tell_ignored_variables(on_event: OnEvent) -> None:
@@ -458,12 +438,6 @@ def tell_ignored_variables(on_event: OnEvent) -> None:
 # -- options ---------------------------------------------------------------------------------------
 
 yes_option = flag("Do not ask; without a terminal nothing is asked anyway.", "-y", "--yes")
-sign_key_option = option(
-    "Sign the bundle with this private key (PEM or cosign's). MIRROR_SIGN_PASSWORD or a prompt "
-    "gives its passphrase.",
-    "--sign-key",
-    type=FILE,
-)
 html_option = option(
     "Write a self-contained HTML report with a map of sizes to this file.",
     "--html",

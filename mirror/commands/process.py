@@ -1,11 +1,9 @@
-"""The process of a command: its standard streams, Ctrl-C and SIGTERM.
+"""The process of a command: its standard streams, Ctrl-C and SIGTERM, and how it fails.
 
 Streams are as the caller left them: closed, full, or short of letters. A result that cannot be
 written is told and ends the command with 1. Progress that cannot be written is lost, and the work
 goes on. A stream that was closed, or whose reader went away, is wanted by nobody: what goes there
 is dropped, and the exit code says how the work ended.
-
-The program loads this before it can be interrupted, so it imports little.
 """
 
 from __future__ import annotations
@@ -13,15 +11,31 @@ from __future__ import annotations
 import codecs
 import errno
 import io
+import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 
+import click
+from click.core import ParameterSource
+
+from mirror.commands import INTERRUPTED, MESSAGE
+from mirror.errors import (
+    DeniedError,
+    DigestMismatchError,
+    IncompleteError,
+    IntegrityError,
+    MirrorError,
+    MissingBaseError,
+    paragraph,
+    printable,
+    shortage,
+)
 from mirror.reports.messages import message
 
 if TYPE_CHECKING:
@@ -51,8 +65,6 @@ class _CarefulStream(io.FileIO):
         except OSError as err:
             self.lost = True
             if self._needed and err.errno not in _UNWANTED:
-                import click
-
                 raise click.ClickException(
                     f"the result cannot be written to standard output: {err.strerror}; "
                     "send it to another place"
@@ -125,9 +137,13 @@ def _print(text: str, stream: TextIO | None) -> None:
         stream.flush()
 
 
-def shows_unicode() -> bool:
-    """Whether standard output takes every character."""
-    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print a result for a program."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    if not (unicode and text.replace("\n", "").isprintable()):
+        text = json.dumps(document, indent=2)
+    show(text)
 
 
 def keep_memory() -> None:
@@ -148,8 +164,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _KEPT = -1, -3, 16 << 20
 
 # -- Ctrl-C and SIGTERM ----------------------------------------------------------------------------
 
-INTERRUPTED = 130
-MESSAGE = "interrupted; run the same command again"
 _PATIENCE_S = 1.5
 
 
@@ -206,3 +220,158 @@ def stopping(report: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     with handling(interrupt):
         yield lambda: timer.ident is not None
     # The timer goes on: threads that were left behind would hold up the end of the process.
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+_JSON, _REPORTED, PROFILE = "mirror.json", "mirror.reported", "mirror.profile"
+_OTHERS = frozenset({"inspect", "merge", "serve", "mode", "config"})
+"""Commands that ask no registry for which there are flags."""
+
+
+class Profile(NamedTuple):
+    """What the context has of the profile in use, below `PROFILE`."""
+
+    place: str  # FILE: profiles.NAME
+    registry: str | None
+    hosts: frozenset[str]  # of the registries that it names
+
+
+class Group(click.Group):
+    """Turns what commands raise into a message and an exit code; nothing else in mirror does."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        as_json = _asks_for_json(args)
+        try:
+            ctx = super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            _report_usage(error, as_json=as_json)
+        ctx.meta[_JSON] = as_json
+        return ctx
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with stopping(lambda: _report_interruption(ctx)) as asked:
+            try:
+                return super().invoke(ctx)
+            except click.UsageError as error:
+                _report_usage(_better_told(error), as_json=ctx.meta[_JSON])
+            except MirrorError as error:
+                _fail(ctx, error)
+            except KeyboardInterrupt:
+                _report_interruption(ctx)
+                ctx.exit(INTERRUPTED)
+            except (click.exceptions.Exit, click.ClickException):
+                raise
+            except Exception as error:
+                # After an interruption: KeyboardInterrupt may strike inside a lock or a callback,
+                # which then raises something else. Without an interruption this is a bug.
+                if asked():
+                    _report_interruption(ctx)
+                    ctx.exit(INTERRUPTED)
+                if (lacking := shortage(error)) is None:
+                    raise
+                _fail(ctx, lacking)
+
+
+def _asks_for_json(args: Sequence[str]) -> bool:
+    """Whether `--json` is among the arguments, even if the others cannot be parsed."""
+    options = args[: args.index("--")] if "--" in args else args
+    return "--json" in options
+
+
+def _report(
+    ctx: click.Context,
+    message: str,
+    code: int,
+    kind: str,
+    more: Mapping[str, Any] | None = None,
+    *,
+    hint: str = "",
+) -> None:
+    """Report a failure: as text, and with `--json` as a document, too."""
+    as_json = ctx.meta[_JSON]
+    tell(f"{paragraph(message)}{hint}", "error", surely=not as_json)
+    if as_json:
+        with suppress(click.ClickException):  # standard output is full; standard error has it
+            _print_error(message + hint, code, kind, more)
+
+
+def _fail(ctx: click.Context, error: MirrorError) -> NoReturn:
+    hint = _hints(ctx.invoked_subcommand, error)
+    _report(ctx, str(error), error.exit_code, type(error).__name__, _failures(error), hint=hint)
+    ctx.exit(error.exit_code)
+
+
+def _print_error(message: str, code: int, kind: str, more: Mapping[str, Any] | None = None) -> None:
+    print_json({"error": {"type": kind, "message": message, "exitCode": code, **(more or {})}})
+
+
+def _better_told(error: click.UsageError) -> click.UsageError:
+    """The same error, where we know more of its cause than click."""
+    ctx = error.ctx
+    if isinstance(error, click.BadOptionUsage) and error.option_name == "--include-platform":
+        hint = f"quote constraints, or the shell takes > and <: {error.option_name} '>=1.68'"
+        return click.BadOptionUsage(error.option_name, f"{error.message} ({hint})", ctx)
+    param = error.param if isinstance(error, click.BadParameter) else None
+    if ctx is None or param is None or param.name is None:
+        return error
+    if ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT_MAP:
+        return error
+    key = max(param.opts, key=len).removeprefix("--")
+    return click.UsageError(f"{ctx.meta[PROFILE].place}.{key}: {error.message}", ctx)
+
+
+def _report_usage(error: click.UsageError, *, as_json: bool) -> NoReturn:
+    """Show it with the command's usage, as click does."""
+    if as_json:
+        _print_error(error.format_message(), error.exit_code, click.UsageError.__name__)
+    shown = io.StringIO()
+    error.show(shown)
+    lines = shown.getvalue().rstrip("\n").split("\n")
+    tell("\n".join(map(printable, lines)), surely=not as_json)
+    raise click.exceptions.Exit(error.exit_code) from None
+
+
+def _report_interruption(ctx: click.Context) -> None:
+    if not ctx.meta.setdefault(_REPORTED, False):
+        ctx.meta[_REPORTED] = True
+        _report(ctx, MESSAGE, INTERRUPTED, "Interrupted")
+
+
+def _failures(error: MirrorError) -> dict[str, Any]:
+    """All that failed, however much of it the message names."""
+    if isinstance(error, MissingBaseError):
+        return {"lacking": list(error.lacking)}
+    if not isinstance(error, IncompleteError):
+        return {}
+    return {
+        "failures": [
+            {"item": item, "type": type(reason).__name__, "message": str(reason)}
+            for item, reason in error.failures
+        ]
+    }
+
+
+def _hints(command: str | None, error: MirrorError) -> str:
+    """What this command offers against `error`, as further lines of its message."""
+    reasons: Sequence[MirrorError] = (error,)
+    if isinstance(error, IncompleteError):
+        reasons = [reason for _, reason in error.failures]
+        lies = [one for one in reasons if isinstance(one, DigestMismatchError) and one.told]
+        damaged = [one for one in reasons if isinstance(one, IntegrityError) and one not in lies]
+        if command == "push" and len(damaged) == len(reasons):
+            return "\n`mirror verify` names the archive"
+    denied = [one for one in reasons if isinstance(one, DeniedError)]
+    if command not in _OTHERS and any("://" not in one.where for one in denied):  # no bucket did
+        flags, more = "--registry-login and --registry-password", ""
+        if command == "pull":
+            flags = "--source-login and --source-password, or --license"
+            more = "; a licence may have expired, or not cover this edition"
+        return f"\nCredentials are given by {flags}, or stored by `docker login`{more}"
+    return ""

@@ -1,4 +1,4 @@
-"""The program itself: which release it is, and how a shell completes what is typed."""
+"""The program itself: its release, its settings files, and how a shell completes what is typed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import platform
 import re
 import ssl
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from importlib import metadata
+from difflib import get_close_matches
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from mirror.bundle.seal import PARTIAL_SCHEMA_VERSION, SCHEMA_VERSION
 from mirror.commands.options import Work, argument, as_json, command, flag
-from mirror.commands.process import show, tell
-from mirror.errors import FileSystemError, MirrorError
+from mirror.commands.process import PROFILE, Profile, print_json, show, tell
+from mirror.documents import read_mapping
+from mirror.errors import FileSystemError, InputError, InvalidReferenceError, MirrorError
 from mirror.layout import CHANNELS, MODULES, PACKAGES
+from mirror.oci import Repository
 
 DISTRIBUTION = "deckhouse-mirror"
 """What the package is called in an index; the import package and the command are `mirror`."""
@@ -176,3 +179,240 @@ def completion_command(
             "put it where the shell looks for it"
         ) from err
     tell(f"{file} is written; {_HINTS[shell].format(folder=file.parent)}")
+
+
+# -- mirror config ---------------------------------------------------------------------------------
+
+SCHEMAS = {
+    "pull": "config.PullConfig",
+    "watch": "watch.settings.WatchSettings",
+    "fleet": "watch.fleet.Fleet",
+    "sites": "nodeconfig.cluster.AccessFile",
+    "facts": "modes.outcomes.ClusterFacts",
+    "progress": "reports.progress.event_schema",
+    "profiles": "commands.program.profiles_schema",
+}
+"""What has a schema → the type that it is made of, or what makes it, imported when asked for."""
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """The JSON Schema of one of `SCHEMAS`, with the name that others may refer to it by."""
+    from pydantic import TypeAdapter
+
+    module, _, name = SCHEMAS[kind].rpartition(".")
+    found = getattr(import_module(f"mirror.{module}"), name)
+    made = TypeAdapter(found).json_schema(by_alias=True) if isinstance(found, type) else found()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:deckhouse:mirror:schema:{kind}",
+        **made,
+    }
+
+
+@command("schema", "mirror config schema pull")
+def config_schema(
+    kind: str = argument(type=click.Choice([*SCHEMAS]), default="pull"),
+) -> None:
+    """Print the JSON Schema of a file: of `pull --config` unless another is named.
+
+    \b
+      pull      the settings of pull --config
+      watch     the settings of sync --watch --config
+      fleet     the registries that follow one hub, and their rings
+      sites     what is known of a cluster: --sites
+      facts     what somebody has looked at: mode plan --facts
+      profiles  settings for all commands: mirror --config
+      progress  a line of --progress json
+    """
+    print_json(schema(kind))
+
+
+config_group = click.Group(
+    "config", commands=[config_schema], help="Settings files and their JSON Schemas."
+)
+
+# -- profiles --------------------------------------------------------------------------------------
+#
+# A key is an option without its dashes, and holds for each command that has it; below the name of a
+# command it holds for that one alone. `registry` is also the REGISTRY that commands ask for.
+
+_SECRET = ("password", "license")
+_REGISTRIES = frozenset({"registry", "registries"})
+_NAMING = _REGISTRIES | {"source", "from", "to", "replica", "against"}
+
+
+def use_profile(ctx: click.Context, file: str, profile: str | None) -> None:
+    """Take the settings of `profile`, or of the one that the file names, as defaults.
+
+    Raises:
+        InputError: the file, the profile or a key of it is not what it must be.
+    """
+    document = read_mapping(Path(file))
+    chosen = profile or document.get("profile")
+    if chosen is None:
+        return
+    profiles = document.get("profiles")
+    if not isinstance(profiles, Mapping) or not isinstance(profiles.get(chosen), Mapping):
+        known = ", ".join(map(str, profiles)) if isinstance(profiles, Mapping) else "none"
+        raise InputError(f"{file} has no profile {chosen}; its profiles: {known}")
+    program, name = ctx.command, ctx.invoked_subcommand or ""
+    assert isinstance(program, click.Group)  # it calls this
+    where = f"{file}: profiles.{chosen}"
+    _check_keys(program, profiles[chosen], where)
+    if name in program.commands:
+        # A section of a command is not the option of the same name, such as `sync --prune`.
+        sections = dict(_commands(program)).keys()
+        everywhere = {k: v for k, v in profiles[chosen].items() if k not in sections}
+        own = {k: v for k, v in profiles[chosen].items() if k in sections}
+        found = _defaults(program.commands[name], name, everywhere, own, where)
+        ctx.default_map = {name: found}
+    hosts = frozenset(_hosts(profiles[chosen]))
+    ctx.meta[PROFILE] = Profile(where, profiles[chosen].get("registry"), hosts)
+
+
+def _hosts(settings: Mapping[str, Any]) -> Iterator[str]:
+    """The hosts of the registries that a profile, or a command's section in it, names."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _hosts(value)
+        elif key in _NAMING:
+            for place in value if isinstance(value, list) else [value]:
+                with suppress(InvalidReferenceError):
+                    yield Repository.parse(str(place)).host
+
+
+def _defaults(
+    command: click.Command,
+    name: str,
+    everywhere: Mapping[str, Any],
+    sections: Mapping[str, Mapping[str, Any]],
+    where: str,
+) -> dict[str, Any]:
+    """What click takes for the parameters of a command, or for the commands of a group."""
+    if isinstance(command, click.Group):
+        return {
+            sub: _defaults(one, f"{name} {sub}", everywhere, sections, where)
+            for sub, one in command.commands.items()
+        }
+    params = dict(_keys(command))
+    return {
+        str(params[key].name): _value(params[key], key, value, where)
+        for key, value in {**everywhere, **sections.get(name, {})}.items()
+        # What a served registry asks of its clients is not the login at another.
+        if key in params and not (name == "serve" and key in everywhere and "registry-" in key)
+    }
+
+
+def _keys(command: click.Command) -> Iterator[tuple[str, click.Parameter]]:
+    """The parameters of a command by their keys."""
+    for param in command.params:
+        if isinstance(param, click.Option):
+            yield from ((name[2:], param) for name in param.opts if name.startswith("--"))
+        elif param.name in _REGISTRIES:
+            yield "registry", param
+
+
+def _value(param: click.Parameter, key: str, value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return _referred(value, f"{where}.{key}")
+    if any(word in key for word in _SECRET):
+        raise InputError(
+            f"{where}.{key}: no secret is read from this file; write where it is, as "
+            "{file: /run/secrets/password} or {env: NAME}"
+        )
+    if isinstance(value, float) and isinstance(param.type, type(click.STRING)):
+        raise InputError(f"{where}.{key}: YAML reads it as the number {value}; write it in quotes")
+    repeatable = (isinstance(param, click.Option) and param.multiple) or param.nargs == -1
+    return [value] if repeatable and not isinstance(value, list) else value
+
+
+def _referred(reference: Mapping[str, Any], where: str) -> str | None:
+    """The secret in the file or variable that is named; None where the variable is not set."""
+    match dict(reference):
+        case {"env": str(name), **others} if not others:
+            return os.environ.get(name)
+        case {"file": str(name), **others} if not others:
+            try:
+                return Path(name).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as err:
+                raise InputError(f"{where}: {name} cannot be read: {err}") from err
+    raise InputError(f"{where}: write {{file: PATH}} or {{env: NAME}}")
+
+
+def _check_keys(program: click.Group, settings: Mapping[str, Any], where: str) -> None:
+    """Refuse keys that no command has, and below a command's name those that it has not."""
+    commands = dict(_commands(program))
+    everywhere = {key for command in commands.values() for key, _ in _keys(command)}
+    for key, value in settings.items():
+        known = everywhere | commands.keys()
+        if key in commands:
+            if not isinstance(value, Mapping):
+                raise InputError(f"{where}.{key}: expected keys and values")
+            known = {name for name, _ in _keys(commands[key])}
+            _refuse_unknown(value, known, f"{where}.{key}")
+        else:
+            _refuse_unknown((key,), known, where)
+
+
+def _refuse_unknown(keys: Any, known: set[str], where: str) -> None:
+    for key in keys:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"{where}: unknown setting {key!r}{hint}")
+
+
+def _commands(group: click.Group, words: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, one in group.commands.items():
+        if isinstance(one, click.Group):
+            yield from _commands(one, f"{words}{name} ")
+        else:
+            yield f"{words}{name}", one
+
+
+def profiles_schema() -> dict[str, Any]:
+    """The JSON Schema of a file with profiles; settings of a pull may stand beside them."""
+    program = click.get_current_context().find_root().command
+    assert isinstance(program, click.Group)
+    definitions: dict[str, Any] = {}
+    sections = {}
+    for name, one in _commands(program):
+        for key, param in _keys(one):
+            definitions.setdefault(key, _definition(key, param))
+        keys = {key: {"$ref": f"#/$defs/{key}"} for key, _ in _keys(one)}
+        sections[name] = _closed(keys) | {"description": f"For `mirror {name}` alone."}
+    everywhere = {key: {"$ref": f"#/$defs/{key}"} for key in definitions}
+    return {
+        "title": "Profiles",
+        "type": "object",
+        "properties": {
+            "profile": {"type": "string", "description": "The profile to use."},
+            "profiles": {"type": "object", "additionalProperties": _closed(everywhere | sections)},
+        },
+        "$defs": definitions,
+    }
+
+
+def _closed(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _definition(key: str, param: click.Parameter) -> dict[str, Any]:
+    """The schema of one setting."""
+    one: dict[str, Any] = {"type": ["string", "integer"]}
+    if any(word in key for word in _SECRET):
+        one = {
+            "type": "object",
+            "properties": {name: {"type": "string"} for name in ("file", "env")},
+            "additionalProperties": False,
+            "minProperties": 1,
+            "maxProperties": 1,
+        }
+    elif isinstance(param.type, click.Choice):
+        one = {"enum": [*param.type.choices]}
+    elif isinstance(param, click.Option) and param.is_flag:
+        one = {"type": "boolean"}
+    if param.multiple or param.nargs == -1:
+        one = {"anyOf": [one, {"type": "array", "items": one}]}
+    text = getattr(param, "help", None) or "Where the command's REGISTRY is not given."
+    return {"description": " ".join(text.split()), **one}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
+from click.core import ParameterSource
 
 from mirror.bundle import gost
 from mirror.bundle.folder import check_space
@@ -16,14 +17,18 @@ from mirror.bundle.place import Packing
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options, program
 from mirror.commands.access import (
+    STORED,
     AccessOptions,
     TreeAccess,
     bundle_access,
     credentials_for,
-    license_credentials,
+    from_environment,
+    login_options,
     profile_hosts,
+    read_secret,
+    secret,
+    sign_key_option,
     signer,
-    source_logins,
 )
 from mirror.commands.cluster_files import ClusterFiles, cluster_files
 from mirror.commands.options import (
@@ -35,7 +40,6 @@ from mirror.commands.options import (
     flag,
     grouped,
     option,
-    sign_key_option,
     tmp_dir_option,
     yes_option,
 )
@@ -47,6 +51,7 @@ from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.operations.clean import clean
 from mirror.operations.pull import PullPlan, place_of, plan_patch, plan_pull
+from mirror.registry import Credentials
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.reports.bundles import (
     clean_summary,
@@ -100,6 +105,18 @@ def _opposite(name: str) -> str:
     return f"with-{bare}" if bare.replace("-", "_") in PullConfig.model_fields else bare
 
 
+_LOGINS = {
+    **login_options("source", f"User of the source; {STORED}"),
+    "license_key": from_environment(
+        "Deckhouse license key, instead of user and password; '-' as above.",
+        "--license",
+        "-l",
+        variable="D8_MIRROR_LICENSE_TOKEN",
+        callback=secret,
+    ),
+}
+
+
 @command("pull", "mirror pull bundle --source registry.deckhouse.ru/deckhouse/ee --license -")
 def pull_command(
     bundle_dir: Path | str = argument(type=options.BUNDLE),
@@ -125,9 +142,9 @@ def pull_command(
     no_pull_resume: bool = flag("Start over; ignore what an interrupted pull left."),
     verbose_summary: bool = flag("List the versions of every module and package."),
     sign_key: Path | None = sign_key_option,
-    login: str | None = source_logins["login"],
-    password: str | None = source_logins["password"],
-    license_key: str | None = source_logins["license_key"],
+    login: str | None = _LOGINS["login"],
+    password: str | None = _LOGINS["password"],
+    license_key: str | None = _LOGINS["license_key"],
     cluster: ClusterFiles = cluster_files,
     tmp_dir: str | None = tmp_dir_option,
     settings: Mapping[str, Any] = grouped(
@@ -157,7 +174,7 @@ def pull_command(
       1.2.0            this and all later versions of its major version
     """
     del tmp_dir
-    if password and not login and options.is_from_environment("password"):
+    if password and not login and options.given_by(ParameterSource.ENVIRONMENT, "password"):
         # d8 ignores it, too: scripts leave it set.
         work.on_event(Warned("D8_MIRROR_SOURCE_PASSWORD is not used: no login goes with it"))
         password = None
@@ -165,7 +182,8 @@ def pull_command(
         work.on_event(Warned("the licence key is not used, since --source-login is given"))
     options.tell_ignored_variables(work.on_event)
     flags = {name: value for name, value in settings.items() if value not in (None, ())}
-    profile = {name: flags.pop(name) for name in [*flags] if options.is_from_profile(name)}
+    lower = ParameterSource.DEFAULT_MAP
+    profile = {name: flags.pop(name) for name in [*flags] if options.given_by(lower, name)}
     config = PullConfig.load(config_file, flags, profile)
     access = AccessOptions(
         login,
@@ -211,7 +229,7 @@ def pull_command(
     if part is None:
         place_of(place, run).check(force=force)
     if force and not dry_run:
-        options.confirm_replacing(work, place, yes)
+        confirm_replacing(work, place, yes)
     tree = SourceTree(source.root, source.modules_suffix)
     chosen = config.selection_document()
 
@@ -333,6 +351,12 @@ def made_at(
     return bucket
 
 
+def confirm_replacing(work: Work, folder: Path | Bucket, yes: bool) -> None:
+    """Ask before the bundle in `folder` goes, if one is there."""
+    if work.asks(yes) and (not isinstance(folder, Path) or any(folder.glob("*.tar*"))):
+        work.confirm(f"Replace the bundle in {folder}? It stays until the new one is complete.")
+
+
 def _tell_space(work: Work, folder: Path | Bucket, needed: int) -> None:
     """Warn if the pull would not find the room that it needs."""
     if not isinstance(folder, Path):
@@ -343,12 +367,20 @@ def _tell_space(work: Work, folder: Path | Bucket, needed: int) -> None:
         work.on_event(Warned(str(err)))
 
 
+def _license_credentials(license_key: str) -> Credentials:
+    """The login that belongs to a licence key."""
+    key = read_secret(license_key, "Licence key: ")
+    if not key:
+        raise InputError("--license - found no key on standard input")
+    return Credentials("license-token", key)
+
+
 def _source(
     config: PullConfig, access: AccessOptions, license_key: str | None, cluster: ClusterFiles
 ) -> TreeAccess:
     """Where to pull from: the registry of the settings, or by default that of the cluster."""
     if license_key and not access.login:
-        licensed = license_credentials(license_key)
+        licensed = _license_credentials(license_key)
         access = replace(access, login=licensed.username, password=licensed.password)
     named = config.source if not cluster or "source" in config.model_fields_set else None
     return cluster.reach(named, access, writes=False)

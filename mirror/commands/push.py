@@ -11,7 +11,7 @@ import click
 
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.share import Shard
-from mirror.commands import options, profiles
+from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,
     TreeAccess,
@@ -31,6 +31,7 @@ from mirror.commands.options import (
     running,
     tmp_dir_option,
 )
+from mirror.commands.process import PROFILE, Profile
 from mirror.commands.program import folder
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
@@ -129,7 +130,8 @@ def push_command(
     """
     del tmp_dir
     options.tell_ignored_variables(work.on_event)
-    given = None if cluster else click.get_current_context().meta.get(profiles.REGISTRY)
+    profile: Profile | None = click.get_current_context().meta.get(PROFILE)
+    given = profile.registry if profile and not cluster else None
     optional = cluster.module_config is not None or given is not None
     folders, registry = _arguments(paths, files, optional=optional)
     registry = registry or given

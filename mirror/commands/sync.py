@@ -199,12 +199,11 @@ def _watch(watching: bool, config: Path | None) -> None:
     """Run the daemon, if the flags make sense together."""
     if not watching or config is None:
         raise InputError("--watch and --config FILE go together")
-    context = click.get_current_context()
     others = [
         param.opts[0]
-        for param in context.command.params
+        for param in click.get_current_context().command.params
         if param.name not in ("watching", "config", "log_format", "no_color", "verbose")
-        and context.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+        and options.given_by(ParameterSource.COMMANDLINE, param.name)
     ]
     if others:
         raise InputError(

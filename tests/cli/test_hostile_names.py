@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mirror.bundle.format import SEAL
-from mirror.commands.errors import print_json
+from mirror.commands.process import print_json
 from mirror.errors import paragraph, printable
 from mirror.events import EndpointDown, PhaseStarted, Retrying, Warned
 from mirror.reports.progress import Cleaned, progress

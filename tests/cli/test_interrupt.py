@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from mirror.commands.errors import Group
+from mirror.commands.process import Group
 from tests.support.program import ROOT
 
 
@@ -62,9 +62,9 @@ def test_a_bug_is_no_interruption() -> None:
 
 def test_ctrl_c_while_the_last_words_are_written_is_told_as_the_interruption() -> None:
     code = (
-        "import sys; import mirror.__main__ as program\n"
+        "import sys; import mirror.__main__ as program; from mirror.commands import process\n"
         "def flush(): raise KeyboardInterrupt\n"
-        "program.prepare = sys.exit; sys.stderr.flush = flush\n"
+        "process.prepare = sys.exit; sys.stderr.flush = flush\n"
         "program.main()"
     )
     ended = subprocess.run(

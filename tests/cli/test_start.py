@@ -41,7 +41,7 @@ def test_the_program_presents_itself_without_loading_any_command(option: str) ->
     ours = {name for name in names if name.split(".")[0] == "mirror"}
     assert ours == {
         *("mirror", "mirror.cli", "mirror.errors"),
-        *("mirror.commands", "mirror.commands.errors", "mirror.commands.process"),
+        *("mirror.commands", "mirror.commands.process"),
         *("mirror.reports", "mirror.reports.messages"),
     }
 

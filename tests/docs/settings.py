@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mirror.cli import main
-from mirror.commands.profiles import SCHEMAS, schema
+from mirror.commands.program import SCHEMAS, schema
 
 _HEAD = """\
 # Settings files
