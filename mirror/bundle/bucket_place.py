@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from mirror.bundle import sums
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.follow import Follower
 from mirror.bundle.format import LARGE, PARTIAL_SEAL, SEAL, SHARDS, SUMS
-from mirror.bundle.multipart import BucketArchive, Stretch
-from mirror.bundle.part_memory import PART, PartMemory
+from mirror.bundle.multipart import BucketArchive, PassingArchive
 from mirror.bundle.place import (
     AS_USUAL,
     OWN_FILES,
@@ -25,20 +23,18 @@ from mirror.bundle.place import (
     is_of_a_bundle,
 )
 from mirror.bundle.seal import Seal, parse_seal
-from mirror.bundle.staging import JOURNAL, ArchiveFile, ArchiveStaging, BlobSlot, Follow
-from mirror.errors import ConflictError, DamagedBundleError, InputError, MirrorError
+from mirror.bundle.staging import JOURNAL, ArchiveFile, ArchiveStaging, BlobSlot, Claims, Follow
+from mirror.bundle.uploads import PART, BucketFiles, Destination, PartMemory
+from mirror.errors import ConflictError, DamagedBundleError, InputError
 from mirror.layout import TOOL_FILE
 from mirror.oci import Digest
 from mirror.registry.downloads import FileState
 from mirror.run import Run
 from mirror.sync import Inventory, Plan
 
-if TYPE_CHECKING:
-    from mirror.bundle.compress import BucketFiles, PackedFiles
 
-
-class _Arrived:
-    """What has arrived of archives, as their uploads say: `Claims`."""
+class _Arrived(Claims):
+    """What has arrived of archives, as their uploads say."""
 
     def __init__(self, files: Mapping[str, BucketArchive]) -> None:
         self._files = files
@@ -47,19 +43,11 @@ class _Arrived:
     def begun(self) -> bool:
         return any(file.begun for file in self._files.values())
 
-    def claims(self, file: ArchiveFile, _entry: Entry) -> bool:
-        assert isinstance(file, BucketArchive)
-        return file.reads_back
+    def claims(self, archive: str, _entry: Entry) -> bool:
+        return self._files[archive].reads_back
 
-    def holds(self, file: ArchiveFile, entry: Entry) -> bool:
-        assert isinstance(file, BucketArchive)
-        return file.holds(entry)
-
-    def count(self, _digest: Digest) -> int:
-        return 0
-
-    def note(self, digest: Digest, count: int) -> None:
-        """Do nothing: parts say it."""
+    def holds(self, archive: str, entry: Entry) -> bool:
+        return self._files[archive].holds(entry)
 
     def forget(self, digests: Iterable[Digest]) -> None:
         wrong = frozenset(digests)
@@ -67,66 +55,12 @@ class _Arrived:
             file.forget(wrong)
 
     def behind(self, place: BlobSlot) -> int:
-        assert isinstance(place.file, BucketArchive)
-        return place.file.arrived(place.entry)
+        return self._files[place.archive].arrived(place.entry)
 
     def came_short(self, places: Iterable[BlobSlot], *, wrong: bool) -> bool:
         for place in places:
-            assert isinstance(place.file, BucketArchive)
-            place.file.came_short(place.entry, wrong=wrong)
+            self._files[place.archive].came_short(place.entry, wrong=wrong)
         return True
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class PassingArchive(BucketArchive):
-    """An archive that passes through memory to what compresses it. Nothing else has its bytes, so
-    all wait for one that comes slowly."""
-
-    def __init__(
-        self,
-        files: BucketFiles,
-        archive: Archive,
-        bucket: Bucket,
-        plan: str,
-        memory: PartMemory,
-        run: Run,
-    ) -> None:
-        super().__init__(bucket, archive, 0, plan, memory, run)
-        self._packed = files
-
-    def resume(self, states: Mapping[str, FileState], uploads: Mapping[str, str]) -> None:
-        self._packed.resume(states, uploads)
-        for stretch in self._stretches:
-            stretch.is_up = bool(self._packed.known)
-
-    def _overtake(self) -> None:
-        """Do nothing."""
-
-    def _awaited(self, stretch: Stretch) -> bool:
-        self._packed.check()
-        if self.follower is not None and self.follower.is_late():
-            raise self.follower.error or MirrorError(
-                "the system has no thread left to compress it",
-                where=self.archive.name,
-                advice="allow more of them (ulimit -u), or leave out --compress",
-            )
-        return super()._awaited(stretch)
-
-    def _send(self, stretch: Stretch) -> None:
-        with self._lock:
-            stretch.is_up = True
-            self._settle(stretch)
-
-    def chunks(self, offset: int, size: int) -> Generator[memoryview, None, None]:
-        if not self._packed.known:
-            yield from super().chunks(offset, size)
-
-
-def _is_own(place: BlobSlot) -> bool:
-    assert isinstance(place.file, BucketArchive)
-    return place.file.is_own(place.entry)
 
 
 class BucketPlace(BundlePlace):
@@ -202,10 +136,14 @@ class BucketPlace(BundlePlace):
 
     def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
         memory = PartMemory(self._run.jobs * PART, self._run)
-        self._files = files = {
-            name: self._archive(archive, part_size, memory)
-            for name, archive in sorted(seal.archives.items())
-        }
+        to = Destination(self._bucket, self._plan, memory, self._run)
+        files = self._files
+        for name, archive in sorted(seal.archives.items()):
+            if self._packing.compress:
+                packed = self._packed[name] = BucketFiles(to, archive, self._packing)
+                files[name] = PassingArchive(packed, archive)
+            else:
+                files[name] = BucketArchive(to, archive, part_size)
         self._resume(keep=keep)
 
         def followed(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
@@ -222,16 +160,7 @@ class BucketPlace(BundlePlace):
             files[archive.name].write(archive.trailer_offset, bytes(TRAILER_SIZE))
         return staging
 
-    def _archive(self, archive: Archive, part_size: int, memory: PartMemory) -> BucketArchive:
-        given = self._bucket, self._plan, memory, self._run
-        if not self._packing.compress:
-            return BucketArchive(self._bucket, archive, part_size, self._plan, memory, self._run)
-        from mirror.bundle.compress import BucketFiles  # few need it
-
-        self._packed[archive.name] = files = BucketFiles(archive, self._packing, *given)
-        return PassingArchive(files, archive, *given)
-
-    def packed(self, archive: Archive) -> PackedFiles:
+    def packed(self, archive: Archive) -> BucketFiles:
         return self._packed[archive.name]
 
     def _resume(self, *, keep: bool) -> None:
@@ -258,7 +187,10 @@ class BucketPlace(BundlePlace):
             size
             for path, content in carried.repositories.items()
             for digest, size in content.blobs.items()
-            if (path, digest) not in lacking and any(map(_is_own, staging.places[path, digest]))
+            if (path, digest) not in lacking
+            and any(
+                self._files[one.archive].is_own(one.entry) for one in staging.places[path, digest]
+            )
         )
 
     def give_way(self) -> None:

@@ -11,52 +11,25 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from array import array
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import zstandard
 
-from mirror.bundle.archive import Archive
 from mirror.bundle.files import WriteAt
 from mirror.bundle.follow import Hash, MakeHash
-from mirror.bundle.format import (
-    FRAME,
-    LARGE,
-    PARTIAL_SUFFIX,
-    ZSTD_SUFFIX,
-    compressed_bound,
-    file_names,
-    part_name,
-)
-from mirror.bundle.multipart import Object
-from mirror.bundle.part_memory import PART, PartMemory
-from mirror.bundle.place import Packing
+from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, ZSTD_SUFFIX, part_name
 from mirror.bundle.seekable import table
-from mirror.documents import parse_json
 from mirror.durable import Folder
-from mirror.errors import InvalidDigestError
-from mirror.events import Warned
-from mirror.oci import Digest
-from mirror.registry.downloads import FileState
-from mirror.run import Run
-from mirror.sync.inventory import canonical_json
-
-if TYPE_CHECKING:
-    from mirror.bundle.bucket import Bucket
 
 LEVEL = 3
 _FASTEST = -50
 """The level for data that does not shrink: it is stored at the speed of a copy."""
 _SAMPLE = 32 << 10
 _WORTH = 0.97
-_MOST_PARTS = 9_900
-"""Servers take 10,000 parts."""
-_MOST_AT_ONCE = 4
-"""Files that one frame is written to: none has less than 1 MB, except for the last."""
 
 
 class Compression:
@@ -129,6 +102,16 @@ class PackedFile:
     digests: Mapping[str, str]
 
 
+class PackedOutput(Protocol):
+    """A compressed file that is written from front to back, under the name of its `path`."""
+
+    path: Path
+
+    def write(self, offset: int, *pieces: bytes) -> None: ...
+    def sync(self) -> int: ...
+    def close(self) -> None: ...
+
+
 class PackedFiles(ABC):
     """Where the compressed files of an archive go.
 
@@ -138,7 +121,7 @@ class PackedFiles(ABC):
     known: Sequence[PackedFile] = ()
 
     @abstractmethod
-    def create(self, name: str) -> WriteAt | CompressedUpload:
+    def create(self, name: str) -> PackedOutput:
         """Begin a file, whose final name is this."""
 
     def send(self) -> None:  # noqa: B027 nothing takes time in a folder
@@ -160,9 +143,9 @@ class FolderFiles(PackedFiles):
 
 @dataclass(slots=True)
 class _Open:
-    """A file that is written from front to back. `hashes` follow what is written."""
+    """A file under way. `hashes` follow what is written."""
 
-    file: WriteAt | CompressedUpload
+    file: PackedOutput
     hashes: Mapping[str, Hash]
     size: int = 0
 
@@ -294,157 +277,3 @@ class Compressor:
             name = part_name(name, len(self._open))
         hashes = {key: make() for key, make in self._hashes.items()}
         return _Open(self._output.create(name), hashes)
-
-
-# -- into a bucket ---------------------------------------------------------------------------------
-
-
-class CompressedUpload:
-    """A compressed file that goes up as it is written, from front to back.
-
-    What is written waits in memory for whoever calls `send`.
-    """
-
-    def __init__(self, files: BucketFiles, name: str) -> None:
-        self.path, self.object = Path(name), Object(name, 0, 0)
-        self._files, self._data, self._cut = files, bytearray(), 0
-        self._changed = threading.Condition()  # guards these and the next two
-        self.ready: deque[tuple[int, bytes]] = deque()
-        self._under_way = 0
-
-    def write(self, _offset: int, *pieces: bytes) -> None:
-        self._files.check()
-        with self._changed:
-            self._data += b"".join(pieces)
-            while len(self._data) > self._files.part:
-                self._cut_off()
-
-    def _cut_off(self) -> None:
-        self._cut, size = self._cut + 1, self._files.part
-        self.ready.append((self._cut, bytes(self._data[:size])))
-        del self._data[:size]
-
-    def end(self) -> None:
-        """Nothing more is written, so that the rest is ready."""
-        with self._changed:
-            if self._data:
-                self._cut_off()
-
-    def send(self) -> None:
-        """Send what is ready."""
-        while not self._files.errors:
-            with self._changed:
-                if not self.ready:
-                    return
-                number, data = self.ready.popleft()
-                self._under_way += 1
-            try:
-                self.object.send(
-                    self._files.bucket, self._files.plan, number, data, self._files.run
-                )
-            except BaseException as err:  # noqa: BLE001 - whoever writes next raises it
-                self._files.errors.append(err)
-            with self._changed:
-                self._under_way -= 1
-                self._changed.notify_all()
-
-    def sync(self) -> int:
-        """Wait until all of it has arrived; how many bytes that is."""
-        self.end()
-        self.send()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._under_way)
-        self._files.check()
-        return sum(part.size for part in self.object.parts.values())
-
-    def close(self) -> None:
-        """Do nothing: what arrived stays."""
-
-
-class BucketFiles(PackedFiles):
-    """The compressed files of an archive in a bucket. What is written is kept nowhere else.
-
-    When all of them have arrived, a small object says so, with their sums: then the next run has
-    nothing to do for this archive. An archive that was under way is begun anew, since where its
-    frames lie is known only when it is compressed.
-    """
-
-    def __init__(
-        self,
-        archive: Archive,
-        packing: Packing,
-        bucket: Bucket,
-        plan: str,
-        memory: PartMemory,
-        run: Run,
-    ) -> None:
-        self.bucket, self.plan, self.run, self._memory = bucket, plan, run, memory
-        self.errors: list[BaseException] = []
-        self._kinds = ("sha256", "gost") if packing.gost_digest else ("sha256",)
-        self._part_size, self._prefix = packing.part_size, archive.name + ZSTD_SUFFIX
-        most = packing.part_size or compressed_bound(archive.size)
-        self.part = max(PART, most // _MOST_PARTS + 1)
-        self._record = self._prefix + PARTIAL_SUFFIX
-        self._uploads: list[CompressedUpload] = []
-
-    def check(self) -> None:
-        """Raise what has gone wrong with any of them."""
-        if self.errors:
-            raise self.errors[0]
-
-    def create(self, name: str) -> CompressedUpload:
-        if self._uploads:
-            self._uploads[-1].end()
-        self._uploads.append(one := CompressedUpload(self, name))
-        return one
-
-    def send(self) -> None:
-        for one in self._uploads[-_MOST_AT_ONCE:]:
-            if one.ready:
-                self._memory.share(one.send)
-
-    def keep(self, files: Sequence[PackedFile]) -> None:
-        rows = [
-            [one.name, one.size, dict(one.digests), each.object.upload]
-            for one, each in zip(files, self._uploads, strict=True)
-        ]
-        data = canonical_json({"plan": self.plan, "files": rows})
-        self.bucket.put(self._record, data, self.run)
-
-    def resume(self, states: Mapping[str, FileState], uploads: Mapping[str, str]) -> None:
-        """Find out whether all of them are there; give up an upload that was under way."""
-        known: list[PackedFile] = []
-        try:
-            if (state := states[self._record]).size > LARGE.seal_bytes:
-                raise ValueError(self._record)
-            record = parse_json(self.bucket.read(self._record, state, self.run))
-            rows = record["files"] if record["plan"] == self.plan else []
-            names = file_names(self._prefix, sum(row[1] for row in rows), self._part_size)
-            if rows and [row[0] for row in rows] != [*names]:
-                raise ValueError(self._record)
-            for name, size, digests, upload in rows:
-                own = {kind: Digest.parse(f"sha256:{digests[kind]}") for kind in self._kinds}
-                sums = {kind: each.encoded for kind, each in own.items()}
-                known.append(PackedFile(name, size, sums))
-                if uploads.get(name) == upload:
-                    one = self.create(name)
-                    one.object.upload = upload
-                    one.object.parts = self.bucket.parts(name, upload, self.run)
-                    if one.sync() != size:
-                        raise ValueError(name)
-                elif self.bucket.plan_of(name, self.run) != (size, self.plan):
-                    raise ValueError(name)
-            self.known = known
-        except (KeyError, ValueError, TypeError, AttributeError, InvalidDigestError):
-            self._uploads.clear()
-        begun = [] if self.known else [one for one in uploads if one.startswith(self._prefix)]
-        for name in begun:
-            self.bucket.abort(name, uploads[name], self.run)
-        if begun:
-            told = f"{self.bucket.where}/{self._prefix} was under way when a run was interrupted; "
-            self.run.on_event(Warned(f"{told}what is compressed on the way begins anew"))
-
-    def complete(self) -> None:
-        """Make objects of all."""
-        for one in (each.object for each in self._uploads):
-            self.bucket.complete(one.name, one.upload or "", one.parts, self.plan, self.run)

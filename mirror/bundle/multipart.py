@@ -22,15 +22,13 @@ from functools import partial
 from pathlib import Path
 
 from mirror.bundle.archive import Archive, Entry
-from mirror.bundle.bucket import Bucket, Part
 from mirror.bundle.files import CHUNK
 from mirror.bundle.follow import Follower, Ranges
 from mirror.bundle.format import file_names, part_sizes
-from mirror.bundle.part_memory import PART, PartMemory
+from mirror.bundle.uploads import PART, BucketFiles, Destination, Object
 from mirror.errors import DamagedBundleError, MirrorError, RegistryNotFoundError
 from mirror.oci import Digest
 from mirror.registry.downloads import FileState
-from mirror.run import Run
 
 _MOST_FULL_PARTS = 4900
 """Servers take 10,000 parts, and a part may be half full."""
@@ -56,28 +54,6 @@ def cut(ends: Iterable[int], start: int, stop: int) -> list[int]:
             begun = end
         last = end
     return found if begun == stop else [*found, stop]
-
-
-@dataclass(slots=True)
-class Object:
-    """An object under way: bytes of an archive from `start` on."""
-
-    name: str
-    start: int
-    size: int
-    upload: str | None = None
-    parts: dict[int, Part] = field(default_factory=dict)
-    is_complete: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def send(
-        self, bucket: Bucket, plan: str, number: int, data: bytes | memoryview, run: Run
-    ) -> None:
-        """Send a part; whoever sends the first begins the upload."""
-        with self.lock:
-            if self.upload is None:
-                self.upload = bucket.begin(self.name, plan, run)
-        self.parts[number] = bucket.put_part(self.name, self.upload, number, data, run)
 
 
 @dataclass(slots=True)
@@ -114,16 +90,8 @@ class BucketArchive:
 
     reports = True
 
-    def __init__(
-        self,
-        bucket: Bucket,
-        archive: Archive,
-        part_size: int,
-        plan: str,
-        memory: PartMemory,
-        run: Run,
-    ) -> None:
-        self._bucket, self._plan, self._memory, self._run = bucket, plan, memory, run
+    def __init__(self, to: Destination, archive: Archive, part_size: int) -> None:
+        self._bucket, self._memory, self._run = to.bucket, to.memory, to.run
         self.archive, self.is_early, self.reads_back = archive, True, False
         self.follower: Follower | None = None
         names = [*file_names(archive.name, archive.size, part_size)]
@@ -132,7 +100,7 @@ class BucketArchive:
         self._stretches: list[Stretch] = []
         ends, start = [entry.end for entry in archive.entries], 0
         for name, size in zip(names, sizes, strict=True):
-            one = Object(name, start, size)
+            one = Object(to, name, start, size)
             self.objects.append(one)
             for number, end in enumerate(cut(ends, start, one.start + size), 1):
                 self._stretches.append(Stretch(one, number, start, end))
@@ -155,13 +123,9 @@ class BucketArchive:
     def resume(self, states: Mapping[str, FileState], uploads: Mapping[str, str]) -> None:
         """Find out what of it is there: complete objects, and parts of unfinished uploads."""
         for one in self.objects:
-            if one.name in states and self._bucket.plan_of(one.name, self._run) == (
-                one.size,
-                self._plan,
-            ):
-                one.is_complete = True
-            elif (upload := uploads.get(one.name)) is not None:
-                one.upload, one.parts = upload, self._bucket.parts(one.name, upload, self._run)
+            one.is_complete = one.name in states and one.is_there()
+            if not one.is_complete and one.name in uploads:
+                one.resume(uploads[one.name])
         for stretch in self._stretches:
             part = stretch.of.parts.get(stretch.number)
             stretch.is_up = stretch.of.is_complete or (part is not None and part[0] == stretch.size)
@@ -291,7 +255,7 @@ class BucketArchive:
                 return
             view = memoryview(stretch.data)[: stretch.size]
             try:
-                one.send(self._bucket, self._plan, stretch.number, view, self._run)
+                one.send(stretch.number, view)
             except BaseException:
                 with self._lock:
                     self._spoil([stretch])
@@ -354,11 +318,10 @@ class BucketArchive:
         for one in self.objects:
             if not one.is_complete:
                 own = [each for each in self._stretches if each.of is one and each.is_up]
-                parts = {each.number: one.parts[each.number] for each in own}
-                if one.upload is None or sum(part.size for part in parts.values()) != one.size:
+                one.parts = {each.number: one.parts[each.number] for each in own}
+                if sum(part.size for part in one.parts.values()) != one.size:
                     return one.start
-                self._bucket.complete(one.name, one.upload, parts, self._plan, self._run)
-                one.is_complete = True
+                one.complete()
         return self.archive.size
 
     def join(self, one: Object, may: Callable[[], bool]) -> bool:
@@ -368,12 +331,12 @@ class BucketArchive:
         self._memory.finish()
         sizes = {each.number: each.size for each in self._stretches if each.of is one}
         try:
-            parts = self._bucket.parts(one.name, one.upload, self._run)
+            one.resume(one.upload)
         except RegistryNotFoundError:  # it was completed before
-            return self._bucket.plan_of(one.name, self._run) == (one.size, self._plan) and may()
-        if {number: part.size for number, part in parts.items()} != sizes or not may():
+            return one.is_there() and may()
+        if {number: part.size for number, part in one.parts.items()} != sizes or not may():
             return False
-        self._bucket.complete(one.name, one.upload, parts, self._plan, self._run)
+        one.complete()
         return True
 
     def _read_back(self, offset: int) -> Generator[bytes, None, None]:
@@ -426,3 +389,39 @@ class BucketArchive:
         if self._back is not None:
             with suppress(ValueError):  # a thread reads still, and ends before the last close
                 self._back.close()
+
+
+class PassingArchive(BucketArchive):
+    """An archive that passes through memory to what compresses it. Nothing else has its bytes, so
+    all wait for one that comes slowly."""
+
+    def __init__(self, files: BucketFiles, archive: Archive) -> None:
+        super().__init__(files.to, archive, 0)
+        self._packed = files
+
+    def resume(self, states: Mapping[str, FileState], uploads: Mapping[str, str]) -> None:
+        self._packed.resume(states, uploads)
+        for stretch in self._stretches:
+            stretch.is_up = bool(self._packed.known)
+
+    def _overtake(self) -> None:
+        """Do nothing."""
+
+    def _awaited(self, stretch: Stretch) -> bool:
+        self._packed.check()
+        if self.follower is not None and self.follower.is_late():
+            raise self.follower.error or MirrorError(
+                "the system has no thread left to compress it",
+                where=self.archive.name,
+                advice="allow more of them (ulimit -u), or leave out --compress",
+            )
+        return super()._awaited(stretch)
+
+    def _send(self, stretch: Stretch) -> None:
+        with self._lock:
+            stretch.is_up = True
+            self._settle(stretch)
+
+    def chunks(self, offset: int, size: int) -> Generator[memoryview, None, None]:
+        if not self._packed.known:
+            yield from super().chunks(offset, size)

@@ -25,13 +25,13 @@ from mirror.bundle.bucket import Bucket
 from mirror.bundle.bucket_place import BucketPlace, plan_of
 from mirror.bundle.follow import EntryCheck, Hash, MakeHash
 from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, SHARDS, file_names
-from mirror.bundle.multipart import BucketArchive, Object
-from mirror.bundle.part_memory import PART
+from mirror.bundle.multipart import BucketArchive
 from mirror.bundle.place import Packing, is_leftover
 from mirror.bundle.seal import Seal, check_limits, parse_seal
 from mirror.bundle.share import Shard, share
 from mirror.bundle.staging import JOURNAL
 from mirror.bundle.sums import CompanionFiles
+from mirror.bundle.uploads import PART, Object
 from mirror.documents import parse_json
 from mirror.errors import (
     ConflictError,

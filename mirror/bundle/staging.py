@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -69,40 +70,47 @@ Follow = Callable[[Archive, ArchiveFile, list[Entry]], Follower]
 """Makes the follower of an archive; it gets the entries that something is claimed about."""
 
 
-class Claims(Protocol):
+class Claims(ABC):
     """What an interrupted run says of the content that it brought. Thread-safe."""
 
     @property
+    @abstractmethod
     def begun(self) -> bool:
         """Whether anything is there that the next run may use."""
 
-    def claims(self, file: ArchiveFile, entry: Entry) -> bool:
+    @abstractmethod
+    def claims(self, archive: str, entry: Entry, /) -> bool:
         """Whether the run says that it brought a part of an entry, so that it must be checked."""
 
-    def holds(self, file: ArchiveFile, entry: Entry) -> bool:
+    @abstractmethod
+    def holds(self, archive: str, entry: Entry, /) -> bool:
         """Whether all of an entry is said to be there."""
 
-    def count(self, digest: Digest) -> int:
-        """How many bytes of a blob are in place, from its beginning on."""
-
-    def note(self, digest: Digest, count: int) -> None:
-        """Note that the first `count` bytes of a blob are written, wherever it belongs."""
-
+    @abstractmethod
     def forget(self, digests: Iterable[Digest]) -> None:
         """These are not there, whatever was said before."""
 
-    def behind(self, place: BlobSlot) -> int:
+    def count(self, _digest: Digest) -> int:
+        """How many bytes of a blob are in place, from its beginning on."""
+        return 0
+
+    def behind(self, _place: BlobSlot) -> int:
         """The same of a place whose bytes nothing can read before its archive is complete."""
-        ...
+        return 0
 
-    def came_short(self, places: Iterable[BlobSlot], *, wrong: bool) -> bool:
+    def note(self, digest: Digest, count: int) -> None:  # noqa: B027 a bucket lists what arrived
+        """Note that the first `count` bytes of a blob are written, wherever it belongs."""
+
+    def came_short(self, _places: Iterable[BlobSlot], *, wrong: bool) -> bool:  # noqa: ARG002
         """Content of these places is `wrong`, or not all there; whether it takes another run to
-        bring it."""
+        bring it. In a folder the same bytes are written again, at the same place."""
+        return False
 
-    def close(self) -> None: ...
+    def close(self) -> None:  # noqa: B027 nothing is open
+        """Let go of what it is written down in."""
 
 
-class Journal:
+class Journal(Claims):
     """Says how many bytes of each blob are in place, from its beginning on. Thread-safe."""
 
     def __init__(self, folder: Folder, part_size: int = 0) -> None:
@@ -130,23 +138,16 @@ class Journal:
     def begun(self) -> bool:
         return bool(self._progress)
 
-    def claims(self, _file: ArchiveFile, entry: Entry) -> bool:
+    def claims(self, _archive: str, entry: Entry) -> bool:
         return entry.digest in self._progress
 
-    def holds(self, _file: ArchiveFile, entry: Entry) -> bool:
+    def holds(self, _archive: str, entry: Entry) -> bool:
         return self._progress.get(entry.digest) == entry.size
-
-    def behind(self, _place: BlobSlot) -> int:
-        return 0
-
-    def came_short(self, _places: Iterable[BlobSlot], *, wrong: bool) -> bool:  # noqa: ARG002 no matter
-        return False  # the same bytes are written again, at the same place
 
     def count(self, digest: Digest) -> int:
         return self._progress.get(digest, 0)
 
     def note(self, digest: Digest, count: int) -> None:
-        """Note that the first `count` bytes of a blob are written, wherever it belongs."""
         with self._lock:
             self._progress[digest] = count
             self._append(f"{digest} {count}\n")
@@ -284,7 +285,7 @@ class ArchiveStaging:
                 file = files[name]
                 follower = None
                 if follow is not None:
-                    claimed = [entry for entry in archive.entries if journal.claims(file, entry)]
+                    claimed = [entry for entry in archive.entries if journal.claims(name, entry)]
                     follower = follow(archive, file, claimed)
                 manifests = archive.inventory.manifest_nodes()
                 between = self._between[name] = deque()
@@ -309,7 +310,7 @@ class ArchiveStaging:
 
     def has(self, place: BlobSlot) -> bool:
         """Whether an interrupted run has brought all of the content of a place."""
-        return self.journal.holds(place.file, place.entry)
+        return self.journal.holds(place.archive, place.entry)
 
     def due_before(self, blob: BlobSlot) -> list[BlobSlot]:
         """What lies between blobs (manifests, an archive's own files) before that of a place.

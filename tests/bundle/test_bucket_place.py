@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle import part_memory
+from mirror.bundle import uploads
 from mirror.bundle.bucket import Bucket, BucketAddress
 from mirror.bundle.bucket_place import BucketPlace
 from mirror.bundle.location import RemotePath
 from mirror.bundle.multipart import cut
-from mirror.bundle.part_memory import PART
 from mirror.bundle.place import AS_USUAL, Packing
 from mirror.bundle.seal import Seal
+from mirror.bundle.uploads import PART
 from mirror.errors import (
     ConflictError,
     DeniedError,
@@ -381,8 +381,8 @@ class FirstIsLast(Counted):
 def test_others_do_not_wait_for_a_large_blob_that_comes_slowly(
     jobs: int, storage: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(part_memory, "_PATIENCE_S", 0.1)
-    monkeypatch.setattr(part_memory, "_LOOK_S", 0.05)
+    monkeypatch.setattr(uploads, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(uploads, "_LOOK_S", 0.05)
     store = MemoryStore()
     layers = [bytes([number]) * (12 * MIB + number) for number in range(5)]
     put_image(store, "", "v1", layers=layers)

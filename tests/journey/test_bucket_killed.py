@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.bundle.part_memory import PART
+from mirror.bundle.uploads import PART
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
 from tests.journey.test_disk import assert_untouched, traced
