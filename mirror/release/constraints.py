@@ -294,10 +294,8 @@ def find_by_probing(
         while there_is(here):
             here = here.bump_patch()
         here = here.bump_minor()
-        if there_is(here):
-            here = here.bump_patch()
-            continue
-        here = here.bump_major()
         if not there_is(here):
-            return found
+            here = here.bump_major()
+            if not there_is(here):
+                return found
         here = here.bump_patch()

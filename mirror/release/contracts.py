@@ -9,6 +9,7 @@ import base64
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -119,10 +120,10 @@ class BundleVersions:
             for group in contract.any_of
             if not any(self.has(member) for member in group.members)
         ]
-        platform = contract.deckhouse
-        if platform is not None and self.platform and not self._has_platform(platform):
+        platform = Requirement("", contract.deckhouse)
+        if self.platform and not any(map(platform.accepts, self.platform)):
             missing.append(
-                f"it needs a platform release {platform}, and the bundle has "
+                f"it needs a platform release {platform.constraint}, and the bundle has "
                 f"{', '.join(map(str, self.platform))}"
             )
         return missing
@@ -139,9 +140,6 @@ class BundleVersions:
         """Which versions of a module the bundle has; continues a sentence after `the bundle`."""
         versions = self.modules.get(module)
         return f"has {', '.join(map(str, versions))}" if versions else "does not have it"
-
-    def _has_platform(self, constraint: Constraint) -> bool:
-        return any(constraint.accepts(comparable(version)) for version in self.platform)
 
 
 # -- as it is written -----------------------------------------------------------------------------
@@ -225,14 +223,11 @@ def _decoded(annotation: str) -> Any:
     if len(annotation) > MAX_CONTRACT * 4 // 3 + 4:
         raise ValueError(f"it is longer than {MAX_CONTRACT} bytes")
     try:
-        raw = base64.b64decode("".join(annotation.split()), validate=True)
-        text = raw.decode()
+        text = base64.b64decode("".join(annotation.split()), validate=True).decode()
     except ValueError as err:
         raise ValueError(f"not base64 of a text: {err}") from err
-    try:
+    with suppress(ValueError):  # YAML is tolerated, and its reader says more about what is wrong
         return parse_json(text)
-    except ValueError:
-        pass  # YAML is tolerated, and its reader says more about what is wrong
     try:
         return parse_yaml(text, texts_only=True)
     except ValueError as err:
@@ -240,19 +235,19 @@ def _decoded(annotation: str) -> Any:
 
 
 def _checked(wire: _WrittenContract, name: str, version: str) -> Contract:
-    needs, at = wire.requirements, "requirements.modules"
+    needs, at = wire.requirements, "requirements"
     modules, plugins = needs.modules, needs.plugins
     contract = Contract(
         wire.name or name,
         wire.version or version,
-        _constraint(needs.deckhouse.constraint, "requirements.deckhouse"),
-        _constraint(needs.kubernetes.constraint, "requirements.kubernetes"),
-        tuple(_needs(modules.mandatory, f"{at}.mandatory")),
-        tuple(_needs(modules.conditional, f"{at}.conditional")),
-        tuple(_groups(modules.any_of, f"{at}.anyOf")),
-        tuple(_groups(modules.none_of, f"{at}.noneOf")),
-        tuple(_needs(plugins.mandatory, "requirements.plugins.mandatory", plugin=True)),
-        tuple(_needs(plugins.conditional, "requirements.plugins.conditional", plugin=True)),
+        _constraint(needs.deckhouse.constraint, f"{at}.deckhouse"),
+        _constraint(needs.kubernetes.constraint, f"{at}.kubernetes"),
+        tuple(_needs(modules.mandatory, f"{at}.modules.mandatory")),
+        tuple(_needs(modules.conditional, f"{at}.modules.conditional")),
+        tuple(_groups(modules.any_of, f"{at}.modules.anyOf")),
+        tuple(_groups(modules.none_of, f"{at}.modules.noneOf")),
+        tuple(_needs(plugins.mandatory, f"{at}.plugins.mandatory", plugin=True)),
+        tuple(_needs(plugins.conditional, f"{at}.plugins.conditional", plugin=True)),
     )
     _check_apart(contract)
     return contract

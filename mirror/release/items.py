@@ -1,6 +1,7 @@
 """Modules and packages: which versions and channels belong in a bundle, and their images.
 
-The first part decides, from facts alone; the second asks the source for the facts.
+The first part decides, from facts alone; the second asks the source for the facts. `index` is the
+kind of an item: `modules` or `packages`, the repository whose tags name all of them.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from mirror.layout import (
     MODULES,
     PACKAGE_VERSIONS_ARCHIVE,
     PACKAGES,
-    RELEASES_LEAF,
     is_attachment_tag,
     names_component,
+    repositories_of,
     tags_in_order,
     tags_of_versions,
     version_tag,
@@ -72,7 +73,7 @@ def select_item(
     ignores both. A channel that leads to a tag which the user excluded (`left_out`) is left out.
     """
     if wanted.is_exact:
-        kept = [tag for tag in select_versions(wanted, tags) if not left_out(tag)]
+        kept = [tag for tag in select_versions(wanted.wanted, tags) if not left_out(tag)]
         aliases = {name: tag for name, tag in _aliases(wanted).items() if tag in kept}
         return SelectedVersions(tags_in_order(kept), (), aliases)
     spelled = tags_of_versions(tags)
@@ -81,15 +82,16 @@ def select_item(
         for name in CHANNELS
         if name in channels
     }
-    chosen = [tag for tag in (*leads.values(), *select_versions(wanted, tags)) if not left_out(tag)]
+    every = (*leads.values(), *select_versions(wanted.wanted, tags))
+    chosen = [tag for tag in every if not left_out(tag)]
     warnings = tuple(
         f"{wanted.name}@{one}: +{one.channel} has no effect, because {wanted.name} is asked for by "
         "constraint too and then keeps its own channels"
         for one in wanted.exact_tags
         if one.channel
     )
-    kept_channels = tuple(name for name, tag in leads.items() if tag in chosen)
-    return SelectedVersions(tags_in_order(chosen), kept_channels, {}, warnings)
+    leading = tuple(name for name, tag in leads.items() if tag in chosen)
+    return SelectedVersions(tags_in_order(chosen), leading, {}, warnings)
 
 
 def _aliases(wanted: ItemFilter) -> dict[str, str]:
@@ -103,20 +105,7 @@ def _aliases(wanted: ItemFilter) -> dict[str, str]:
 # -- what the source says -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ItemKind:
-    """Modules or packages: what they are called, and the repository whose tags name them."""
-
-    noun: str
-    index: str
-
-    def releases(self, name: str) -> str:
-        """The repository of an item's versions and channels."""
-        return f"{self.index}/{name}/{RELEASES_LEAF[self.index]}"
-
-
-MODULE = ItemKind("module", MODULES)
-PACKAGE = ItemKind("package", PACKAGES)
+_NOUNS = {MODULES: "module", PACKAGES: "package"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,60 +119,61 @@ class SelectedItem:
 
 
 def select_items(
-    source: ReleaseSource, kind: ItemKind, wanted: Filter, selection: Selection
+    source: ReleaseSource, index: str, wanted: Filter | None, selection: Selection
 ) -> list[SelectedItem]:
     """Select every item of a kind that `wanted` takes, with its versions; sorted by name."""
+    if wanted is None:
+        return []
     for warning in wanted.warnings:
         source.warn(warning)
-    names = _names(source, kind, wanted, selection)
     items = source.each(
-        f"{kind.noun}s",
-        names,
-        lambda name: _ItemSelecting(source, kind, name, wanted, selection).select(),
+        index,
+        _names(source, index, wanted, selection),
+        lambda name: _ItemSelecting(source, index, name, wanted, selection).select(),
     )
     for item in items:
         # Only now, so that warnings come in the order of the items and not of the answers.
         for warning in item.warnings:
             source.warn(warning)
         if not item.versions and item.name in wanted.names:
-            source.warn(f"{kind.noun} {item.name} has no version at the source; it is left out")
+            source.warn(f"{_NOUNS[index]} {item.name} has no version at the source; it is left out")
     return [item for item in items if item.images]
 
 
 def _names(
-    source: ReleaseSource, kind: ItemKind, wanted: Filter, selection: Selection
+    source: ReleaseSource, index: str, wanted: Filter, selection: Selection
 ) -> Sequence[str]:
     if selection.probing:
         return wanted.names
-    published = _published(source, kind)
+    published = _published(source, index)
+    where, noun = source.tree.origin(index), _NOUNS[index]
     if published is None:
-        where = source.tree.origin(kind.index)
         if wanted.names:
             raise SourceContentError(
-                f"{where} does not exist, so there is no {kind.noun} {', '.join(wanted.names)}; "
+                f"{where} does not exist, so there is no {noun} {', '.join(wanted.names)}; "
                 "check --source, and that your licence covers it"
             )
-        if selection.modules_must_exist and kind is MODULE:
+        if selection.modules_must_exist and index == MODULES:
             raise SourceContentError(
                 f"{where} does not exist, where --modules-path-suffix says that modules are; "
                 "correct it, or leave modules out with --no-modules"
             )
-        source.warn(f"{where} does not exist; no {kind.noun}s are taken")
+        source.warn(f"{where} does not exist; no {index} are taken")
         return ()
     unknown = sorted(set(wanted.names) - published)
     if unknown:
         raise SourceContentError(
-            f"{source.tree.origin(kind.index)} has no {kind.noun} {', '.join(unknown)}; "
+            f"{where} has no {noun} {', '.join(unknown)}; "
             f"it has: {', '.join(sorted(published)) or 'none'}"
         )
     for name in sorted(wanted.items.keys() - published if wanted.excludes else ()):
-        source.warn(f"there is no {kind.noun} {name} to leave out; is the name right?")
+        source.warn(f"there is no {noun} {name} to leave out; is the name right?")
     return sorted(name for name in published if wanted.matches(name))
 
 
-def _published(source: ReleaseSource, kind: ItemKind) -> frozenset[str] | None:
+def _published(source: ReleaseSource, index: str) -> frozenset[str] | None:
     """The names of all items: those tags of their index that name one."""
-    tags = source.tags(kind.index)
+    tags = source.tags(index)
     return tags and frozenset(tag for tag in tags if names_component(tag))
 
 
@@ -191,13 +181,13 @@ class _ItemSelecting:
     """One module or package, while its versions and images are selected."""
 
     def __init__(
-        self, source: ReleaseSource, kind: ItemKind, name: str, wanted: Filter, selection: Selection
+        self, source: ReleaseSource, index: str, name: str, wanted: Filter, selection: Selection
     ) -> None:
-        self._source, self._kind, self._name, self._selection = source, kind, name, selection
+        self._source, self._name, self._selection = source, name, selection
         self._filter, self._entry = wanted, wanted.constraint_for(name)
-        self._repository, self._releases = f"{kind.index}/{name}", kind.releases(name)
-        named = f" ({self._entry})" if self._entry.wanted else ""
-        self._title = f"{kind.noun} {name}{named}"
+        self._repository, self._releases = repositories_of(index, name)
+        self._called = f"{_NOUNS[index]} {name}"
+        self._title = self._called + (f" ({self._entry})" if self._entry.wanted else "")
         self._warnings: list[str] = []
 
     def select(self) -> SelectedItem:
@@ -207,9 +197,9 @@ class _ItemSelecting:
             facts = read_channels(self._source, self._releases, listed)
         tags = self._tags()
         for constraint in self._entry.constraints:
-            if not select_versions(constraint, tags):
+            if not select_versions((constraint,), tags):
                 self._warnings.append(
-                    f"no version of {self._kind.noun} {self._name} fits {constraint}; "
+                    f"no version of {self._called} fits {constraint}; "
                     "what its release channels lead to is taken"
                 )
         chosen = select_item(
@@ -222,10 +212,8 @@ class _ItemSelecting:
         images: list[WantedImage] = []
         if not self._selection.only_extra_images:
             images += self._release_images(chosen, facts)
-            for tag in chosen.tags:
-                images += self._version_images(tag)
         for tag in chosen.tags:
-            images += self._extra_images(tag)
+            images += self._version_images(tag)
         return SelectedItem(self._name, chosen.tags, tuple(images), tuple(self._warnings))
 
     def _tags(self) -> Collection[str]:
@@ -264,14 +252,29 @@ class _ItemSelecting:
         ]
 
     def _version_images(self, tag: str) -> list[WantedImage]:
-        """A version's main image, and the images that it lists by digest."""
+        """A version's main image, and the images that it lists: by digest, and extra ones.
+
+        Extra images lie in repositories of their own below the item's, such as databases.
+        """
         manifest = self._main(tag)
         where = self._source.where(self._repository, tag)
-        internal = find_digests(self._files(tag).get(MODULE_IMAGES_DIGESTS, b""))
+        lists = (MODULE_IMAGES_DIGESTS, EXTRA_IMAGES)
+        files = self._source.files(self._repository, manifest, lists)
+        why = f"{EXTRA_IMAGES} of {where}"
+        extras = [
+            WantedImage.of(
+                f"{self._repository}/extra/{name}", one, why, optional=True, notable=True
+            )
+            for name, one in parse_extra_images(files.get(EXTRA_IMAGES, b"{}"), where).items()
+        ]
+        if self._selection.only_extra_images:
+            return extras
         why = f"{MODULE_IMAGES_DIGESTS} of {where}"
+        internal = find_digests(files.get(MODULE_IMAGES_DIGESTS, b""))
         return [
             WantedImage.of(self._repository, tag, self._title, manifest.digest),
             *(WantedImage.of(self._repository, digest, why) for digest in internal),
+            *extras,
         ]
 
     def _main(self, tag: str) -> Manifest:
@@ -281,27 +284,8 @@ class _ItemSelecting:
             known = () if self._selection.probing else self._source.tags(self._repository) or ()
             newest = list(reversed(tags_of_versions(known).values()))[:5]
             has = f"; its newest are {', '.join(newest)}" if newest else ""
-            raise SourceContentError(
-                f"{self._kind.noun} {self._name} has no tag {tag} at the source{has}"
-            )
+            raise SourceContentError(f"{self._called} has no tag {tag} at the source{has}")
         return self._source.required(self._repository, tag, self._title)
-
-    def _extra_images(self, tag: str) -> list[WantedImage]:
-        """Images in repositories of their own below the item's, such as databases."""
-        where = self._source.where(self._repository, tag)
-        extras = parse_extra_images(self._files(tag).get(EXTRA_IMAGES, b"{}"), where)
-        why = f"{EXTRA_IMAGES} of {where}"
-        return [
-            WantedImage.of(
-                f"{self._repository}/extra/{name}", tag, why, optional=True, notable=True
-            )
-            for name, tag in extras.items()
-        ]
-
-    def _files(self, tag: str) -> dict[str, bytes]:
-        """Both lists of images in a version's main image, found in one reading."""
-        manifest = self._main(tag)
-        return self._source.files(self._repository, manifest, (MODULE_IMAGES_DIGESTS, EXTRA_IMAGES))
 
 
 def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list[WantedImage]:
@@ -312,7 +296,7 @@ def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list
     access to their index is denied, else those that `wanted` does not name.
     """
     try:
-        published = sorted(_published(source, PACKAGE) or ())
+        published = sorted(_published(source, PACKAGES) or ())
     except DeniedError as err:
         if wanted is not None:
             raise
@@ -321,7 +305,7 @@ def package_version_images(source: ReleaseSource, wanted: Filter | None) -> list
 
     def of_package(name: str) -> tuple[list[WantedImage], str | None]:
         asked_for = wanted is not None and name in wanted.names
-        repository = PACKAGE.releases(name)
+        _, repository = repositories_of(PACKAGES, name)
         why = f"the tags of package {name}"
         try:
             tags = sorted(source.tags(repository) or ())

@@ -165,7 +165,7 @@ def _constrained(
 ) -> SelectedReleases:
     versions = [fact.version for fact in channels if constraint.accepts(fact.version)]
     spelled = {tag: version for version, tag in tags_of_versions(tags).items()}
-    versions += [spelled[tag] for tag in select_versions(constraint, tags)]
+    versions += [spelled[tag] for tag in select_versions((constraint,), tags)]
     if not versions:
         offered = [fact.version for fact in channels] + list(spelled.values())
         raise NotFoundError(
@@ -357,25 +357,22 @@ def _facts(
     source: ReleaseSource, wanted: PlatformSelection, *, probing: bool
 ) -> tuple[dict[str, ChannelFact], Collection[str]]:
     """Ask which channels exist and where they lead, and for the tags that spell versions."""
-    tags: Collection[str] = CHANNELS
+    tags: Collection[str] | None = CHANNELS
     if not probing:
-        tags = _listed(source, wanted)
-        check_channels(tags, wanted.tag)
+        tags = source.tags(RELEASE_CHANNEL)
+        if tags is None and (wanted.tag is None or wanted.tag in CHANNELS):
+            raise SourceContentError(
+                f"{source.tree.origin(RELEASE_CHANNEL)} does not exist; {_edition_hint(source)}; a "
+                "source that cannot list tags, such as a proxy, takes --proxy-registry"
+            )
+        check_channels(tags or (), wanted.tag)
     facts = source.each(
-        "release channels", _named(tags), lambda name: read_channel(source, RELEASE_CHANNEL, name)
+        "release channels",
+        _named(tags or ()),
+        lambda name: read_channel(source, RELEASE_CHANNEL, name),
     )
     channels = {fact.name: fact for fact in facts if fact is not None}
-    return channels, _probed(source, wanted) if probing else tags
-
-
-def _listed(source: ReleaseSource, wanted: PlatformSelection) -> frozenset[str]:
-    tags = source.tags(RELEASE_CHANNEL)
-    if tags is None and (wanted.tag is None or wanted.tag in CHANNELS):
-        raise SourceContentError(
-            f"{source.tree.origin(RELEASE_CHANNEL)} does not exist; {_edition_hint(source)}; a "
-            "source that cannot list tags, such as a proxy, takes --proxy-registry"
-        )
-    return tags or frozenset()
+    return channels, _probed(source, wanted) if probing else tags or ()
 
 
 def _probed(source: ReleaseSource, wanted: PlatformSelection) -> list[str]:

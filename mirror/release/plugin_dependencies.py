@@ -7,9 +7,10 @@ dependency fails only if no version that fits it can be had with all that this o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 from semver import Version
@@ -114,10 +115,9 @@ class TooTangledError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Circumstances:
-    """Everything that decided a failure: the plugins that were looked at, which of them led here
-    or were chosen already, and how much of `MAX_DEPTH` was used."""
+    """Everything that decided a failure: which of the plugins that were looked at led here or were
+    chosen already, and how much of `MAX_DEPTH` was used."""
 
-    looked_at: frozenset[str]
     chain: frozenset[str]
     chosen: frozenset[Candidate]
     depth: int
@@ -130,7 +130,7 @@ class Dependencies:
     """
 
     def __init__(self, facts: PluginFacts, bundle: BundleVersions, *, proxy: bool) -> None:
-        self._facts, self._bundle, self._proxy = facts, bundle, proxy
+        self.facts, self.bundle, self.proxy = facts, bundle, proxy
         self.journal = ChoiceLog()
         self._stable_versions: dict[str, list[Candidate]] = {}
         self._contracts: dict[Candidate, Contract | SourceContentError] = {}
@@ -158,7 +158,7 @@ class Dependencies:
     def stable(self, name: str) -> list[Candidate]:
         """All versions of a plugin that are meant for use, newest first."""
         if name not in self._stable_versions:
-            tags = tags_of_versions(self._facts.tags(name) or ())
+            tags = tags_of_versions(self.facts.tags(name) or ())
             self._stable_versions[name] = [
                 Candidate(name, version, tags[version])
                 for version in reversed(tags)
@@ -170,7 +170,7 @@ class Dependencies:
         """What a version needs, or why its contract cannot be read. Asked for once."""
         if candidate not in self._contracts:
             try:
-                self._contracts[candidate] = self._facts.contract(candidate.name, candidate.tag)
+                self._contracts[candidate] = self.facts.contract(candidate.name, candidate.tag)
             except SourceContentError as err:
                 self._contracts[candidate] = err
         return self._contracts[candidate]
@@ -186,6 +186,23 @@ class Dependencies:
             self.journal.back_to(mark)
             raise
 
+    def first_taken(
+        self, candidates: Iterable[Candidate], take: Callable[[Candidate], str | None]
+    ) -> tuple[Candidate | None, str | None]:
+        """The first that can be taken, and why the one before all others cannot.
+
+        What cannot be taken leaves no trace in the journal.
+        """
+        first: str | None = None
+        for candidate in candidates:
+            mark = self.journal.mark()
+            reason = take(candidate)
+            if reason is None:
+                return candidate, first
+            self.journal.back_to(mark)
+            first = first or f"{candidate}: {reason}"
+        return None, first
+
     def take(
         self, candidate: Candidate, chain: tuple[str, ...] = (), *, module: str = "", strict: bool
     ) -> str | None:
@@ -197,7 +214,7 @@ class Dependencies:
         contract = self.contract(candidate)
         if isinstance(contract, Contract):
             self.spend(1 + len(contract.served_modules))
-            missing = self._bundle.missing(contract, module) if strict else ()
+            missing = self.bundle.missing(contract, module) if strict else ()
             if missing:
                 return missing[0]
             if not strict:
@@ -208,7 +225,7 @@ class Dependencies:
         """Warn of what the plugin needs of the bundle and does not find."""
         self.journal.warnings += [
             f"plugin {candidate} is in the bundle, but {missing}"
-            for missing in self._bundle.missing(contract)
+            for missing in self.bundle.missing(contract)
         ]
 
     def complete(
@@ -237,28 +254,30 @@ class Dependencies:
                 self.journal.choose(chosen, edge)
                 return None
         wish = f"it needs plugin {need}"
-        if self._proxy:
+        if self.proxy:
             return f"{wish}; name that too, as in --include-plugin {need.name}@=v1.0.0"
         if need.name in chain:
             return f"{wish}, which in turn needs it: {' -> '.join((*chain, need.name))}"
         if len(chain) > MAX_DEPTH:
             return f"{wish}, at the end of a chain of more than {MAX_DEPTH} plugins"
-        first: str | None = None
-        for candidate in self.stable(need.name):
-            self.spend(need.weight)
-            if not need.accepts(candidate.version):
-                continue
-            reason = self._try(candidate, chain, strict=strict)
-            if reason is None:
-                self.journal.choose(candidate, edge)
-                return None
-            first = first or f"{candidate}: {reason}"
+        taken, first = self.first_taken(
+            self._fitting(need), partial(self._try, chain=chain, strict=strict)
+        )
+        if taken is not None:
+            self.journal.choose(taken, edge)
+            return None
         reason = f"{wish}, but {first or 'no such version is published'}"
         self._first_reason = self._first_reason or reason
         return reason
 
+    def _fitting(self, need: Requirement) -> Iterator[Candidate]:
+        for candidate in self.stable(need.name):
+            self.spend(need.weight)
+            if need.accepts(candidate.version):
+                yield candidate
+
     def _try(self, candidate: Candidate, chain: tuple[str, ...], *, strict: bool) -> str | None:
-        """`take` it; a failure leaves no trace, and is remembered for the same circumstances."""
+        """`take` it; a failure is remembered for the same circumstances."""
         failures = self._failures.setdefault((candidate, strict), {})
         for looked_at, known in failures.items():
             self.spend(len(looked_at))
@@ -277,7 +296,7 @@ class Dependencies:
         mark = self.journal.mark()
         reason = self.take(candidate, chain, strict=strict)
         if reason is not None:
-            self.journal.back_to(mark)
+            self.journal.back_to(mark)  # what was chosen here did not decide the failure
             looked_at = frozenset(self._looked_at)
             failures.setdefault(looked_at, {})[self._circumstances(looked_at, chain)] = reason
         self._looked_at |= before
@@ -285,4 +304,4 @@ class Dependencies:
 
     def _circumstances(self, looked_at: frozenset[str], chain: tuple[str, ...]) -> _Circumstances:
         chosen = frozenset(one for name in looked_at for one in self.journal.chosen(name))
-        return _Circumstances(looked_at, looked_at.intersection(chain), chosen, len(chain))
+        return _Circumstances(looked_at.intersection(chain), chosen, len(chain))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from semver import Version
@@ -80,10 +81,10 @@ def select_plugins(
         InputError, NotFoundError, SourceContentError: `wanted` names what cannot be a plugin, what
             the source does not publish, or what cannot be taken.
     """
-    bundle = BundleVersions(modules, platform)
-    selecting = _Selecting(facts, bundle, Dependencies(facts, bundle, proxy=proxy), proxy=proxy)
+    dependencies = Dependencies(facts, BundleVersions(modules, platform), proxy=proxy)
+    selecting = _Selecting(dependencies)
     selecting.take_for_modules()
-    selecting.afresh()
+    dependencies.afresh()  # what a user names is found, however much the rest of the source took
     selecting.take_wanted(sorted(wanted, key=lambda item: item.name))
     return selecting.selected()
 
@@ -91,16 +92,11 @@ def select_plugins(
 class _Selecting:
     """Reasons are texts: None means that something could be done, a text why it could not."""
 
-    def __init__(
-        self, facts: PluginFacts, bundle: BundleVersions, dependencies: Dependencies, *, proxy: bool
-    ) -> None:
-        self._facts, self._bundle, self._proxy = facts, bundle, proxy
+    def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies, self._journal = dependencies, dependencies.journal
+        self._facts, self._bundle = dependencies.facts, dependencies.bundle
+        self._proxy = dependencies.proxy
         self._skipped: dict[str, str] = {}
-
-    def afresh(self) -> None:
-        """Let what a user names be found, however much the rest of the source took."""
-        self._dependencies.afresh()
 
     # -- by the bundle's modules ------------------------------------------------------------------
 
@@ -151,39 +147,30 @@ class _Selecting:
         self, versions: Iterable[Candidate], module: str, version: Version
     ) -> str | None:
         """Choose the newest version that is for this version of the module."""
-        first: str | None = None
-        take, spend = self._dependencies.take, self._dependencies.spend
+
+        def take(candidate: Candidate) -> str | None:
+            contract = self._dependencies.contract(candidate)
+            served = contract.serves(module) if isinstance(contract, Contract) else ()
+            accepting = [need for need in served if need.accepts(version)]
+            self._dependencies.spend(1 + sum(need.weight for need in accepting))
+            if isinstance(contract, SourceContentError):
+                return str(contract)
+            if not served:
+                return f"it is not for module {module}"
+            if not accepting:
+                return f"it needs module {' or '.join(map(str, served))}"
+            reason = self._dependencies.take(candidate, module=module, strict=True)
+            if reason is None:
+                texts = " || ".join(str(need.constraint or "") for need in accepting)
+                self._journal.choose(candidate, Edge("module", module, texts))
+            return reason
+
         try:
             with self._dependencies.budget():
-                for candidate in versions:
-                    mark = self._journal.mark()
-                    needs, reason = self._needs_of(candidate, module, version)
-                    spend(1 + sum(need.weight for need in needs))
-                    reason = reason or take(candidate, module=module, strict=True)
-                    if reason is None:
-                        texts = " || ".join(str(need.constraint or "") for need in needs)
-                        self._journal.choose(candidate, Edge("module", module, texts))
-                        return None
-                    self._journal.back_to(mark)
-                    first = first or f"{candidate}: {reason}"
+                taken, first = self._dependencies.first_taken(versions, take)
         except TooTangledError as err:
             return str(err)
-        return first or "it has no versions"
-
-    def _needs_of(
-        self, candidate: Candidate, module: str, version: Version
-    ) -> tuple[list[Requirement], str | None]:
-        """What in the contract makes the plugin one for this version of the module."""
-        contract = self._dependencies.contract(candidate)
-        if isinstance(contract, SourceContentError):
-            return [], str(contract)
-        served = contract.serves(module)
-        accepting = [need for need in served if need.accepts(version)]
-        if not served:
-            return [], f"it is not for module {module}"
-        if not accepting:
-            return [], f"it needs module {' or '.join(map(str, served))}"
-        return accepting, None
+        return None if taken is not None else first or "it has no versions"
 
     # -- by flag ----------------------------------------------------------------------------------
 
@@ -245,10 +232,12 @@ class _Selecting:
 
     def _take_newest(self, name: str, constraint: Constraint | None) -> None:
         flag = f"{name}@{constraint}" if constraint else name
-        tags = self._published(name, flag)
+        tags, need = self._published(name, flag), Requirement(name, constraint)
+        fitting = (one for one in self._dependencies.stable(name) if need.accepts(one.version))
         try:
             with self._dependencies.budget():
-                taken, first = self._newest_complete(name, constraint)
+                take = partial(self._dependencies.take, strict=False)
+                taken, first = self._dependencies.first_taken(fitting, take)
         except TooTangledError as err:
             taken, first = None, str(err)
         if taken is None and first:
@@ -260,23 +249,6 @@ class _Selecting:
             self._journal.warnings.append(
                 f"--include-plugin {flag}: {taken.tag} is taken, because {first}"
             )
-
-    def _newest_complete(
-        self, name: str, constraint: Constraint | None
-    ) -> tuple[Candidate | None, str | None]:
-        """The newest version that can be had, and why a newer one cannot."""
-        need = Requirement(name, constraint)
-        first: str | None = None
-        for candidate in self._dependencies.stable(name):
-            if not need.accepts(candidate.version):
-                continue
-            mark = self._journal.mark()
-            reason = self._dependencies.take(candidate, strict=False)
-            if reason is None:
-                return candidate, first
-            self._journal.back_to(mark)
-            first = first or f"{candidate}: {reason}"
-        return None, first
 
     def _published(self, name: str, flag: str) -> Collection[str]:
         tags = self._facts.tags(name)

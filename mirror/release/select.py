@@ -13,12 +13,12 @@ from types import MappingProxyType
 from typing import Any
 
 from mirror.errors import SourceContentError
-from mirror.layout import CHANNELS, INSTALLER, PLUGINS, SECURITY_DATABASES
+from mirror.layout import CHANNELS, INSTALLER, MODULES, PACKAGES, PLUGINS, SECURITY_DATABASES
 from mirror.oci import Descriptor, Digest, Manifest, Platform
 from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import referrers_tag
 from mirror.release.discovery import json_object
-from mirror.release.items import MODULE, PACKAGE, package_version_images, select_items
+from mirror.release.items import package_version_images, select_items
 from mirror.release.platform import SelectedPlatform, select_platform_images
 from mirror.release.plugins import PluginChoice, plugins_for
 from mirror.release.selection import Selection, WantedImage
@@ -80,10 +80,8 @@ def select(source: ReleaseSource, selection: Selection) -> SelectedContent:
         )
     if selection.security:
         images += _security_databases(source)
-    modules, packages = (
-        select_items(source, kind, wanted, selection) if wanted is not None else []
-        for kind, wanted in ((MODULE, selection.modules), (PACKAGE, selection.packages))
-    )
+    modules = select_items(source, MODULES, selection.modules, selection)
+    packages = select_items(source, PACKAGES, selection.packages, selection)
     for item in (*modules, *packages):
         images += item.images
     if not selection.probing and not selection.only_extra_images:

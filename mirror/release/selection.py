@@ -35,6 +35,7 @@ _FORMS = (
     "write =TAG for exactly one tag, a constraint such as '>=1.2 <1.5', '~1.2.3' or '^1.2', or a "
     "version such as 1.2.0 for it and all later ones of its major version"
 )
+_QUOTE = "the shell takes > and < for redirections unless they are quoted, so write"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,10 @@ class ItemFilter:
     def covers(self, tag: str) -> bool:
         """Whether `wanted` names `tag`."""
         version = parse_version(tag)
-        if any(one.tag == tag for one in self.exact_tags):
-            return True
-        return version is not None and (
-            any(parse_version(one.tag) == version for one in self.exact_tags)
-            or any(one.accepts(version) for one in self.constraints)
+        if version is None:
+            return any(one.tag == tag for one in self.exact_tags)
+        return any(parse_version(one.tag) == version for one in self.exact_tags) or any(
+            one.accepts(version) for one in self.constraints
         )
 
     def __str__(self) -> str:
@@ -164,9 +164,8 @@ def parse_filter(text: str, flag: str = "--include-module") -> ItemFilter:
         return ItemFilter(name)
     if not version:
         raise InputError(
-            f"{flag} {text[:120]!r}: the version constraint is missing after '@'; the shell takes "
-            f"> and < for redirections unless they are quoted, so write {flag} '{name}@>=1.0.0', "
-            "or check the variable that should have filled it"
+            f"{flag} {text[:120]!r}: the version constraint is missing after '@'; {_QUOTE} {flag} "
+            f"'{name}@>=1.0.0', or check the variable that should have filled it"
         )
     return ItemFilter(name, (_parse_wanted(version, f"{flag} {text[:120]!r}"),))
 
@@ -176,15 +175,13 @@ def parse_platform(text: str, flag: str = "--include-platform") -> ExactTag | Co
     version = text.strip()
     if not version:
         raise InputError(
-            f"{flag} has no version constraint; the shell takes > and < for redirections unless "
-            f"they are quoted, so write {flag} '>=1.64', or check the variable that should have "
-            "filled it"
+            f"{flag} has no version constraint; {_QUOTE} {flag} '>=1.64', or check the variable "
+            "that should have filled it"
         )
     if version.startswith("-"):
         raise InputError(
-            f"{flag} {version[:120]!r} is another flag, not a version; the shell takes > and < for "
-            f"redirections unless they are quoted, so write {flag} '>=1.64' (and remove the file "
-            "that it made, such as '=1.64')"
+            f"{flag} {version[:120]!r} is another flag, not a version; {_QUOTE} {flag} '>=1.64' "
+            "(and remove the file that it made, such as '=1.64')"
         )
     if "/" in version or "\\" in version or version in (".", "..", "~"):
         raise InputError(
@@ -194,24 +191,22 @@ def parse_platform(text: str, flag: str = "--include-platform") -> ExactTag | Co
     return _parse_wanted(version, f"{flag} {version[:120]!r}")
 
 
-def select_versions(
-    wanted: ItemFilter | ExactTag | Constraint | None, tags: Collection[str]
-) -> list[str]:
-    """Return the tags that `wanted` selects among `tags`, those of the item.
+def select_versions(wanted: Iterable[ExactTag | Constraint], tags: Collection[str]) -> list[str]:
+    """Return the tags that `wanted` selects among `tags`, those of the item; each once, in order.
 
     A constraint selects the latest patch of each minor version that it accepts, and its inclusive
-    bounds where they exist, oldest first. Exact tags are selected whether listed or not. Several
-    constraints select in their order, each tag once.
+    bounds where they exist, oldest first. Exact tags are selected whether listed or not.
     """
-    if isinstance(wanted, ExactTag):
-        return [wanted.tag]
-    if isinstance(wanted, Constraint):
-        spelled = tags_of_versions(tags)
-        accepted = [version for version in spelled if wanted.accepts(version)]
-        chosen = {*latest_patches(accepted), *(v for v in wanted.anchors if v in accepted)}
-        return [spelled[version] for version in accepted if version in chosen]
-    every = wanted.wanted if wanted is not None else ()
-    return list(dict.fromkeys(tag for one in every for tag in select_versions(one, tags)))
+    found: list[str] = []
+    spelled = tags_of_versions(tags)
+    for one in wanted:
+        if isinstance(one, ExactTag):
+            found.append(one.tag)
+        else:
+            accepted = [version for version in spelled if one.accepts(version)]
+            chosen = {*latest_patches(accepted), *one.anchors}
+            found += [spelled[version] for version in accepted if version in chosen]
+    return list(dict.fromkeys(found))
 
 
 def _merged(texts: Iterable[str], flag: str) -> dict[str, ItemFilter]:
@@ -293,24 +288,22 @@ class PlatformSelection:
                 f"{' and '.join(given)} contradict each other: each says alone which platform "
                 "releases to take; keep one of them"
             )
-        tag, constraint, since = deckhouse_tag, None, None
-        if tag is not None and not valid_tag(tag):
+        if deckhouse_tag is not None and not valid_tag(deckhouse_tag):
             raise InputError(
-                f"--deckhouse-tag {tag[:120]!r} is not a tag; write a release channel, a version "
-                "such as v1.69.0, or any other tag of the source"
+                f"--deckhouse-tag {deckhouse_tag[:120]!r} is not a tag; write a release channel, a "
+                "version such as v1.69.0, or any other tag of the source"
             )
         if include_platform is not None:
             wanted = parse_platform(include_platform)
-            tag = wanted.tag if isinstance(wanted, ExactTag) else None
-            constraint = wanted if isinstance(wanted, Constraint) else None
-        if since_version is not None:
-            since = read_version(since_version.strip())
-            if since is None:
-                raise InputError(
-                    f"--since-version {since_version[:120]!r} is not a version; write one such as "
-                    "1.64"
-                )
-        return cls(tag, constraint, since, ignore_suspend)
+            if isinstance(wanted, Constraint):
+                return cls(constraint=wanted, ignore_suspend=ignore_suspend)
+            return cls(wanted.tag, ignore_suspend=ignore_suspend)
+        since = read_version((since_version or "").strip())
+        if since is None and since_version is not None:
+            raise InputError(
+                f"--since-version {since_version[:120]!r} is not a version; write one such as 1.64"
+            )
+        return cls(deckhouse_tag, None, since, ignore_suspend)
 
 
 @dataclass(frozen=True, slots=True)
