@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from mirror.errors import UnreadableImageError
-from mirror.oci.compression import decompressed
-from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream
+from mirror.oci.layer_stream import EntryKind, TarEntry, TarStream, decompressed
 
 LayerOpener: TypeAlias = Callable[[], Iterator[bytes]]
 """Opens the compressed bytes of one layer and verifies them; it can be called again."""
@@ -56,7 +55,7 @@ def read_files(
     for path, inside in wanted.items():
         if not inside:
             raise ValueError(f"{path!r} does not name a file inside an image")
-    image = _Image(layers, where, max_file_bytes, max_unpacked_bytes, check)
+    image = _Image(Layers(layers, where, max_unpacked_bytes, check), max_file_bytes)
     found: dict[str, bytes] = {}
     while wanted:
         questions: list[_UnreadError] = []
@@ -76,46 +75,79 @@ def read_files(
     return {path: found[path] for path in paths if path in found}
 
 
-@contextlib.contextmanager
-def opened(layer: LayerOpener, name: str, count: Callable[[int], None]) -> Iterator[TarStream]:
-    """A layer's archive; `count` hears how many bytes come out of it, and may raise.
+class Layers:
+    """The layers of an image, the base first. `where` names the image in messages; `check` is
+    called again and again while they are read, and raises what is to end that.
 
-    If its content is broken, the layer is read to its end first: the opener says so if these are
-    not the right bytes at all. It is closed in the end, if it can be.
+    No more than `most` bytes may come out of them together, or UnreadableImageError is raised.
     """
 
-    def counted(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def __init__(
+        self, openers: Sequence[LayerOpener], where: str, most: int, check: Callable[[], None]
+    ) -> None:
+        self._openers, self.where, self.check = openers, where, check
+        self.count, self._most, self.unpacked = len(openers), most, 0
+
+    def name(self, layer: int) -> str:
+        """What messages call a layer; its number starts at 0."""
+        return f"{self.where}, layer {layer + 1} of {self.count}"
+
+    @contextlib.contextmanager
+    def opened(self, layer: int) -> Iterator[TarStream]:
+        """A layer's archive.
+
+        If its content is broken, the layer is read to its end first: the opener says so if these
+        are not the right bytes at all. It is closed in the end, if it can be.
+        """
+        raw = self._openers[layer]()
+        with contextlib.ExitStack() as stack:
+            if (close := getattr(raw, "close", None)) is not None:
+                stack.callback(close)
+            try:
+                chunks, compressed = decompressed(raw, self.name(layer), self.check)
+                stack.callback(getattr(chunks, "close", lambda: None))
+                yield TarStream(self._counted(chunks), self.name(layer), end_marker=not compressed)
+            except UnreadableImageError:
+                for _ in raw:
+                    pass
+                raise
+
+    def _counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
-            count(len(chunk))
+            self.check()
+            self.unpacked += len(chunk)
+            if self.unpacked > self._most:
+                raise UnreadableImageError(
+                    f"{self.where}: more than {self._most} bytes come out of the layers"
+                )
             yield chunk
-
-    raw = layer()
-    with contextlib.ExitStack() as stack:
-        close = getattr(raw, "close", None)
-        if close is not None:
-            stack.callback(close)
-        try:
-            unpacked = decompressed(raw, name, lambda: count(0))
-            stack.callback(getattr(unpacked.chunks, "close", lambda: None))
-            marked = not unpacked.self_checking
-            yield TarStream(counted(unpacked.chunks), name, end_marker=marked)
-        except UnreadableImageError:
-            for _ in raw:
-                pass
-            raise
-
-
-def check_unpacked(size: int, most: int, where: str) -> None:
-    """Refuse (UnreadableImageError) an image out of whose layers more than `most` bytes come."""
-    if size > most:
-        raise UnreadableImageError(f"{where}: more than {most} bytes come out of the layers")
 
 
 # -- what one layer says --------------------------------------------------------------------------
 
-WHITEOUT = ".wh."
-WHITEOUT_META = ".wh..wh."
-OPAQUE = ".wh..wh..opq"
+_WHITEOUT = ".wh."
+_WHITEOUT_META = ".wh..wh."
+_OPAQUE = ".wh..wh..opq"
+
+
+def is_whiteout(path: str) -> bool:
+    """Whether a clean path is a whiteout's, or of what old storage drivers kept with them."""
+    return f"/{_WHITEOUT}" in f"/{path}"
+
+
+def hidden_by(whiteout: str) -> tuple[str, str] | None:
+    """The (directory, name) in lower layers that a whiteout hides; no name if all that is there.
+
+    None if it hides nothing.
+    """
+    directory, _, name = whiteout.rpartition("/")
+    if is_whiteout(directory):
+        return None  # inside of what old storage drivers kept, `.wh..wh.plnk/` and the like
+    if name == _OPAQUE:
+        return directory, ""
+    if name.startswith(_WHITEOUT_META) or name == _WHITEOUT:
+        return None
+    return directory, name.removeprefix(_WHITEOUT)
 
 
 def clean_path(name: str) -> str | None:
@@ -199,7 +231,7 @@ class _LayerView:
         path = clean_path(entry.name)
         if not path:
             return  # the root itself, or a name that would escape it
-        if f"/{WHITEOUT}" in f"/{path}":
+        if is_whiteout(path):
             self._add_whiteout(path)
             return
         for above in _above(path):
@@ -217,16 +249,11 @@ class _LayerView:
         self.nodes[path] = node
 
     def _add_whiteout(self, path: str) -> None:
-        directory, _, name = path.rpartition("/")
-        if f"/{WHITEOUT}" in f"/{directory}":
-            return  # inside of what old storage drivers kept, `.wh..wh.plnk/` and the like
-        if name == OPAQUE:
-            if not directory or directory in self._tracked:
+        match hidden_by(path):
+            case (directory, "") if not directory or directory in self._tracked:
                 self._opaque.add(directory)
-        elif not name.startswith(WHITEOUT_META):
-            hidden = _join(directory, name.removeprefix(WHITEOUT))
-            if hidden in self._tracked:
-                self._whiteouts.add(hidden)
+            case (directory, name) if name and _join(directory, name) in self._tracked:
+                self._whiteouts.add(_join(directory, name))
 
     def _content_of(
         self, path: str, entry: TarEntry, archive: TarStream, max_file_bytes: int
@@ -262,22 +289,13 @@ class _UnreadError(Exception):
 class _Image:
     """What is known of an image so far: for each layer, what it says about the wanted paths."""
 
-    def __init__(
-        self,
-        layers: Sequence[LayerOpener],
-        where: str,
-        max_file_bytes: int,
-        max_unpacked_bytes: int,
-        check: Callable[[], None],
-    ) -> None:
-        self._layers, self._where, self._check = layers, where, check
-        self._max_file_bytes, self._max_unpacked_bytes = max_file_bytes, max_unpacked_bytes
-        self._unpacked = 0
-        self._views = [_LayerView() for _ in layers]
+    def __init__(self, layers: Layers, max_file_bytes: int) -> None:
+        self._layers, self._where, self._max_file_bytes = layers, layers.where, max_file_bytes
+        self._views = [_LayerView() for _ in range(layers.count)]
 
     def file(self, path: str) -> bytes | None:
         """The content of the regular file at `path`; None if there is no such file."""
-        node = self._resolve(path, len(self._layers) - 1, itertools.count(1), follow=True)
+        node = self._resolve(path, len(self._views) - 1, itertools.count(1), follow=True)
         if node is None or node.kind is not EntryKind.FILE:
             return None
         if node.data is None:
@@ -337,7 +355,7 @@ class _Image:
                 linked = self._resolve(node.target, layer, links, follow=False)
                 if linked is None or linked is _DIRECTORY:
                     raise UnreadableImageError(
-                        f"{self._name(layer)}: {path} is a hard link to {node.target!r}, "
+                        f"{self._layers.name(layer)}: {path} is a hard link to {node.target!r}, "
                         "where there is no file"
                     )
                 return linked
@@ -355,16 +373,7 @@ class _Image:
         """Read a whole layer, and note what it says about `wanted` paths."""
         # Again those of earlier passes: a hard link is resolved where both names are noted.
         view = _LayerView(self._views[layer].wanted.union(wanted))
-        name = self._name(layer)
-        with opened(self._layers[layer], name, self._count) as archive:
+        with self._layers.opened(layer) as archive:
             for entry in archive:
                 view.add(entry, archive, self._max_file_bytes)
         self._views[layer] = view
-
-    def _count(self, size: int) -> None:
-        self._check()
-        self._unpacked += size
-        check_unpacked(self._unpacked, self._max_unpacked_bytes, self._where)
-
-    def _name(self, layer: int) -> str:
-        return f"{self._where}, layer {layer + 1} of {len(self._layers)}"

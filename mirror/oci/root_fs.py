@@ -8,24 +8,14 @@ the folder that it is unpacked to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mirror.errors import UnreadableImageError
-from mirror.oci.layers import (
-    MAX_LINKS,
-    MAX_PATH,
-    OPAQUE,
-    WHITEOUT,
-    WHITEOUT_META,
-    LayerOpener,
-    check_unpacked,
-    clean_path,
-    opened,
-)
-from mirror.oci.tar_stream import EntryKind, TarEntry, TarStream
+from mirror.oci.layer_stream import EntryKind, TarEntry, TarStream
+from mirror.oci.layers import MAX_LINKS, MAX_PATH, Layers, clean_path, hidden_by, is_whiteout
 
 _MAX_NAMES_BYTES = 128 << 20
 """The most characters of all names and targets of an image, which are held in memory."""
@@ -72,56 +62,41 @@ class Directory:
 
 
 class RootFs:
-    """What is at each path of an image. It is made by reading `layers`, the base first.
-
-    `check` is called again and again while layers are read and links followed; it raises what is to
-    end that.
+    """What is at each path of an image. It is made by reading all `layers`.
 
     Raises:
         UnreadableImageError: a layer is cut off, damaged or of an unknown kind, or there are more
-            than `max_entries` entries in all of them, or more bytes than `max_unpacked_bytes` come
-            out of them. `where` names the image.
+            than `max_entries` entries in all of them, or too many bytes come out of them.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[LayerOpener],
-        *,
-        max_entries: int,
-        max_unpacked_bytes: int,
-        where: str,
-        check: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._layers, self._where, self._check = layers, where, check
-        self._max_entries, self._max_unpacked = max_entries, max_unpacked_bytes
-        self._entries_seen = self._names_bytes = self._unpacked = self._link_steps = 0
+    def __init__(self, layers: Layers, *, max_entries: int) -> None:
+        self._layers, self._where, self._max_entries = layers, layers.where, max_entries
+        self._entries_seen = self._names_bytes = self._link_steps = 0
         self._broken: list[tuple[Directory, str, Leaf, str]] = []
         self.root = Directory()
-        for number in range(len(layers)):
+        for number in range(layers.count):
             self._apply(number)
 
     # -- looking -------------------------------------------------------------------------------
 
-    def find(self, path: str, *, follow: bool = True) -> tuple[str, Directory | Leaf] | None:
+    def find(self, path: str) -> tuple[str, Directory | Leaf] | None:
         """What is at `path`, with its path after all links ("" is the root); None for nothing.
-
-        With `follow`, a symbolic link at the end is followed as those on the way are.
 
         Raises:
             UnreadableImageError: links lead in circles, or all that were followed were too long.
         """
         try:
-            return self._find(path, follow=follow)
+            return self._find(path)
         except _CircleError as err:
             raise UnreadableImageError(str(err)) from None
 
     def end_of(self, path: str) -> tuple[str, Directory | Leaf] | None:
         """The same as `find`; None where links lead in circles, too."""
         with suppress(_CircleError):
-            return self._find(path, follow=True)
+            return self._find(path)
         return None
 
-    def _find(self, path: str, *, follow: bool) -> tuple[str, Directory | Leaf] | None:
+    def _find(self, path: str, *, follow: bool = True) -> tuple[str, Directory | Leaf] | None:
         here: list[tuple[str, Directory]] = [("", self.root)]
         rest = path.split("/")[::-1]
         links = 0
@@ -154,7 +129,7 @@ class RootFs:
         return "/".join(one for one, _ in here[1:]), here[-1][1]
 
     def _count_steps(self, steps: int) -> None:
-        self._check()
+        self._layers.check()
         self._link_steps += steps
         if self._link_steps > _MAX_LINK_STEPS:
             raise UnreadableImageError(
@@ -168,7 +143,7 @@ class RootFs:
 
         Read the pieces of one before you ask for the next.
         """
-        self._unpacked = 0
+        self._layers.unpacked = 0
         for layer in sorted({place.layer for place in wanted}):
             for number, _, archive in self._entries(layer):
                 place = EntryPosition(layer, number)
@@ -178,16 +153,10 @@ class RootFs:
     # -- applying ------------------------------------------------------------------------------
 
     def _entries(self, layer: int) -> Iterator[tuple[int, TarEntry, TarStream]]:
-        name = f"{self._where}, layer {layer + 1} of {len(self._layers)}"
-        with opened(self._layers[layer], name, self._count) as archive:
+        with self._layers.opened(layer) as archive:
             for number, entry in enumerate(archive):
-                self._check()
+                self._layers.check()
                 yield number, entry, archive
-
-    def _count(self, size: int) -> None:
-        self._check()
-        self._unpacked += size
-        check_unpacked(self._unpacked, self._max_unpacked, self._where)
 
     def _apply(self, layer: int) -> None:
         added: list[tuple[str, int, TarEntry]] = []
@@ -201,7 +170,7 @@ class RootFs:
                 raise UnreadableImageError(
                     f"{self._where}: a path of more than {_MAX_DEPTH} folders: {path[:100]}…"
                 )
-            if f"/{WHITEOUT}" in f"/{path}":
+            if is_whiteout(path):
                 hidden.append(path)
             else:
                 added.append((path, number, entry))
@@ -225,21 +194,16 @@ class RootFs:
                 f"more than {_MAX_NAMES_BYTES} bytes of names"
             )
 
-    def _hide(self, path: str) -> None:
-        directory, _, name = path.rpartition("/")
-        if f"/{WHITEOUT}" in f"/{directory}":
-            return  # inside of what old storage drivers kept, `.wh..wh.plnk/` and the like
-        within: Directory | Leaf | None = self.root
-        for part in filter(None, directory.split("/")):
-            if not isinstance(within, Directory):
-                return
-            within = within.children.get(part)
-        if not isinstance(within, Directory):
-            return
-        if name == OPAQUE:
-            within.children.clear()
-        elif not name.startswith(WHITEOUT_META):
-            within.children.pop(name.removeprefix(WHITEOUT), None)
+    def _hide(self, whiteout: str) -> None:
+        directory, name = hidden_by(whiteout) or (None, "")
+        within: Directory | Leaf | None = self.root if directory is not None else None
+        for part in filter(None, (directory or "").split("/")):
+            within = within.children.get(part) if isinstance(within, Directory) else None
+        if isinstance(within, Directory):
+            if name:
+                within.children.pop(name, None)
+            else:
+                within.children.clear()
 
     def _put(self, path: str, entry: TarEntry, place: EntryPosition) -> None:
         *above, name = path.split("/")

@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from mirror.durable import PRIVATE_FOLDER, Folder, os_errors, sync_file
 from mirror.errors import FileSystemError, NotFoundError, UnreadableImageError
 from mirror.oci import Digest, Platform
-from mirror.oci.layers import LayerOpener
+from mirror.oci.layer_stream import EntryKind
+from mirror.oci.layers import LayerOpener, Layers
 from mirror.oci.root_fs import Directory, EntryPosition, Leaf, RootFs
-from mirror.oci.tar_stream import EntryKind
 from mirror.operations.images import LINUX, find_image, hidden_name, name_of, save, write_all
 from mirror.registry import RegistryReader
 from mirror.run import Run
@@ -80,9 +80,7 @@ def extract_image(
         for number, layer in enumerate(image.layers):
             save(reader, repository, layer.digest, layer.size, work, str(number))
             openers.append(partial(_kept, work, str(number)))
-        files = RootFs(
-            openers, max_entries=max_entries, max_unpacked_bytes=most, where=where, check=run.check
-        )
+        files = RootFs(Layers(openers, where, most, run.check), max_entries=max_entries)
         found = files.find(path)
         if found is None:
             raise NotFoundError(f"{where}: nothing is at {path!r} in this image; check the path")

@@ -26,10 +26,9 @@ from mirror.modes.state import RegistryState
 from mirror.nodeconfig.cluster import load_access, load_nodes
 from mirror.nodeconfig.pki import parse_certificates
 from mirror.oci import Digest, Manifest, Reference, Repository
-from mirror.oci.compression import decompressed
-from mirror.oci.layers import read_files
+from mirror.oci.layer_stream import TarStream, decompressed
+from mirror.oci.layers import Layers, read_files
 from mirror.oci.root_fs import Leaf, RootFs
-from mirror.oci.tar_stream import TarStream
 from mirror.registry import ConnectionOptions, http1, streams
 from mirror.registry import credentials as stored
 from mirror.registry.answers import from_answer, from_token_server
@@ -146,16 +145,15 @@ def _layer(data: bytes) -> object:
 
 
 def _root_fs(data: bytes) -> object:
-    files = RootFs(
-        [lambda: iter([data])], max_entries=1000, max_unpacked_bytes=1 << 20, where="image"
-    )
+    layers = Layers([lambda: iter([data])], "image", 1 << 20, lambda: None)
+    files = RootFs(layers, max_entries=1000)
     places = [one.place for one in files.root.children.values() if isinstance(one, Leaf)]
     return sum(len(piece) for _, pieces in files.data(places) for piece in pieces)
 
 
 def _tar(data: bytes) -> object:
-    unpacked = decompressed(iter([data]), "layer")
-    stream = TarStream(unpacked.chunks, "layer", end_marker=not unpacked.self_checking)
+    chunks, compressed = decompressed(iter([data]), "layer")
+    stream = TarStream(chunks, "layer", end_marker=not compressed)
     count = 0
     for entry in stream:
         count += 1

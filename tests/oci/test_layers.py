@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import CancelledError, DigestMismatchError, UnreadableImageError
-from mirror.oci import Digest, compression, verified
-from mirror.oci.layers import LayerOpener, read_files
+from mirror.oci import Digest, layer_stream, verified
+from mirror.oci.layer_stream import EntryKind, TarStream
+from mirror.oci.layers import LayerOpener, Layers, read_files
 from mirror.oci.root_fs import Leaf, RootFs
-from mirror.oci.tar_stream import EntryKind, TarStream
 from mirror.run import Cancellation, Run
 from tests.support.program import ROOT
 
@@ -113,7 +113,7 @@ def read(layers: Sequence[LayerOpener], *paths: str) -> dict[str, str]:
 
 
 def applied(layers: Sequence[LayerOpener], *, max_entries: int = 1000) -> RootFs:
-    return RootFs(layers, max_entries=max_entries, max_unpacked_bytes=1 << 30, where="image")
+    return RootFs(Layers(layers, "image", 1 << 30, lambda: None), max_entries=max_entries)
 
 
 def found_in(files: RootFs, *paths: str) -> dict[str, str]:
@@ -285,13 +285,8 @@ def test_the_links_of_an_image_have_a_budget_together(monkeypatch: pytest.Monkey
     items = [file("f", "text"), *chain, symlink("s9", "./" * 100 + ".")]
     hard = [hardlink(f"h{n}", "s0/f") for n in range(40)]
     asked: list[int] = []
-    files = RootFs(
-        image([*items, *hard]),
-        max_entries=1000,
-        max_unpacked_bytes=1 << 30,
-        where="image",
-        check=lambda: asked.append(1),
-    )
+    layers = Layers(image([*items, *hard]), "image", 1 << 30, lambda: asked.append(1))
+    files = RootFs(layers, max_entries=1000)
     assert found_in(files, "h39") == {"h39": "text"}
     assert len(asked) > 40 * 10  # each link can be the last one
     monkeypatch.setattr("mirror.oci.root_fs._MAX_LINK_STEPS", 10_000)
@@ -636,7 +631,7 @@ def test_who_waits_for_a_large_window_hears_that_it_is_over() -> None:
         cancellation.cancel()
         run.check()
 
-    with compression._LARGE_WINDOW, pytest.raises(CancelledError):
+    with layer_stream._LARGE_WINDOW, pytest.raises(CancelledError):
         read_files(layers, ["a"], check=stop)
     assert read_files(layers, ["a"], check=Run().check) == {}
 
