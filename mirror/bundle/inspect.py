@@ -21,7 +21,7 @@ from mirror.bundle.format import SEAL
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
 from mirror.bundle.seekable import SeekableFile
-from mirror.documents import json_value
+from mirror.documents import document, json_value
 from mirror.layout import (
     EDITIONS,
     KINDS,
@@ -124,6 +124,10 @@ class ArchiveInsight(_Values):
         """What manifests and blobs take of it."""
         return sum(repository.size for repository in self.repositories)
 
+    @property
+    def image_count(self) -> int:
+        return sum(len(repository.images) for repository in self.repositories)
+
     def to_document(self) -> dict[str, Any]:
         return {**_Values.to_document(self), "contentBytes": self.content}
 
@@ -206,23 +210,14 @@ class BundleInsight:
 
     def to_document(self) -> dict[str, Any]:
         return {
-            "inventory": str(self.inventory),
-            "sealed": self.sealed,
-            "source": self.source,
+            **document(self, "inventory", "sealed", "source"),
             **self.omissions.to_document(),
             "bytes": self.size,
             **({} if self.compressed is None else {"compressed": self.compressed.to_document()}),
-            "contentBytes": self.content,
-            "uniqueBytes": self.unique,
-            "sharedLayersSaveBytes": self.shared,
-            "repeatedBytes": self.repeated,
-            "images": self.images,
-            "tags": self.tags,
-            "manifests": self.manifests,
-            "blobs": self.blobs,
-            "components": json_value(self.components),
-            "archives": json_value(self.archives),
-            "largestLayers": json_value(self.layers),
+            **document(self, "contentBytes=content", "uniqueBytes=unique"),
+            **document(self, "sharedLayersSaveBytes=shared", "repeatedBytes=repeated"),
+            **document(self, "images", "tags", "manifests", "blobs", "components", "archives"),
+            **document(self, "largestLayers=layers"),
         }
 
 
@@ -343,19 +338,13 @@ def _repository(path: str, content: RepositoryContent) -> RepositoryInsight:
     for tag, digest in sorted(content.tags.items()):
         tags.setdefault(digest, []).append(tag)
     # Images are walked twice, since keeping what each one reaches would take too much memory.
-    users = Counter(each for digest in tags for each in _reached(digest, content))
+    users = Counter(each for digest in tags for each in _reached(digest, content)[0])
     images = []
     for digest, names in tags.items():
-        reached = _reached(digest, content)
-        images.append(
-            ImageInsight(
-                digest,
-                tuple(names),
-                size=sum(held.get(each, 0) for each in reached),
-                own=sum(held.get(each, 0) for each in reached if users[each] == 1),
-                layers=_layers(reached, content),
-            )
-        )
+        reached, layers = _reached(digest, content)
+        size = sum(held.get(each, 0) for each in reached)
+        own = sum(held.get(each, 0) for each in reached if users[each] == 1)
+        images.append(ImageInsight(digest, tuple(names), size, own, layers))
     return RepositoryInsight(
         path,
         tuple(sorted(images, key=lambda image: (-image.size, image.title, image.digest))),
@@ -368,24 +357,12 @@ def _repository(path: str, content: RepositoryContent) -> RepositoryInsight:
     )
 
 
-def _reached(digest: Digest, content: RepositoryContent) -> frozenset[Digest]:
-    reached: set[Digest] = set()
-    pending = [digest]
-    while pending:
-        one = pending.pop()
-        if one not in reached:
-            reached.add(one)
-            node = content.manifests.get(one)
-            if node is not None:
-                reached.update(blob.digest for blob in (*node.blobs, *node.foreign))
-                pending += [child.digest for child in node.children]
-    return frozenset(reached)
-
-
-def _layers(reached: Iterable[Digest], content: RepositoryContent) -> int:
-    """How many of the blobs are layers: all but a manifest's first, which is its config."""
-    nodes = [content.manifests[digest] for digest in reached if digest in content.manifests]
-    return len({blob.digest for node in nodes for blob in (*node.blobs[1:], *node.foreign)})
+def _reached(digest: Digest, content: RepositoryContent) -> tuple[set[Digest], int]:
+    """All that an image reaches, and how many of its blobs are layers: all but a manifest's first,
+    which is its config."""
+    nodes = [content.manifests[one] for one in content.reachable([digest])]
+    layers = {blob.digest for node in nodes for blob in (*node.blobs[1:], *node.foreign)}
+    return {digest, *(one.digest for node in nodes for one in node.named)}, len(layers)
 
 
 # -- components ------------------------------------------------------------------------------------

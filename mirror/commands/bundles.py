@@ -18,7 +18,6 @@ from mirror.bundle.format import parse_part_size, size_text
 from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader, read_inventory
-from mirror.bundle.report import insight_text
 from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,
@@ -52,7 +51,7 @@ from mirror.events import Warned
 from mirror.oci.reference import check_repository
 from mirror.operations.merge import merge
 from mirror.release.discovery import component_names, discovery_images
-from mirror.reports.bundles import inventory_summary, merge_summary
+from mirror.reports.bundles import insight_text, inventory_summary, merge_summary
 from mirror.reports.page import html
 from mirror.sync import Inventory
 

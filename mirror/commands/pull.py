@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
@@ -57,7 +58,6 @@ from mirror.reports.bundles import (
     clean_summary,
     plan_summary,
     pull_summary,
-    verbose_pull_summary,
 )
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def pull_command(
         work.show(plan, plan_summary)
     else:
         done = planned().carry_out(place, force=force, packing=packing, run=run)
-        work.show(done, verbose_pull_summary if verbose_summary else pull_summary)
+        work.show(done, partial(pull_summary, verbose=verbose_summary))
 
 
 @command("clean", "mirror clean s3://bundles/1.70 --dry-run")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mirror.bundle.format import SIGNATURE, size_text
@@ -11,16 +13,15 @@ from mirror.layout import (
     CHANNELS,
     INSTALL,
     INSTALLER,
-    PACKAGES,
-    PLUGINS,
     RELEASE_CHANNEL,
     SECURITY_DATABASES,
     TOOL_FILE,
+    component_of,
     is_attachment_tag,
     is_digest_tag,
     tags_of_versions,
 )
-from mirror.reports.messages import fitted
+from mirror.reports.messages import columns, duration_text, few, fitted, lines_of, page, table
 from mirror.sync.observation import NOTHING_THERE, listed
 from mirror.sync.observe import Verification
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mirror.bundle.archive import Compressed, Omissions
+    from mirror.bundle.inspect import BundleInsight, ComponentInsight, ImageInsight
     from mirror.bundle.verify import BundleReport
+    from mirror.oci import Digest
     from mirror.operations.clean import CleanReport
     from mirror.operations.compare import RegistryReport
     from mirror.operations.merge import MergeReport
@@ -41,57 +44,11 @@ if TYPE_CHECKING:
     from mirror.sync import Finding, Inventory
 
 
-def duration_text(seconds: float) -> str:
-    """A span of time as a person reads it: `3m12s`, and tenths below a minute."""
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m{rest:02}s" if hours else f"{minutes}m{rest:02}s"
-
-
-def page(
-    title: str, rows: Sequence[tuple[str, str]], *sections: Sequence[str], foot: Sequence[str]
-) -> str:
-    """A title and a table, then sections and a foot, with an empty line before each."""
-    lines = [title, *table(rows)]
-    for section in (*sections, [f"  {line}" for line in foot]):
-        lines += ["", *section] if section else []
-    return lines_of(lines)
-
-
-def lines_of(lines: Iterable[str]) -> str:
-    """The text of these lines: what is in a line makes no line of its own."""
-    return "\n".join(map(printable, lines))
-
-
-def table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Rows of a title and a text, the texts aligned; those without a text are left out."""
-    shown = [(printable(title), text) for title, text in rows if text]
-    width = max((len(title) for title, _ in shown), default=0)
-    gap = " " * (width + 4)
-    return [
-        line
-        for title, text in shown
-        for line in paragraph(f"  {title:<{width}}  {text}", gap).split("\n")
-    ]
-
-
-def few(names: Sequence[str], most: int, separator: str = ", ") -> str:
-    """The first of `names`, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return separator.join(names[:most]) + more
-
-
-def verbose_pull_summary(report: PullReport, elapsed_s: float) -> str:
-    """The same as `pull_summary`, with the versions of every module, package and plugin."""
-    versions = lines_of(table(_version_rows(report.selection)))
-    return f"{pull_summary(report, elapsed_s)}\n\n{versions}"
-
-
-def pull_summary(report: PullReport, elapsed_s: float) -> str:
-    """What was packed, in words."""
-    return page(
+def pull_summary(report: PullReport, elapsed_s: float, *, verbose: bool = False) -> str:
+    """What was packed, in words; `verbose` adds the versions of every module and package."""
+    tool = f"  beside them {TOOL_FILE}, the program itself: {size_text(report.tool or 0)}"
+    versions = _version_rows(report.selection) if verbose else []
+    text = page(
         f"{_title(report.omissions)} {report.folder} is complete",
         [
             *_origin_rows(report.tree),
@@ -100,26 +57,15 @@ def pull_summary(report: PullReport, elapsed_s: float) -> str:
             *report.omissions.rows(),
         ],
         [
-            *_archive_lines(report.archives),
-            *_compression_lines(report.compressed),
-            *_tool_lines(report.tool),
+            *_archive_lines(report.archives, report.compressed),
+            *([] if report.tool is None else [tool]),
         ],
         foot=(
             f"inventory {report.digest}",
             f"{size_text(report.fetched)} fetched in {duration_text(elapsed_s)}",
         ),
     )
-
-
-def _compression_lines(compressed: Compressed | None) -> list[str]:
-    rows = () if compressed is None else compressed.rows()
-    return [f"  {title.lower()} {text}" for title, text in rows]
-
-
-def _tool_lines(size: int | None) -> list[str]:
-    if size is None:
-        return []
-    return [f"  beside them {TOOL_FILE}, the program itself: {size_text(size)}"]
+    return f"{text}\n\n{lines_of(table(versions))}" if verbose else text
 
 
 def plan_summary(plan: PullPlan, elapsed_s: float) -> str:
@@ -175,10 +121,7 @@ def _reference_lines(references: Sequence[PlannedReference]) -> list[str]:
 
 
 def _name_in_bundle(one: PlannedReference) -> str:
-    """The path and tag; in place of a tag that says nothing, the component; `/` is the root.
-
-    The digest of an image without either is in the last column.
-    """
+    """The path and tag; in place of a tag that says nothing, the component; `/` is the root."""
     path = one.repository or "/"
     if one.tag != one.digest.encoded:
         return f"{path}:{one.tag}"
@@ -207,11 +150,13 @@ def _plugin_rows(selection: SelectedContent) -> list[tuple[str, str]]:
     ]
 
 
-def _archive_lines(archives: Mapping[str, int]) -> list[str]:
+def _archive_lines(archives: Mapping[str, int], compressed: Compressed | None = None) -> list[str]:
     files = [(name, size_text(size)) for name, size in sorted(archives.items())]
     files.append(("in total", size_text(sum(archives.values()))))
     width = max(len(name) for name, _ in files)
-    return [f"  {name:<{width}}  {size:>10}" for name, size in files]
+    saved = () if compressed is None else compressed.rows()
+    lines = [f"  {name:<{width}}  {size:>10}" for name, size in files]
+    return [*lines, *(f"  {title.lower()} {text}" for title, text in saved)]
 
 
 _SEEN = {
@@ -267,22 +212,17 @@ def push_plan_summary(report: PushPlan, elapsed_s: float) -> str:
 
 
 def _share_line(repository: str, share: Share) -> str:
-    """One repository's part in a push."""
+    """One repository's part in a push, with the first of the tags that people gave."""
+    named = [tag for tag in share.tags if not is_digest_tag(tag)]
+    by_digest = len(share.tags) - len(named)
+    tags = (few(named, 5, " "), f"{by_digest} by digest" if by_digest else "")
     parts = [
         f"{counted(share.blobs, 'blob')} ({size_text(share.size)})" if share.blobs else "",
         f"{share.mounts} mounted" if share.mounts else "",
         counted(share.manifests, "manifest") if share.manifests else "",
-        f"tags {_tag_names(share.tags)}" if share.tags else "",
+        f"tags {' and '.join(filter(None, tags))}" if share.tags else "",
     ]
     return f"  {repository}: {', '.join(filter(None, parts))}"
-
-
-def _tag_names(tags: Sequence[str]) -> str:
-    """The first of those that people gave, and how many others there are."""
-    named = [tag for tag in tags if not is_digest_tag(tag)]
-    shown = few(named, 5, " ")
-    by_digest = f"{len(tags) - len(named)} by digest" if len(tags) > len(named) else ""
-    return " and ".join(filter(None, (shown, by_digest)))
 
 
 def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
@@ -299,25 +239,19 @@ def bundle_summary(report: BundleReport, elapsed_s: float) -> str:
             f"The structure of the {what} is whole ({seal}). The bytes of layers were not checked: "
             "`mirror verify` without --quick does that"
         )
-        how = "looked through in"
+    elif report.sealed:
+        title = f"The {what} is whole (sealed: every byte is accounted for)"
     else:
-        seal = "sealed: every byte is accounted for"
-        if not report.sealed:
-            seal = f"not sealed: what is here is right, but {alone}"
-        title = f"The {what} is whole ({seal})"
-        how = "read in"
+        title = f"The {what} is whole (not sealed: what is here is right, but {alone})"
     return page(
         title,
         [
             ("Archives", f"{report.archives}, {size_text(report.size)}"),
-            (
-                "Contents",
-                counts(repository=report.repositories, tag=report.tags),
-            ),
+            ("Contents", counts(repository=report.repositories, tag=report.tags)),
             ("", counts(manifest=report.manifests, blob=report.blobs)),
             *report.omissions.rows(),
         ],
-        foot=[f"{how} {duration_text(elapsed_s)}"],
+        foot=[f"{'looked through' if report.quick else 'read'} in {duration_text(elapsed_s)}"],
     )
 
 
@@ -337,14 +271,12 @@ def repair_summary(report: RepairReport, elapsed_s: float, *, request: Path | No
 def merge_summary(report: MergeReport, elapsed_s: float) -> str:
     """What was merged into one bundle."""
     copied, merged = size_text(report.copied), ", ".join(report.merged)
+    done = f"{copied} copied in {duration_text(elapsed_s)}, from {merged}"
     return page(
         f"Bundle {report.folder} is complete",
         [*_contents_rows(report.inventory), *report.omissions.rows()],
-        [*_archive_lines(report.archives), *_compression_lines(report.compressed)],
-        foot=(
-            f"inventory {report.digest}",
-            f"{copied} copied in {duration_text(elapsed_s)}, from {merged}",
-        ),
+        _archive_lines(report.archives, report.compressed),
+        foot=(f"inventory {report.digest}", done),
     )
 
 
@@ -366,10 +298,7 @@ def inventory_summary(found: RegistryInventory, elapsed_s: float, *, output: str
         f"Registry {found.target} holds {size_text(sum(blobs.values()))}",
         [
             *_contents_rows(inventory),
-            (
-                "",
-                counts(manifest=len(inventory.manifest_nodes()), blob=len(blobs)),
-            ),
+            ("", counts(manifest=len(inventory.manifest_nodes()), blob=len(blobs))),
             ("Missing", f"{found.gaps} of what its manifests need" if found.gaps else ""),
             ("Not read", f"{unread} (see the warning)" if unread else ""),
         ],
@@ -387,14 +316,10 @@ def registry_summary(report: RegistryReport, elapsed_s: float) -> str:
         everywhere = len(report.findings) >= len(report.inventory.repositories)
         if everywhere and all(one.problem.startswith(NOTHING_THERE) for one in report.findings):
             return paragraph(f"Nothing of the bundle is at {report.target}; is the path right?")
-        return _findings_text(
-            f"Registry {report.target} does not hold the whole bundle", report.findings
-        )
-    how = (
-        "every byte read back"
-        if report.deep
-        else "every tag, manifest and blob is there; --deep reads them back too"
-    )
+        title = f"Registry {report.target} does not hold the whole bundle"
+        return _findings_text(title, report.findings)
+    asked = "every tag, manifest and blob is there; --deep reads them back too"
+    how = "every byte read back" if report.deep else asked
     return page(
         f"Registry {report.target} holds the whole bundle ({how})",
         _contents_rows(report.inventory),
@@ -403,24 +328,19 @@ def registry_summary(report: RegistryReport, elapsed_s: float) -> str:
 
 
 def _findings_text(title: str, findings: Sequence[Finding]) -> str:
-    count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
-    return paragraph(f"{title}: {count}{listed(findings, most=50)}")
+    return paragraph(f"{title}: {counted(len(findings), 'finding')}{listed(findings, most=50)}")
 
 
 def _contents_rows(inventory: Inventory) -> list[tuple[str, str]]:
     """Counts of what an inventory has of each kind."""
     rows = _part_rows(inventory)
-    for title, root in (("Modules", "modules"), ("Packages", PACKAGES), ("Plugins", PLUGINS)):
-        below = f"{root}/"
-        paths = (path for path in inventory.repositories if path.startswith(below))
-        names = {path.removeprefix(below).partition("/")[0] for path in paths}
-        rows.append((title, str(len(names)) if names else ""))
+    kinds = Counter(kind for kind, _ in set(map(component_of, inventory.repositories)))
+    for title, kind in (("Modules", "module"), ("Packages", "package"), ("Plugins", "plugin")):
+        rows.append((title, str(kinds[kind] or "")))
     if all(text in ("", "none") for _, text in rows):  # a single image, such as that of mirror
         contents = inventory.repositories.items()
-        images = sorted(
-            f"{path or '/'}:{tag}" for path, content in contents for tag in content.tags
-        )
-        rows = [("Images", few(images, 5))]
+        names = {f"{path or '/'}:{tag}" for path, content in contents for tag in content.tags}
+        rows = [("Images", few(sorted(names), 5))]
     return [*rows, _total_row(inventory)]
 
 
@@ -448,3 +368,82 @@ def _platform_text(inventory: Inventory) -> str:
     channels = [name for name in CHANNELS if name in inventory.repository(RELEASE_CHANNEL).tags]
     releases = ", ".join([*reversed(versions.values()), *others])
     return (releases or "none") + (f" ({', '.join(channels)})" if channels else "")
+
+
+# -- what is inside ------------------------------------------------------------------------------
+
+_SHOWN = 8  # rows of lists of the largest
+
+
+def insight_text(found: BundleInsight, names: Mapping[Digest, str] = MappingProxyType({})) -> str:
+    """What is inside; `names` says what images are called that go by their digest alone."""
+    components = ((_component(one), one.size, _versions(one)) for one in found.components)
+    archives = (
+        (one.name, one.size, len(one.repositories), one.image_count) for one in found.archives
+    )
+    images = (
+        (_called(path, image, names), image.size, image.layers)
+        for path, image in found.largest_images(_SHOWN)
+    )
+    layers = (
+        (f"{one.digest.algorithm}:{one.digest.encoded[:12]}", one.size, one.images, one.copies)
+        for one in found.layers[:_SHOWN]
+    )
+    lines = [
+        *(f"{found.name[:1].upper()}{found.name[1:]} holds", *table(_overview(found))),
+        *("", *columns(("Component", "Size#", "Versions"), components)),
+        *("", *columns(("Archive", "Size#", "Repositories#", "Images#"), archives)),
+        *("", *columns(("Largest images", "Size#", "Layers#"), images)),
+        *("", *columns(("Largest layers", "Size#", "Images#", "Copies#"), layers)),
+    ]
+    return lines_of(lines)
+
+
+def _overview(found: BundleInsight) -> list[tuple[str, str]]:
+    return [
+        ("Source", found.source),
+        ("Size", f"{size_text(found.size)} in {counted(len(found.archives), 'archive')}"),
+        ("Contents", counts(image=found.images, tag=found.tags, blob=found.blobs)),
+        ("Unique", f"{size_text(found.unique)}, each manifest and blob counted once"),
+        ("Shared", f"{size_text(found.shared)} less than without layers in common"),
+        ("Repeated", f"{size_text(found.repeated)} for content that several repositories have"),
+        *found.compressed_rows(),
+        *found.omissions.rows(),
+        ("Inventory", f"{found.inventory}, {'sealed' if found.sealed else 'not sealed'}"),
+    ]
+
+
+def _component(one: ComponentInsight) -> str:
+    return one.name if one.kind in ("platform", "installer") else f"{one.kind} {one.name}"
+
+
+def _called(path: str, image: ImageInsight, names: Mapping[Digest, str]) -> str:
+    name = "" if image.names else names.get(image.digest, "")
+    return " ".join(filter(None, (path or "/", image.title, name)))
+
+
+def _leading(channels: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The channels that lead to each version; `?` is one that is missing."""
+    leading: dict[str, list[str]] = {}
+    for channel, versions in channels.items():
+        leading.setdefault(versions[0] if versions else "?", []).append(channel)
+    return {version: ", ".join(names) for version, names in leading.items()}
+
+
+def channels_text(channels: Mapping[str, Sequence[str]]) -> str:
+    """`alpha, beta → v1.2.0; stable → v1.1.0`; `?` for a version that is missing."""
+    return "; ".join(f"{names} → {version}" for version, names in _leading(channels).items())
+
+
+def _versions(one: ComponentInsight) -> str:
+    """`v1.2.0 (alpha, beta), v1.1.0`: the newest versions with the channels that lead to them.
+
+    Channels that lead to none of them follow: `lts → v1.0.0`, `stable → ?`.
+    """
+    leading, most = _leading(one.channels), 4
+    shown = [
+        f"{version} ({leading.pop(version)})" if version in leading else version
+        for version in one.versions[:most]
+    ]
+    rest = [f"{len(one.versions) - most} more"] if len(one.versions) > most else []
+    return ", ".join([*shown, *rest, *(f"{names} → {v}" for v, names in leading.items())])

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mirror.bundle.format import size_text
 from mirror.bundle.inspect import ArchiveInsight, BundleInsight, ImageInsight, RepositoryInsight
-from mirror.bundle.report import channels_text
 from mirror.errors import counted, counts, printable
 from mirror.layout import KINDS, archive_of, component_of, is_digest_tag
 from mirror.oci import Digest
+from mirror.reports.bundles import channels_text
 from mirror.sync import Finding
 
 if TYPE_CHECKING:
@@ -56,12 +56,7 @@ def html(
     shown = found.carried or found
     kinds = {component.kind for component in shown.components}
     archives = (
-        (
-            archive.name,
-            archive.size,
-            len(archive.repositories),
-            sum(len(one.images) for one in archive.repositories),
-        )
+        (archive.name, archive.size, len(archive.repositories), archive.image_count)
         for archive in found.archives
     )
     layers = ((f"{one.digest}", one.size, one.images, one.copies) for one in found.layers)

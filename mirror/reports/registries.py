@@ -11,16 +11,8 @@ from mirror.bundle.format import size_text
 from mirror.errors import counted, counts, paragraph
 from mirror.layout import RELEASE_CHANNEL, publication_stage
 from mirror.operations.replicate import Outcome, ReplicaResult
-from mirror.reports.bundles import (
-    bundle_summary,
-    duration_text,
-    few,
-    lines_of,
-    page,
-    push_summary,
-    table,
-)
-from mirror.reports.messages import fitted
+from mirror.reports.bundles import bundle_summary, push_summary
+from mirror.reports.messages import duration_text, few, fitted, lines_of, page, table
 
 if TYPE_CHECKING:
     from mirror.operations.compare import (

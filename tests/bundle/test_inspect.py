@@ -9,11 +9,11 @@ from hypothesis import given
 from mirror.bundle.archive import lay_out
 from mirror.bundle.inspect import BundleInsight, insight, inspect_bundle
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.report import channels_text, insight_text
 from mirror.bundle.seal import Seal
 from mirror.bundle.writer import BundleWriter
 from mirror.layout import archive_of, component_of
 from mirror.oci import Digest
+from mirror.reports.bundles import channels_text, insight_text
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode, make_plan, transfer, union
 from tests.support.inventories import fake_blob, fake_manifest, inventories, sample_store
 
