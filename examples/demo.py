@@ -21,7 +21,7 @@ from examples.release_tree import DEMO, ReleaseTree, TreeSpec, build
 from mirror.bundle.format import size_text
 from mirror.oci import Digest, Manifest, Repository
 from mirror.registry import ConnectionOptions, RegistryClient
-from mirror.reports.bundles import duration_text
+from mirror.reports.messages import duration_text
 from mirror.serve import FolderStorage, MemoryStorage, put_blob
 from mirror.testing import EmbeddedRegistry
 
