@@ -53,8 +53,6 @@ from mirror.modes.check import serving_masters as serving_masters
 from mirror.modes.check import targets_for as targets_for
 from mirror.modes.client import ModeClient as ModeClient
 from mirror.modes.client import connect as connect
-from mirror.modes.constants import ConditionType as ConditionType
-from mirror.modes.constants import RegistryUser as RegistryUser
 from mirror.modes.endpoints import Endpoint as Endpoint
 from mirror.modes.endpoints import HealthMemory as HealthMemory
 from mirror.modes.outcomes import ClusterFacts as ClusterFacts
@@ -76,11 +74,13 @@ from mirror.modes.required import RequiredImage as RequiredImage
 from mirror.modes.required import RequiredSet as RequiredSet
 from mirror.modes.required import required_images as required_images
 from mirror.modes.routes import ClusterBackend as ClusterBackend
+from mirror.modes.routes import ConditionType as ConditionType
 from mirror.modes.routes import Mode as Mode
 from mirror.modes.routes import ModeKind as ModeKind
 from mirror.modes.routes import ModeRow as ModeRow
 from mirror.modes.routes import Plane as Plane
 from mirror.modes.routes import PlaneRow as PlaneRow
+from mirror.modes.routes import RegistryUser as RegistryUser
 from mirror.modes.routes import Role as Role
 from mirror.modes.routes import StoreContent as StoreContent
 from mirror.modes.routes import Verdict as Verdict

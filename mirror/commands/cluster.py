@@ -52,9 +52,8 @@ from mirror.modes.addressing import (
     check_write,
     routes_for,
 )
-from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, RegistryUser
 from mirror.modes.endpoints import Endpoint, replica_endpoints
-from mirror.modes.routes import Plane, Role
+from mirror.modes.routes import LOGICAL_HOST, LOGICAL_PATH, Plane, RegistryUser, Role
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import load_access, read_text
 from mirror.nodeconfig.render import MANIFESTS, RenderOptions

@@ -48,7 +48,7 @@ class ClusterFiles:
 
 def full_name(name: str, masters: Mapping[str, TreeAccess]) -> str:
     """`name`, or the name of the master that it is a shorter form of: an address, `host:port`."""
-    from mirror.modes.constants import REGISTRY_PORT
+    from mirror.modes.routes import REGISTRY_PORT
 
     for known, target in masters.items():
         host = target.root.host

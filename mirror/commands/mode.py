@@ -17,8 +17,7 @@ from mirror.commands.options import Work, argument, as_json, command, option
 from mirror.documents import document
 from mirror.errors import RouteError
 from mirror.modes.addressing import RepositoryNames, Route, push_address, routes_for
-from mirror.modes.constants import LOGICAL_BASE, RegistryUser
-from mirror.modes.routes import MODULE_ROLES, Plane
+from mirror.modes.routes import LOGICAL_BASE, MODULE_ROLES, Plane, RegistryUser
 from mirror.modes.settings import Account, ClusterAccess, Upstream
 from mirror.oci import Digest, Reference, Repository
 

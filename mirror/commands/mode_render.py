@@ -15,8 +15,8 @@ from mirror.commands.options import FILE, PathHere, Work, as_json, command, flag
 from mirror.controller import rendered_state
 from mirror.documents import document
 from mirror.errors import InputError, RenderingError
-from mirror.modes.constants import NAMESPACE
 from mirror.modes.outcomes import StepOutcome
+from mirror.modes.routes import NAMESPACE
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import Node, Ports, load_facts, load_nodes, read_text
 from mirror.nodeconfig.hosts import Containerd

@@ -20,10 +20,9 @@ from pydantic import SecretStr
 
 from mirror.errors import InvalidStateError, MirrorError
 from mirror.modes import outcomes
-from mirror.modes.constants import ConditionType
 from mirror.modes.outcomes import ClusterFacts, ReplicaPod, StepOutcome
 from mirror.modes.plan import SwitchPlan, plan_switch
-from mirror.modes.routes import ModeKind, Verdict, conditions_of
+from mirror.modes.routes import ConditionType, ModeKind, Verdict, conditions_of
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import Reason, RegistryState, inputs_hash
 from mirror.nodeconfig import objects

@@ -28,15 +28,15 @@ from mirror.errors import (
 )
 from mirror.modes import outcomes
 from mirror.modes.check import check_images, targets_for
-from mirror.modes.constants import (
+from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts, ReplicaPod, StepOutcome
+from mirror.modes.required import RequiredImage, RequiredSet, from_digest_list, relaxed
+from mirror.modes.routes import (
     LOGICAL_BASE,
     LOGICAL_HOST,
     MODULE_LABELS,
     SECRET_STATE,
     UNKNOWN_VERSION,
 )
-from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts, ReplicaPod, StepOutcome
-from mirror.modes.required import RequiredImage, RequiredSet, from_digest_list, relaxed
 from mirror.modes.settings import CheckMode, RegistrySettings
 from mirror.modes.state import RegistryState, inputs_hash
 from mirror.nodeconfig import objects, pods

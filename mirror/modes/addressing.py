@@ -10,9 +10,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mirror.errors import ForbiddenByModeError, InvalidReferenceError, RouteError
-from mirror.modes import constants
-from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH, RegistryUser
-from mirror.modes.routes import Plane, PlaneRow, Role
+from mirror.modes.routes import (
+    BALANCER,
+    LOGICAL_BASE,
+    LOGICAL_HOST,
+    LOGICAL_PATH,
+    NAMESPACE,
+    REGISTRY_PORT,
+    SECRET_USER_PREFIX,
+    Plane,
+    PlaneRow,
+    RegistryUser,
+    Role,
+)
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings, Upstream
 from mirror.oci import Digest, Reference, Repository
 from mirror.oci.reference import check_repository, check_tag
@@ -133,7 +143,7 @@ def _inside(
     """The ends of a role inside the cluster: role, host, authority to trust."""
     match role:
         case Role.BALANCER:
-            yield role, constants.BALANCER, ca
+            yield role, BALANCER, ca
         case Role.SERVICE:
             yield role, LOGICAL_HOST, ca
         case Role.PUBLIC if access.public_host:
@@ -153,7 +163,7 @@ def _inside(
 def master_host(address: str) -> str:
     """`host:port` of the replica on the master at `address`, which may be an IPv6 address."""
     bare = f"[{address}]" if ":" in address and not address.startswith("[") else address
-    return f"{bare}:{constants.REGISTRY_PORT}"
+    return f"{bare}:{REGISTRY_PORT}"
 
 
 def _login(
@@ -165,7 +175,7 @@ def _login(
     if account is None:
         raise RouteError(
             f"the password of the registry's user {user} is not known here; take it from the "
-            f"Secret {constants.SECRET_USER_PREFIX}{user} in {constants.NAMESPACE} and give it "
+            f"Secret {SECRET_USER_PREFIX}{user} in {NAMESPACE} and give it "
             "with the sites (--sites FILE, users)"
         )
     return account
@@ -181,7 +191,7 @@ def _real_route(asked: _Asked, settings: RegistrySettings) -> Route:
         hint = "" if place is None else f", here {LOGICAL_ROOT.join(place)}"
         raise RouteError(
             f"{repository}: in mode {settings.mode} the cluster's images go by their logical "
-            f"names, which begin with {constants.LOGICAL_BASE}{hint}"
+            f"names, which begin with {LOGICAL_BASE}{hint}"
         )
     if upstream is None or repository.host != upstream.host:
         return Route(Role.FOREIGN, "https", repository.host, repository.path, asked.what)
@@ -214,7 +224,7 @@ def upstream_repository(relative: str, upstream: Upstream) -> str:
     if not path:
         raise RouteError(
             f"imagesRepo {upstream.base!r} has no path behind the host, and images that lie "
-            f"directly at {constants.LOGICAL_BASE} would have no repository there; name a path, "
+            f"directly at {LOGICAL_BASE} would have no repository there; name a path, "
             f"such as {upstream.host}/deckhouse/ee"
         )
     try:
@@ -252,8 +262,8 @@ def _asked(reference: Reference | Repository | str) -> _Asked:
         place = below(repository.path, LOGICAL_PATH)
         if place is None:
             raise RouteError(
-                f"{repository}: all of the cluster's images lie at {constants.LOGICAL_BASE} or "
-                f"below it ({constants.LOGICAL_BASE}/…), and this is neither"
+                f"{repository}: all of the cluster's images lie at {LOGICAL_BASE} or "
+                f"below it ({LOGICAL_BASE}/…), and this is neither"
             )
     return _Asked(repository, what, place)
 

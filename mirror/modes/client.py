@@ -20,9 +20,8 @@ from mirror.modes.addressing import (
     check_write,
     routes_for,
 )
-from mirror.modes.constants import LOGICAL_PATH
 from mirror.modes.endpoints import Endpoint, HealthMemory, Reading, ReadingPolicy
-from mirror.modes.routes import Plane
+from mirror.modes.routes import LOGICAL_PATH, Plane
 from mirror.modes.settings import NO_ACCESS, ClusterAccess, RegistrySettings
 from mirror.oci import Child, Descriptor, Digest, Manifest, Repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RegistryWriter

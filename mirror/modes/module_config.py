@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from mirror.documents import file_bytes, parse_json, read_documents
 from mirror.errors import InputError, InvalidSettingsError
-from mirror.modes.constants import DEFAULT_IMAGES_REPO
 
 _EXPECTED = (
     "expected a ModuleConfig named deckhouse, its settings, the registry section itself, or an "
@@ -140,7 +139,7 @@ def init_fields(deckhouse: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mist
     findings: list[Mistake] = []
     repo = deckhouse.get("imagesRepo")
     if repo is None:
-        repo = DEFAULT_IMAGES_REPO
+        repo = "registry.deckhouse.io/deckhouse/ce"
     given: dict[str, Any] = {
         "imagesRepo": repo.strip().rstrip("/") if isinstance(repo, str) else repo,
         "scheme": deckhouse.get("registryScheme"),

@@ -14,8 +14,7 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from pydantic.alias_generators import to_camel
 
-from mirror.modes.constants import UNKNOWN_VERSION
-from mirror.modes.routes import StoreContent
+from mirror.modes.routes import UNKNOWN_VERSION, StoreContent
 from mirror.modes.settings import RegistrySettings
 
 

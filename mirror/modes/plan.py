@@ -13,7 +13,6 @@ from operator import or_
 from typing import Any
 
 from mirror.documents import document
-from mirror.modes.constants import BALANCER, LOGICAL_BASE, LOGICAL_HOST, ConditionType
 from mirror.modes.outcomes import ClusterFacts
 from mirror.modes.preconditions import (
     Cause,
@@ -25,7 +24,18 @@ from mirror.modes.preconditions import (
     transition_refusal,
     warnings_of,
 )
-from mirror.modes.routes import ClusterBackend, ModeKind, Plane, Role, Verdict, conditions_of
+from mirror.modes.routes import (
+    BALANCER,
+    LOGICAL_BASE,
+    LOGICAL_HOST,
+    ClusterBackend,
+    ConditionType,
+    ModeKind,
+    Plane,
+    Role,
+    Verdict,
+    conditions_of,
+)
 from mirror.modes.settings import RegistrySettings, Upstream
 
 INSTALLED_WITH = "the registry of the installation"

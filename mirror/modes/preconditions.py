@@ -10,11 +10,19 @@ from operator import attrgetter
 
 from mirror.errors import RouteError
 from mirror.modes.addressing import upstream_repository
-from mirror.modes.constants import CONTAINERD_HOSTS, DATA_ROOT, SUPPORTED_CRI
 from mirror.modes.outcomes import MOST_NODES, ClusterFacts, ContainerdConfig, NodeFacts
-from mirror.modes.routes import VIA_KINDS, ModeKind, StoreContent, Verdict
+from mirror.modes.routes import (
+    CONTAINERD_HOSTS,
+    DATA_ROOT,
+    VIA_KINDS,
+    ModeKind,
+    StoreContent,
+    Verdict,
+)
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import not_supported
+
+_SUPPORTED_CRI = ("Containerd", "ContainerdV2")
 
 
 class Cause(StrEnum):
@@ -176,9 +184,9 @@ def check_preconditions(
         )
         found.demand_of(
             facts.nodes,
-            lambda node: None if node.cri is None else node.cri in SUPPORTED_CRI,
+            lambda node: None if node.cri is None else node.cri in _SUPPORTED_CRI,
             Cause.CRI,
-            f"every node's container runtime must be {' or '.join(SUPPORTED_CRI)}",
+            f"every node's container runtime must be {' or '.join(_SUPPORTED_CRI)}",
             lambda node: f"{node.name} ({node.cri})",
         )
         if row.runs_replicas:

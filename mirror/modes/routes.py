@@ -1,6 +1,7 @@
 """The table of modes: what each means for routes, logins, backends, switches and conditions.
 
-No other module looks at a mode: all ask a row of the table. docs/modes.md shows the same.
+Above it are the names and addresses that the cluster's registry module has fixed. No
+other module looks at a mode: all ask a row of the table. docs/modes.md shows the same.
 """
 
 from __future__ import annotations
@@ -8,10 +9,67 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Final
 
-from mirror.modes.constants import ConditionType, RegistryUser
+NAMESPACE = "d8-system"
+"""Where the module's objects live."""
+
+MODULE_LABELS = {"heritage": "deckhouse", "module": "registry", "app": "registry"}
+"""What its objects are labelled with."""
+
+REGISTRY_PORT = 5001
+"""The registry itself, with TLS: of a master's replica, of the balancer, of the Service."""
+
+SERVICE_NAME = f"registry.{NAMESPACE}.svc"
+"""The headless Service behind the logical host; certificates inside the cluster carry it."""
+LOGICAL_HOST = f"{SERVICE_NAME}:{REGISTRY_PORT}"
+"""The host of every image reference in a managed mode."""
+LOGICAL_PATH = "system/deckhouse"
+"""The repository below which all images lie, without a slash in front."""
+
+LOGICAL_BASE = f"{LOGICAL_HOST}/{LOGICAL_PATH}"
+"""What every image reference of a managed mode begins with."""
+BALANCER = f"127.0.0.1:{REGISTRY_PORT}"
+"""The per-node balancer, in Proxy and Local mode."""
+
+
+class RegistryUser(StrEnum):
+    """The registry module's own users."""
+
+    RO = "ro"
+    RW = "rw"
+    MIRROR_PULLER = "mirror-puller"
+    MIRROR_PUSHER = "mirror-pusher"
+
+
+DATA_ROOT = PurePosixPath("/opt/deckhouse/registry/local_data")
+"""Mounted as `/data` into the replica."""
+CONTAINERD_HOSTS = PurePosixPath("/etc/containerd/registry.d")
+UNKNOWN_VERSION = "unknown"
+"""Stands for the version of a node without the annotation `registry.deckhouse.io/version`."""
+
+HASH_ANNOTATION = "registry.deckhouse.io/config-hash"
+SECRET_STATE = "registry-state"  # noqa: S105 -- the names of Secrets are public
+SECRET_USER_PREFIX = "registry-user-"  # noqa: S105
+
+
+class ConditionType(StrEnum):
+    """The conditions by their public names."""
+
+    IMAGES = "RegistryContainsRequiredImages"
+    PREFLIGHT = "ContainerdConfigPreflightReady"
+    NODE_SERVICES = "NodeServicesReady"
+    IN_CLUSTER_PROXY = "InClusterProxyReady"
+    TRANSITION = "TransitionContainerdConfigReady"
+    REGISTRY_SWITCH = "DeckhouseRegistrySwitchReady"
+    FINAL = "FinalContainerdConfigReady"
+    CLEANUP_NODE_SERVICES = "CleanupNodeServices"
+    CLEANUP_IN_CLUSTER_PROXY = "CleanupInClusterProxy"
+    ROTATION = "SecretsRotated"  # ours, where it was asked for; not a step of a switch
+    READY = "Ready"
+    NOT_SUPPORTED = "ErrTransitionNotSupported"
 
 
 class Mode(StrEnum):

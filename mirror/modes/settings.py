@@ -17,9 +17,8 @@ from pydantic.alias_generators import to_camel
 
 from mirror.errors import InvalidSettingsError
 from mirror.modes import module_config
-from mirror.modes.constants import LICENSE_USER, RegistryUser
 from mirror.modes.module_config import INIT_PATHS, Mistake, find_registry, init_fields
-from mirror.modes.routes import Mode, ModeKind
+from mirror.modes.routes import Mode, ModeKind, RegistryUser
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +171,7 @@ class UpstreamSection(_Section):
         host, _, path = self.images_repo.partition("/")
         name, password = self.username, self.password
         if self.license is not None:
-            name, password = LICENSE_USER, self.license
+            name, password = "license-token", self.license
         scheme: Literal["http", "https"] = "http" if self.scheme == "HTTP" else "https"
         return Upstream(host, path, scheme, self.ca, name, password)
 

@@ -22,16 +22,17 @@ from pydantic import BaseModel, SecretStr
 from mirror.documents import StrictLoader, document, file_text, line
 from mirror.durable import write_if_changed
 from mirror.errors import InvalidStateError
-from mirror.modes.constants import (
+from mirror.modes.outcomes import StepOutcome
+from mirror.modes.routes import (
     HASH_ANNOTATION,
     MODULE_LABELS,
     NAMESPACE,
     SECRET_STATE,
-    SECRET_STATE_TYPE,
     ConditionType,
+    Mode,
+    ModeKind,
+    conditions_of,
 )
-from mirror.modes.outcomes import StepOutcome
-from mirror.modes.routes import Mode, ModeKind, conditions_of
 
 
 class Reason(StrEnum):
@@ -266,7 +267,7 @@ class RegistryState:
                 "labels": {**MODULE_LABELS, "type": SECRET_STATE},
                 "annotations": {HASH_ANNOTATION: self.hash},
             },
-            "type": SECRET_STATE_TYPE,
+            "type": "registry/state",
             "data": {key: base64.b64encode(text.encode()).decode() for key, text in texts.items()},
         }
 

@@ -17,11 +17,17 @@ from pydantic.alias_generators import to_camel
 
 from mirror.documents import StrictLoader, file_bytes, line, problems, read_documents
 from mirror.errors import FileSystemError, InputError, RenderingError
-from mirror.modes import constants, module_config
-from mirror.modes.constants import PUSH_NAME, RegistryUser
+from mirror.modes import module_config
 from mirror.modes.outcomes import ClusterFacts
+from mirror.modes.routes import (
+    DATA_ROOT,
+    REGISTRY_PORT,
+    RegistryUser,
+)
 from mirror.modes.settings import Account, CamelModel, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.tree import (
+    PKI_CONFIG,
+    SERVICE_CONFIG,
     checked_address,
     checked_file_path,
     checked_name,
@@ -35,12 +41,14 @@ from mirror.nodeconfig.tree import (
 class Ports:
     """The TCP ports of a node's services; the defaults are the module's own."""
 
-    registry: int = constants.REGISTRY_PORT
-    debug: int = constants.DEBUG_PORT
-    token: int = constants.TOKEN_PORT
+    registry: int = REGISTRY_PORT
+    debug: int = 5002
+    """Health and Prometheus metrics of a replica."""
+    token: int = 5051
+    """The token server beside a replica, with TLS."""
     replication: int = 5003
     """Health, metrics and push notifications of the replication daemon; on 127.0.0.1."""
-    balancer: int = constants.REGISTRY_PORT
+    balancer: int = REGISTRY_PORT
     relay: int = 5004
     """Only for stock containerd in Direct mode: a path-rewriting relay; on 127.0.0.1."""
 
@@ -105,17 +113,17 @@ class NodePaths:
     def config(self, service: str, name: str) -> str:
         """A service's configuration file as that service sees it."""
         if self.in_place:
-            return self.on_node(constants.SERVICE_CONFIG / service / name)
+            return self.on_node(SERVICE_CONFIG / service / name)
         return f"/config/{name}"
 
     def pki(self, name: str) -> str:
         """A certificate or key as a service sees it."""
-        return self.on_node(constants.PKI_CONFIG / name) if self.in_place else f"/pki/{name}"
+        return self.on_node(PKI_CONFIG / name) if self.in_place else f"/pki/{name}"
 
     @property
     def data(self) -> str:
         """The store as the registry sees it."""
-        return self.on_node(constants.DATA_ROOT) if self.in_place else "/data"
+        return self.on_node(DATA_ROOT) if self.in_place else "/data"
 
 
 def check_nodes(nodes: Sequence[Node]) -> None:
@@ -263,7 +271,7 @@ class AccessFile(CamelModel, populate_by_name=False):
         """What the file says, with the content of the files that it names."""
         host = self.public_host
         if self.public_domain_template is not None:
-            host = self.public_domain_template.replace(_NAME, PUSH_NAME)
+            host = self.public_domain_template.replace(_NAME, "registry")
 
         def given_ca(text: str | None, file: Path | None) -> str | None:
             return text if file is None else _authority(folder / file)

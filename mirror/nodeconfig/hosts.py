@@ -16,12 +16,11 @@ from typing import Any
 
 import tomli_w
 
-from mirror.modes import constants
-from mirror.modes.constants import LOGICAL_HOST, LOGICAL_PATH
-from mirror.modes.routes import Plane, Role
+from mirror.modes.routes import CONTAINERD_HOSTS, LOGICAL_HOST, LOGICAL_PATH, Plane, Role
 from mirror.modes.settings import Account, RegistrySettings, Upstream
 from mirror.nodeconfig.cluster import Node, NodePaths
 from mirror.nodeconfig.tree import (
+    CONTAINERD_HOSTS_STATE,
     PUBLIC,
     SECRET,
     RenderedFile,
@@ -143,7 +142,7 @@ def render_hosts(
     }
     files = _source_files(others, places)
     for host, row in mirrors.items():
-        folder = constants.CONTAINERD_HOSTS / checked_registry_host(host, "host of references")
+        folder = CONTAINERD_HOSTS / checked_registry_host(host, "host of references")
         tables: dict[str, dict[str, Any]] = {}
         for url, mirror, table in _tables(row, containerd, node):
             if mirror.ca is not None and url.startswith("https://"):
@@ -163,7 +162,7 @@ def render_hosts(
         content = tomli_w.dumps({"host": tables}).encode()
         files[folder / "hosts.toml"] = RenderedFile(content, SECRET if secret else PUBLIC)
     state = hosts_state(sorted([*mirrors, *others]))
-    files[constants.CONTAINERD_HOSTS_STATE] = RenderedFile(state, PUBLIC)
+    files[CONTAINERD_HOSTS_STATE] = RenderedFile(state, PUBLIC)
     return files
 
 
@@ -172,7 +171,7 @@ def _source_files(
 ) -> dict[PurePosixPath, RenderedFile]:
     files = {}
     for host, ca in sources.items():
-        folder = constants.CONTAINERD_HOSTS / host
+        folder = CONTAINERD_HOSTS / host
         path = folder / f"{_file_stem(f'https://{host}')}-ca.crt"
         document = {
             "server": f"https://{host}",

@@ -12,9 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mirror.modes import constants
-from mirror.modes.constants import LOGICAL_BASE, LOGICAL_HOST, LOGICAL_PATH, RegistryUser
-from mirror.modes.routes import Plane
+from mirror.modes.routes import (
+    HASH_ANNOTATION,
+    LOGICAL_BASE,
+    LOGICAL_HOST,
+    LOGICAL_PATH,
+    MODULE_LABELS,
+    NAMESPACE,
+    SECRET_USER_PREFIX,
+    Plane,
+    RegistryUser,
+)
 from mirror.modes.settings import Account, RegistrySettings, Upstream
 from mirror.nodeconfig import hosts, pods
 from mirror.nodeconfig.cluster import Node
@@ -26,7 +34,7 @@ Object = Mapping[str, Any]
 
 NODE_CONFIG = "registry-node-config-"
 PROXY_CONFIG = "registry-incluster-proxy-config"
-HASH = constants.HASH_ANNOTATION
+HASH = HASH_ANNOTATION
 VERSION = "registry.deckhouse.io/version"
 _U = RegistryUser
 LENDERS = {_U.RO: _U.MIRROR_PULLER, _U.RW: _U.MIRROR_PUSHER}
@@ -75,8 +83,8 @@ def metadata(
     name: str, labels: Mapping[str, str], annotations: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """An object's name, namespace, and the labels of the module."""
-    every = {**constants.MODULE_LABELS, **labels}
-    found = {"name": name, "namespace": constants.NAMESPACE, "labels": every}
+    every = {**MODULE_LABELS, **labels}
+    found = {"name": name, "namespace": NAMESPACE, "labels": every}
     return {**found, "annotations": dict(annotations)} if annotations else found
 
 
@@ -93,7 +101,7 @@ def secrets_of(now: Situation) -> Iterator[Object]:
         yield _secret("registry-pki", content, "registry/pki", {"type": "registry-pki"}, note)
     known = {user for side in now.sides for user in side.kind.row.users}
     for user in (one for one in RegistryUser if one in known):
-        name = f"{constants.SECRET_USER_PREFIX}{user}"
+        name = f"{SECRET_USER_PREFIX}{user}"
         content = _user(now.kept.users[user], "passwordHash")
         yield _secret(name, content, "registry/user", {"type": "registry-user"}, note)
     if now.replicas is not None:

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from mirror.errors import RenderingError
-from mirror.modes.constants import REGISTRY_PORT
+from mirror.modes.routes import REGISTRY_PORT
 from mirror.nodeconfig import pods, proxies
 from mirror.nodeconfig.cluster import Ports
 from mirror.nodeconfig.object_secrets import (

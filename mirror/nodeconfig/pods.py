@@ -12,9 +12,18 @@ from typing import Any
 import yaml
 
 from mirror.errors import RenderingError
-from mirror.modes import constants
+from mirror.modes.routes import DATA_ROOT, HASH_ANNOTATION, NAMESPACE
 from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.tree import SECRET, RenderedFile, Tree, checked_image
+from mirror.nodeconfig.tree import (
+    BALANCER_POD,
+    PKI_CONFIG,
+    RELAY_POD,
+    SECRET,
+    SERVICE_CONFIG,
+    RenderedFile,
+    Tree,
+    checked_image,
+)
 
 REGISTRY_PORT_NAME = "distribution"
 """By this name the module's Services find the registry's port in whatever pod is behind them."""
@@ -34,7 +43,7 @@ def manifest(
         "kind": "Pod",
         "metadata": {
             "name": name,
-            "namespace": constants.NAMESPACE,
+            "namespace": NAMESPACE,
             "labels": {"heritage": "deckhouse", "module": "registry", **labels},
             "annotations": dict(annotations),
         },
@@ -255,10 +264,10 @@ def static_pod(
         ),
     ]
     volumes = [
-        host_path("distribution-config", constants.SERVICE_CONFIG / "distribution"),
-        host_path("auth-config", constants.SERVICE_CONFIG / "auth"),
-        host_path("pki", constants.PKI_CONFIG),
-        host_path("data", constants.DATA_ROOT, "DirectoryOrCreate"),
+        host_path("distribution-config", SERVICE_CONFIG / "distribution"),
+        host_path("auth-config", SERVICE_CONFIG / "auth"),
+        host_path("pki", PKI_CONFIG),
+        host_path("data", DATA_ROOT, "DirectoryOrCreate"),
     ]
     if replication:
         containers.append(
@@ -272,11 +281,11 @@ def static_pod(
                 ports={"replication": (LOOPBACK, node.ports.replication)},
             )
         )
-        volumes.append(host_path("mirrorer-config", constants.SERVICE_CONFIG / "mirrorer"))
+        volumes.append(host_path("mirrorer-config", SERVICE_CONFIG / "mirrorer"))
     return manifest(
         POD_NAME,
         LABELS,
-        {constants.HASH_ANNOTATION: config, VERSION_ANNOTATION: version},
+        {HASH_ANNOTATION: config, VERSION_ANNOTATION: version},
         {"securityContext": security(0), "containers": containers, "volumes": volumes},
     )
 
@@ -309,7 +318,7 @@ def notes_of_pods(
         of = "" if images.nginx is None else "of the masters' services "
         named = " ".join(f"--image {name}=IMAGE" for name in needed)
         notes.append(f"no static pod {of}was written; name its images: {named}")
-    if any(constants.BALANCER_POD in tree or constants.RELAY_POD in tree for tree in trees):
+    if any(BALANCER_POD in tree or RELAY_POD in tree for tree in trees):
         used.add("nginx")
     if unused := [name for name in images.given if name not in used]:
         notes.append(f"no pod here has a container of the image {', '.join(unused)}")

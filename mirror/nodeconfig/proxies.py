@@ -23,13 +23,17 @@ from string import Template
 from typing import Any
 
 from mirror.errors import RenderingError
-from mirror.modes import constants
-from mirror.modes.constants import LOGICAL_PATH
+from mirror.modes.routes import HASH_ANNOTATION, LOGICAL_PATH
 from mirror.nodeconfig import pods
 from mirror.nodeconfig.cluster import Node, NodePaths
 from mirror.nodeconfig.hosts import HostMirror, relay_slot
 from mirror.nodeconfig.tree import (
+    BALANCER_CONFIG,
+    BALANCER_FILE,
+    BALANCER_POD,
     PUBLIC,
+    RELAY_FILE,
+    RELAY_POD,
     RenderedFile,
     Tree,
     checked_file_path,
@@ -172,14 +176,14 @@ GRACE_S = 5
 
 def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str | None) -> Tree:
     """A node's balancer in front of the masters among `nodes`; its pod if there is an image."""
-    files = {constants.BALANCER_FILE: RenderedFile(balancer_conf(node, nodes, nginx))}
+    files = {BALANCER_FILE: RenderedFile(balancer_conf(node, nodes, nginx))}
     if image is None:
         return files
     # It lives while it accepts, and is ready while it leads to a replica: a restart would not bring
     # a master back. A request for "/" needs no login.
     ready = pods.http_get("HTTPS", pods.LOOPBACK, node.ports.balancer, "/")
     pod = _pod("balancer", node, files, nginx, image, ready)
-    return files | {constants.BALANCER_POD: pod}
+    return files | {BALANCER_POD: pod}
 
 
 def relay_files(
@@ -192,16 +196,16 @@ def relay_files(
         slot = relay_slot(mirror)
         authority = None
         if mirror.ca is not None and mirror.scheme == "https":
-            path = constants.BALANCER_CONFIG / f"relay-{slot}-ca.crt"
+            path = BALANCER_CONFIG / f"relay-{slot}-ca.crt"
             files[path] = RenderedFile(mirror.ca.encode())
             authority = places.on_node(path)
         behind.append(Relayed(mirror, slot, authority))
     if not behind:
         return files
-    files[constants.RELAY_FILE] = RenderedFile(relay_conf(node.relay, behind, nginx))
+    files[RELAY_FILE] = RenderedFile(relay_conf(node.relay, behind, nginx))
     if image is None:
         return files
-    return files | {constants.RELAY_POD: _pod("relay", node, files, nginx, image)}
+    return files | {RELAY_POD: _pod("relay", node, files, nginx, image)}
 
 
 def _pod(
@@ -214,16 +218,16 @@ def _pod(
 ) -> RenderedFile:
     """The pod of a `balancer` or `relay`, which reads `files`."""
     if kind == "balancer":
-        name, port, config = "registry-proxy", node.ports.balancer, constants.BALANCER_FILE
+        name, port, config = "registry-proxy", node.ports.balancer, BALANCER_FILE
     else:
-        name, port, config = "registry-relay", node.ports.relay, constants.RELAY_FILE
+        name, port, config = "registry-relay", node.ports.relay, RELAY_FILE
     if port < 1024:
         raise RenderingError(
             f"node {node.name}: {kind} port: expected 1024 or above, found {port}; in its static "
             "pod nginx has no rights to listen below. Give another port, or leave the image nginx "
             "out"
         )
-    runtime, folder = PurePosixPath(nginx.runtime), constants.BALANCER_CONFIG
+    runtime, folder = PurePosixPath(nginx.runtime), BALANCER_CONFIG
     if runtime.is_relative_to(folder) or folder.is_relative_to(runtime):
         raise RenderingError(
             f"nginx runtime folder: expected one apart from {folder}, which the static pod may "
@@ -245,7 +249,7 @@ def _pod(
         name,
         # Never the labels of the Service, which must lead only to replicas.
         {"component": name},
-        {constants.HASH_ANNOTATION: pods.config_hash(files)},
+        {HASH_ANNOTATION: pods.config_hash(files)},
         {
             "securityContext": pods.security(USER),
             "terminationGracePeriodSeconds": GRACE_S,

@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from mirror.errors import RenderingError
-from mirror.modes import constants
-from mirror.modes.constants import RegistryUser
+from mirror.modes.routes import RegistryUser
 from mirror.modes.settings import ClusterAccess, ProxySection, RegistrySettings, Upstream
 from mirror.nodeconfig import hosts, objects, pods, proxies, services
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports, check_nodes
@@ -23,8 +22,14 @@ from mirror.nodeconfig.object_secrets import Object, Situation
 from mirror.nodeconfig.pki import KeyPair
 from mirror.nodeconfig.service_secrets import ServiceSecrets, hashed
 from mirror.nodeconfig.tree import (
+    BALANCER_CONFIG,
+    PKI_CONFIG,
     PUBLIC,
+    RELAY_POD,
     SECRET,
+    SERVICE_CONFIG,
+    STATIC_POD,
+    UPSTREAM_CA,
     RenderedFile,
     Tree,
     TreeChanges,
@@ -34,7 +39,7 @@ from mirror.nodeconfig.tree import (
     place_tree,
 )
 
-_SERVICES = constants.SERVICE_CONFIG
+_SERVICES = SERVICE_CONFIG
 IN_CLUSTER = _SERVICES / "in-cluster"
 MANIFESTS = "manifests"
 
@@ -261,7 +266,7 @@ class _Rendering:
         service = self._service
         if service is None:
             return files
-        nginx = options.nginx_in(constants.BALANCER_CONFIG, places)
+        nginx = options.nginx_in(BALANCER_CONFIG, places)
         files |= proxies.balancer_files(node, self.nodes, nginx, options.images.nginx)
         if node.master:
             if node.registry == node.balancer:
@@ -281,13 +286,13 @@ class _Rendering:
 
     def _relay_tree(self, node: Node, sides: Sequence[RegistrySettings]) -> Tree:
         places = self.options.places(f"nodes/{node.name}")
-        nginx = self.options.nginx_in(constants.BALANCER_CONFIG, places)
+        nginx = self.options.nginx_in(BALANCER_CONFIG, places)
         behind = hosts.needing_relay(self._mirrors(node, sides), self.options.containerd)
         return proxies.relay_files(node, behind, places, nginx, self.options.images.nginx)
 
     def _relay_restarts(self, node: Node, tree: Tree) -> bool:
-        before = self._relay_tree(node, self.sides[:-1]).get(constants.RELAY_POD)
-        return before is not None and tree.get(constants.RELAY_POD) != before
+        before = self._relay_tree(node, self.sides[:-1]).get(RELAY_POD)
+        return before is not None and tree.get(RELAY_POD) != before
 
     # -- the services of a master --------------------------------------------------------------
 
@@ -298,23 +303,23 @@ class _Rendering:
         places: NodePaths,
         config: services.ServiceConfig,
     ) -> dict[PurePosixPath, RenderedFile]:
-        kept, options, base = self.kept, self.options, constants.SERVICE_CONFIG
+        kept, options, base = self.kept, self.options, SERVICE_CONFIG
         leaves = kept.nodes[node.name]
         users = {user: kept.accepted(user) for user in service.kind.row.users}
         auth = services.replica_auth(node, places, users, own_port=self._own_port)
         files = {
             base / "distribution/config.yaml": pods.yaml_file(config.document),
             base / "auth/config.yaml": pods.yaml_file(auth),
-            constants.PKI_CONFIG / "ca.crt": RenderedFile(kept.trusted.encode()),
-            **_pair(constants.PKI_CONFIG / "auth", leaves.auth),
-            **_pair(constants.PKI_CONFIG / "distribution", leaves.distribution),
-            **_token_pair(constants.PKI_CONFIG / "token", kept),
+            PKI_CONFIG / "ca.crt": RenderedFile(kept.trusted.encode()),
+            **_pair(PKI_CONFIG / "auth", leaves.auth),
+            **_pair(PKI_CONFIG / "distribution", leaves.distribution),
+            **_token_pair(PKI_CONFIG / "token", kept),
         }
         if service.upstream is not None and service.upstream.ca is not None:
-            files[constants.PKI_CONFIG / constants.UPSTREAM_CA] = _authority(service.upstream)
+            files[PKI_CONFIG / UPSTREAM_CA] = _authority(service.upstream)
         if options.ingress_client_ca is not None and service.kind.row.holds_own_images:
             text = checked_authority(options.ingress_client_ca, "ingress client CA")
-            files[constants.PKI_CONFIG / "ingress-client-ca.crt"] = RenderedFile(text.encode())
+            files[PKI_CONFIG / "ingress-client-ca.crt"] = RenderedFile(text.encode())
         if self._replicated:
             peers = services.peers_of(node, self.nodes)
             replication = services.replication_config(node, peers, places, kept.accounts())
@@ -345,7 +350,7 @@ class _Rendering:
                 replication=self._replicated,
                 environment=self._registry_config(node, service, places).environment,
             )
-            made[node.name] = {constants.STATIC_POD: pods.yaml_file(pod, PUBLIC)}
+            made[node.name] = {STATIC_POD: pods.yaml_file(pod, PUBLIC)}
         return made
 
     def _registry_config(
@@ -388,10 +393,10 @@ class _Rendering:
         mirror = hosts.upstream_mirror(upstream, upstream.path)  # checks every value
         files = _pair(IN_CLUSTER / "distribution", kept.in_cluster.distribution)
         if upstream.ca is not None:
-            files[IN_CLUSTER / constants.UPSTREAM_CA] = _authority(upstream)
+            files[IN_CLUSTER / UPSTREAM_CA] = _authority(upstream)
         if options.distribution is services.Distribution.STOCK:
             at = partial(places.config, "in-cluster")
-            authority = None if upstream.ca is None else at(constants.UPSTREAM_CA)
+            authority = None if upstream.ca is None else at(UPSTREAM_CA)
             pair = (at("distribution.crt"), at("distribution.key"))
             nginx = options.nginx_in(IN_CLUSTER, places)
             content = proxies.relay_conf(

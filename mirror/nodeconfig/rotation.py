@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 
 from mirror.errors import InputError, RenderingError
 from mirror.modes import outcomes
-from mirror.modes.constants import RegistryUser
 from mirror.modes.outcomes import NodeFacts, StepOutcome
-from mirror.modes.routes import ModeKind
+from mirror.modes.routes import ModeKind, RegistryUser
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.object_secrets import LENDERS

@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 from mirror.errors import RenderingError
-from mirror.modes.constants import LOGICAL_PATH, UPSTREAM_CA, RegistryUser
+from mirror.modes.routes import LOGICAL_PATH, RegistryUser
 from mirror.modes.settings import Account, Upstream
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports
 from mirror.nodeconfig.hosts import upstream_mirror
 from mirror.nodeconfig.service_secrets import HashedAccount
-from mirror.nodeconfig.tree import checked_repository_path, checked_secret, host_port
+from mirror.nodeconfig.tree import UPSTREAM_CA, checked_repository_path, checked_secret, host_port
 
 
 class Distribution(StrEnum):

@@ -17,8 +17,26 @@ from pathlib import Path, PurePosixPath
 from mirror.documents import parse_json
 from mirror.durable import PRIVATE_FOLDER, Folder, os_errors, write_if_changed
 from mirror.errors import InvalidCertificateError, RenderingError
-from mirror.modes import constants
+from mirror.modes.routes import CONTAINERD_HOSTS
 from mirror.nodeconfig.pki import clean_pem
+
+# -- the module's own paths ------------------------------------------------------------------------
+
+CONTAINERD_HOSTS_STATE = CONTAINERD_HOSTS / "deckhouse_hosts_state.json"
+MANIFESTS = PurePosixPath("/etc/kubernetes/manifests")
+STATIC_POD = MANIFESTS / "registry-nodeservices.yaml"
+BALANCER_POD = MANIFESTS / "registry-proxy.yaml"
+RELAY_POD = MANIFESTS / "registry-relay.yaml"
+STATIC_PODS = (STATIC_POD, BALANCER_POD, RELAY_POD)
+SERVICE_CONFIG = PurePosixPath("/etc/kubernetes/registry")
+PKI_CONFIG = SERVICE_CONFIG / "pki"
+BALANCER_CONFIG = PurePosixPath("/etc/kubernetes/registry-proxy")
+BALANCER_FILE = BALANCER_CONFIG / "nginx_new.conf"
+"""The balancer's configuration as it is rendered. Deckhouse's own balancer has a reloader, which
+tests this one and copies it to `nginx.conf`; the static pod made here runs this one itself."""
+RELAY_FILE = BALANCER_CONFIG / "relay.conf"
+UPSTREAM_CA = "upstream-registry-ca.crt"
+"""The file with the upstream's authority, beside the module's own."""
 
 PUBLIC = 0o644
 SECRET = 0o600
@@ -44,15 +62,15 @@ Tree = Mapping[PurePosixPath, RenderedFile]
 """Absolute paths of one node (or of the in-cluster proxy) → files."""
 
 _SERVICES = ("auth", "distribution", "mirrorer")
-_IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
+_IN_CLUSTER = SERVICE_CONFIG / "in-cluster"
 _KEYS = (f"{name}.{kind}" for name in ("auth", "distribution", "token") for kind in ("crt", "key"))
-_PAIRS = ("ca.crt", constants.UPSTREAM_CA, *_KEYS)
+_PAIRS = ("ca.crt", UPSTREAM_CA, *_KEYS)
 OWN_FILES: tuple[PurePosixPath, ...] = (
-    *constants.STATIC_PODS,  # before the files that their containers read
-    *(constants.SERVICE_CONFIG / f"{name}/config.yaml" for name in _SERVICES),
-    *(constants.PKI_CONFIG / name for name in (*_PAIRS, "ingress-client-ca.crt")),
-    constants.BALANCER_FILE,
-    constants.RELAY_FILE,
+    *STATIC_PODS,  # before the files that their containers read
+    *(SERVICE_CONFIG / f"{name}/config.yaml" for name in _SERVICES),
+    *(PKI_CONFIG / name for name in (*_PAIRS, "ingress-client-ca.crt")),
+    BALANCER_FILE,
+    RELAY_FILE,
     *(
         _IN_CLUSTER / name
         for name in ("distribution_config.yaml", "auth_config.yaml", "relay.conf", *_PAIRS)
@@ -61,7 +79,7 @@ OWN_FILES: tuple[PurePosixPath, ...] = (
 """The files outside containerd's directory that are the module's own: gone when not rendered."""
 
 FORMER_FILES = (
-    constants.PKI_CONFIG / "upstream-ca.crt",
+    PKI_CONFIG / "upstream-ca.crt",
     *(_IN_CLUSTER / name for name in ("upstream-ca.crt", "distribution.yaml", "auth.yaml")),
 )
 """What earlier releases called some of these: gone as well."""
@@ -109,7 +127,7 @@ class Placed:
                 if one.name.encode() in self.replaced.get(one.parent / "hosts.toml", b"")
             )
             removed += (one for one in stale if one not in kept and _unlink(root, one))
-            state_path = constants.CONTAINERD_HOSTS_STATE
+            state_path = CONTAINERD_HOSTS_STATE
             written, unchanged = {*self.written}, {*self.unchanged}
             if listed := self.tree.get(state_path):
                 # It was made with the former hosts still in it, if there were any.
@@ -158,7 +176,7 @@ def _root(path: Path, below: str) -> Folder:
 
 
 def _place(tree: Tree, root: Folder) -> Placed:
-    state_path = constants.CONTAINERD_HOSTS_STATE
+    state_path = CONTAINERD_HOSTS_STATE
     known = _content(root, state_path)
     before = () if known is None else _host_names(known, str(_below(root, state_path)))
     after: tuple[str, ...] = ()
@@ -198,7 +216,7 @@ def hosts_state(hosts: list[str]) -> bytes:
 
 def _order(path: PurePosixPath) -> tuple[int, PurePosixPath]:
     """Certificates before what names them, and static pods after their files."""
-    if path in constants.STATIC_PODS:
+    if path in STATIC_PODS:
         return 3, path
     return (2 if path.name == "hosts.toml" else 1), path
 
@@ -268,7 +286,7 @@ def _host_names(content: bytes, where: str) -> tuple[str, ...]:
 
 def _remove_hosts(root: Folder, hosts: frozenset[str]) -> Iterator[PurePosixPath]:
     for host in sorted(hosts):
-        path = constants.CONTAINERD_HOSTS / host
+        path = CONTAINERD_HOSTS / host
         with _opened(root, path, "remove") as folder:
             removed = folder is not None and folder.remove(path.name)
         if removed:
@@ -277,7 +295,7 @@ def _remove_hosts(root: Folder, hosts: frozenset[str]) -> Iterator[PurePosixPath
 
 def _stale_authorities(root: Folder, tree: Tree, hosts: tuple[str, ...]) -> Iterator[PurePosixPath]:
     """CA files of former mirrors in directories that stay."""
-    folders = [*(constants.CONTAINERD_HOSTS / host for host in hosts), constants.BALANCER_CONFIG]
+    folders = [*(CONTAINERD_HOSTS / host for host in hosts), BALANCER_CONFIG]
     for folder in folders:
         with _opened(root, folder / "ca.crt", "read") as opened:
             names = opened.names() if opened is not None else []

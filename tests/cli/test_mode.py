@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mirror.modes import check
-from mirror.modes.constants import LOGICAL_BASE
+from mirror.modes.routes import LOGICAL_BASE
 from mirror.registry import ConnectionOptions
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.cluster_replicas import image, put

@@ -19,8 +19,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from mirror.controller.kube import KubeApi
-from mirror.modes.constants import LOGICAL_HOST, ConditionType
-from mirror.modes.routes import Mode
+from mirror.modes.routes import LOGICAL_HOST, ConditionType, Mode
 from mirror.modes.state import RegistryState
 from mirror.nodeconfig.object_secrets import PROXY_CONFIG, VERSION
 from mirror.nodeconfig.pods import VERSION_ANNOTATION

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from mirror.modes.constants import SERVICE_CONFIG, STATIC_POD
+from mirror.nodeconfig.tree import SERVICE_CONFIG, STATIC_POD
 from tests.controller.cluster_life import Life
 from tests.support.kube_api import KubeCluster, KubeServer
 from tests.support.kubernetes import check_object

@@ -16,9 +16,8 @@ from mirror.controller.cluster import Controller, _ApiObserver
 from mirror.controller.kube import KubeApi, Lease
 from mirror.controller.leading import lead
 from mirror.errors import CancelledError, ConflictError, InvalidStateError, UnreachableError
-from mirror.modes.constants import ConditionType, RegistryUser
 from mirror.modes.outcomes import ClusterFacts, NodeFacts, ReplicaPod, StepOutcome
-from mirror.modes.routes import Mode, ModeKind, conditions_of
+from mirror.modes.routes import ConditionType, Mode, ModeKind, RegistryUser, conditions_of
 from mirror.modes.state import RegistryState, inputs_hash
 from mirror.nodeconfig.service_secrets import ServiceSecrets, parse_secrets
 from tests.conftest import MakeEmbeddedRegistry

@@ -18,12 +18,12 @@ import mirror
 from examples import controller as example
 from examples.controller import Controller
 from mirror import ConditionType, Mode, Reconciled, RegistryState, RegistryUser, StepOutcome, Switch
-from mirror.modes import constants
 from mirror.modes.routes import ModeKind, conditions_of
 from mirror.modes.settings import Account
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.render import RenderOptions
 from mirror.nodeconfig.services import Distribution
+from mirror.nodeconfig.tree import SERVICE_CONFIG
 from tests.support.mode_stack import DEBIAN_NGINX, Registry, in_tree, master, master_node
 from tests.support.patience import PATIENCE_S
 from tests.support.program import ROOT
@@ -104,7 +104,7 @@ class World:
         """The nodes start what has files, and take over the configuration of the day."""
         rendered = self.folder / "rendered"
         for node in self.nodes:
-            config = constants.SERVICE_CONFIG / "distribution/config.yaml"
+            config = SERVICE_CONFIG / "distribution/config.yaml"
             there = in_tree(rendered, f"nodes/{node.name}", config).exists()
             if there and node.name not in self.registries:
                 self.registries[node.name] = self._running.enter_context(master(rendered, node))

@@ -33,9 +33,8 @@ from mirror.modes.check import (
     impatient,
     targets_for,
 )
-from mirror.modes.constants import RegistryUser
 from mirror.modes.required import RequiredImage, RequiredSet
-from mirror.modes.routes import ModeKind, Role
+from mirror.modes.routes import ModeKind, RegistryUser, Role
 from mirror.modes.settings import CheckMode, ClusterAccess, RegistrySettings
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci.manifest import OCI_CONFIG, OCI_MANIFEST

@@ -9,8 +9,7 @@ import pytest
 
 from mirror.errors import ForbiddenByModeError, RouteError, UnreachableError
 from mirror.modes.client import ModeClient, connect
-from mirror.modes.constants import LOGICAL_PATH, REGISTRY_PORT
-from mirror.modes.routes import Plane
+from mirror.modes.routes import LOGICAL_PATH, REGISTRY_PORT, Plane
 from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.oci import Digest
 from mirror.serve import BasicAuth, MemoryStorage, User

@@ -16,9 +16,8 @@ from pydantic import SecretStr
 
 from mirror.errors import InvalidStateError
 from mirror.modes import outcomes
-from mirror.modes.constants import ConditionType
 from mirror.modes.outcomes import ContainerdConfig, ReplicaPod, StepOutcome
-from mirror.modes.routes import Mode, ModeKind, conditions_of
+from mirror.modes.routes import ConditionType, Mode, ModeKind, conditions_of
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import (
     Condition,

@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mirror.modes.constants import ConditionType
 from mirror.modes.module_config import PROXY_KEYS
 from mirror.modes.preconditions import legal_path
-from mirror.modes.routes import ModeKind, Plane, PlaneRow, Role, Verdict, conditions_of
+from mirror.modes.routes import (
+    ConditionType,
+    ModeKind,
+    Plane,
+    PlaneRow,
+    Role,
+    Verdict,
+    conditions_of,
+)
 from mirror.modes.settings import RegistrySettings
 from tests.support.tls import Authority
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import mirror
-from mirror.modes.constants import RegistryUser
-from mirror.modes.routes import TABLE, Mode, ModeKind, Plane, Role
+from mirror.modes.routes import TABLE, Mode, ModeKind, Plane, RegistryUser, Role
 
 PACKAGE = Path(mirror.__file__).parent
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.modes.constants import ConditionType
 from mirror.modes.outcomes import ClusterFacts, ContainerdConfig
 from mirror.modes.plan import SwitchPlan, plan_switch
 from mirror.modes.preconditions import Cause, Risk, allowed, legal_path
 from mirror.modes.routes import (
     VIA_KINDS,
+    ConditionType,
     Mode,
     ModeKind,
     Plane,

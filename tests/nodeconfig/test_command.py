@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 
 from mirror.commands.mode_render import render_command
 from mirror.errors import InputError, InvalidSettingsError, MirrorError, RenderingError
-from mirror.modes import constants
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import RegistryState, inputs_hash
+from mirror.nodeconfig.tree import STATIC_POD
 
 pytestmark = pytest.mark.usefixtures("quick_keys")
 MASTERS = "master-0=10.0.0.1,master-1=10.0.0.2"
@@ -247,7 +247,7 @@ def test_caches_reach_their_upstream_through_the_proxy_that_is_given(folder: Pat
         *("--cache-proxy", f"HTTPS_PROXY={proxy}", "--cache-proxy", "NO_PROXY=10.0.0.0/8"),
     )
     assert done.exit_code == 0, done.output
-    manifest = folder / f"out/nodes/master-0{constants.STATIC_POD}"
+    manifest = folder / f"out/nodes/master-0{STATIC_POD}"
     token_server, registry = yaml.safe_load(manifest.read_text())["spec"]["containers"]
     assert {one["name"]: one["value"] for one in registry["env"]} == {
         **dict.fromkeys(("HTTPS_PROXY", "https_proxy"), proxy),

@@ -18,8 +18,7 @@ import yaml
 from pydantic import SecretStr
 
 from mirror.errors import RenderingError
-from mirror.modes import constants
-from mirror.modes.constants import RegistryUser
+from mirror.modes.routes import RegistryUser
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import RegistryState
 from mirror.nodeconfig.cluster import Node, Ports
@@ -27,6 +26,7 @@ from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
 from mirror.nodeconfig.services import Distribution
+from mirror.nodeconfig.tree import STATIC_PODS
 from tests.support.kubernetes import check_object, endpoints, pods_of
 from tests.support.rendered_cluster import (
     ALL_IMAGES,
@@ -97,7 +97,7 @@ def static_pods(rendered: Rendered) -> list[Mapping[str, Any]]:
     return [
         yaml.safe_load(files[path].content)
         for files in rendered.nodes.values()
-        for path in constants.STATIC_PODS
+        for path in STATIC_PODS
         if path in files
     ]
 
@@ -256,7 +256,7 @@ def test_no_two_pods_of_a_node_want_the_same_port_of_it() -> None:
     for flavour, (before, after) in itertools.product(FLAVOURS, CASES):
         for files in done(after, before, flavour).nodes.values():
             wanted: list[tuple[str, int]] = []
-            for path in constants.STATIC_PODS:
+            for path in STATIC_PODS:
                 if path in files:
                     for container in yaml.safe_load(files[path].content)["spec"]["containers"]:
                         ports = container["ports"]

@@ -16,14 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import RenderingError
-from mirror.modes import constants
 from mirror.modes.routes import Mode
 from mirror.nodeconfig.cluster import Node, Ports
 from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.proxies import Nginx, balancer_files
 from mirror.nodeconfig.render import Rendered, RenderOptions, render
-from mirror.nodeconfig.tree import Tree
+from mirror.nodeconfig.tree import (
+    BALANCER_FILE,
+    BALANCER_POD,
+    RELAY_FILE,
+    RELAY_POD,
+    STATIC_POD,
+    STATIC_PODS,
+    Tree,
+)
 from tests.support.rendered_cluster import (
     ALL_IMAGES,
     IMAGES,
@@ -42,7 +49,7 @@ from tests.support.rendered_cluster import (
 FORK = RenderOptions(images=ALL_IMAGES)
 STOCK = RenderOptions(Containerd.STOCK, images=ALL_IMAGES)
 FLAVOURS = {"deckhouse": FORK, "stock": STOCK}
-BALANCER, RELAY = constants.BALANCER_POD, constants.RELAY_POD
+BALANCER, RELAY = BALANCER_POD, RELAY_POD
 EVERY = {
     "Direct": direct(ca=upstream_ca()),
     "Direct, other path": direct("nexus.example:8443/dkp/fe"),
@@ -66,7 +73,7 @@ def test_nginx_may_open_as_many_files_as_it_takes_connections_and_ends_old_worke
     """Each passed connection has two ends; 1,024 files, a usual limit, would be 512 of them."""
     for mode in ("Local", "Direct"):
         files = done("stock", mode).nodes[WORKER.name]
-        for path in (constants.BALANCER_FILE, constants.RELAY_FILE):
+        for path in (BALANCER_FILE, RELAY_FILE):
             if path in files:
                 text = files[path].content.decode()
                 assert "\nworker_rlimit_nofile 130048;\n" in text
@@ -97,8 +104,8 @@ def test_a_pod_is_where_its_configuration_is_and_nowhere_else(
     flavour: str, before: str | None, after: str
 ) -> None:
     for files in done(flavour, after, before).nodes.values():
-        assert (BALANCER in files) is (constants.BALANCER_FILE in files)
-        assert (RELAY in files) is (constants.RELAY_FILE in files)
+        assert (BALANCER in files) is (BALANCER_FILE in files)
+        assert (RELAY in files) is (RELAY_FILE in files)
 
 
 def test_balancers_are_of_proxy_and_local_and_relays_of_direct_with_stock_containerd() -> None:
@@ -129,7 +136,7 @@ def test_without_the_image_of_nginx_there_is_no_pod_and_all_else_is_as_with_it(
             added = set(with_it) - set(without)
             assert added == set(pods(with_it))
             for path in without:
-                if path != constants.STATIC_POD:  # where the version of all is noted
+                if path != STATIC_POD:  # where the version of all is noted
                     assert without[path] == with_it[path]
 
 
@@ -138,7 +145,7 @@ def test_without_the_image_of_nginx_there_is_no_pod_and_all_else_is_as_with_it(
 
 def _slots(files: Tree) -> list[str]:
     """The ways in a relay's file."""
-    conf = files[constants.RELAY_FILE].content.decode()
+    conf = files[RELAY_FILE].content.decode()
     return sorted(set(re.findall(r"location = (/to-[0-9a-f]+)/v2/", conf)))
 
 
@@ -158,7 +165,7 @@ def test_no_transition_restarts_a_pod_unless_the_relay_gets_another_way(
             assert side.get(BALANCER, now.get(BALANCER)) == now.get(BALANCER)
         files = [side.nodes[node.name] for side in sides if RELAY in side.nodes[node.name]]
         if RELAY in now:
-            if all(one[constants.RELAY_FILE] == files[0][constants.RELAY_FILE] for one in files):
+            if all(one[RELAY_FILE] == files[0][RELAY_FILE] for one in files):
                 assert all(one[RELAY].content == now[RELAY] for one in files)
             # Whenever it starts anew in between, it serves the ways of both sides.
             ways = {slot for one in files for slot in _slots(one)}
@@ -281,7 +288,7 @@ def test_the_relays_pod_asks_nobody_outside_for_its_probes() -> None:
     pod = document(files, RELAY)
     assert pod["metadata"]["name"] == pod["metadata"]["labels"]["component"] == "registry-relay"
     (nginx,) = pod["spec"]["containers"]
-    assert str(constants.RELAY_FILE) in nginx["command"]
+    assert str(RELAY_FILE) in nginx["command"]
     for probe in ("livenessProbe", "readinessProbe"):
         assert nginx[probe]["tcpSocket"] == {"host": "127.0.0.1", "port": 5004}
 
@@ -309,8 +316,8 @@ def test_a_nodes_ports_are_those_of_its_probes_and_nginxs_runtime_is_its_volume(
         node.name
     ]
     for path, port, conf in (
-        (BALANCER, 6001, constants.BALANCER_FILE),
-        (RELAY, 6004, constants.RELAY_FILE),
+        (BALANCER, 6001, BALANCER_FILE),
+        (RELAY, 6004, RELAY_FILE),
     ):
         (nginx,) = document(files, path)["spec"]["containers"]
         assert nginx["livenessProbe"]["tcpSocket"]["port"] == port
@@ -347,7 +354,7 @@ def test_pods_hold_no_secrets_and_say_no_more_than_a_kubelet_knows() -> None:
         rendered = done(flavour, after, before)
         for node in ("master-0", WORKER.name):
             files = rendered.nodes[node]
-            for path in constants.STATIC_PODS:
+            for path in STATIC_PODS:
                 if path in files:
                     text = files[path].content.decode()
                     assert not any(secret in text for secret in secrets)

@@ -11,10 +11,8 @@ import httpx
 import pytest
 
 from mirror.errors import DeniedError, ForbiddenByModeError, UnreachableError
-from mirror.modes import constants
 from mirror.modes.client import ModeClient, connect
-from mirror.modes.constants import RegistryUser
-from mirror.modes.routes import Plane
+from mirror.modes.routes import LOGICAL_HOST, Plane, RegistryUser
 from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.nodeconfig.rotation import advance_rotation, begin_rotation
 from mirror.nodeconfig.service_secrets import Rotated
@@ -66,7 +64,7 @@ def test_containerd_reaches_another_path_through_the_relay_with_its_own_login(
 def _only_url(cluster: Cluster) -> str:
     import tomllib
 
-    text = (cluster.hosts / constants.LOGICAL_HOST / "hosts.toml").read_text()
+    text = (cluster.hosts / LOGICAL_HOST / "hosts.toml").read_text()
     (url,) = tomllib.loads(text)["host"]
     assert isinstance(url, str)
     return url
@@ -133,7 +131,7 @@ def test_the_api_plane_passes_through_to_a_token_server_that_knows_the_real_path
     ):
         service.append(("127.0.0.1", cluster.worker.ports.registry))
         with component(settings, cluster) as through:
-            assert [one.host for one in through.endpoints] == [constants.LOGICAL_HOST]
+            assert [one.host for one in through.endpoints] == [LOGICAL_HOST]
             found = through.manifest(f"{LOGICAL}/install:v1")
             assert found.raw == one.manifest
             assert through.manifest(f"{LOGICAL}/install@{one.digest}").raw == one.manifest

@@ -17,9 +17,9 @@ import httpx
 import pytest
 
 from mirror.errors import DeniedError
-from mirror.modes import constants
-from mirror.modes.constants import RegistryUser
+from mirror.modes.routes import RegistryUser
 from mirror.nodeconfig.cluster import Node
+from mirror.nodeconfig.tree import SERVICE_CONFIG
 from mirror.oci import Digest
 from tests.support.mode_stack import ContainerdProcess, in_tree
 from tests.support.mode_stage import Stage
@@ -84,7 +84,7 @@ def test_a_push_to_one_replica_reaches_all_and_containerd_goes_on_when_one_dies(
 
 def replication_config(cluster: Cluster, node: Node) -> Path:
     """What was rendered for a master's replication container."""
-    path = constants.SERVICE_CONFIG / "mirrorer/config.yaml"
+    path = SERVICE_CONFIG / "mirrorer/config.yaml"
     return in_tree(cluster.out, f"nodes/{node.name}", path)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import DeniedError, RegistryNotFoundError
-from mirror.modes import constants
-from mirror.modes.constants import RegistryUser
+from mirror.modes.routes import DATA_ROOT, RegistryUser
 from mirror.nodeconfig.services import Distribution
+from mirror.nodeconfig.tree import SERVICE_CONFIG
 from tests.support.mode_stack import (
     ContainerdProcess,
     balancer,
@@ -96,7 +96,7 @@ def test_the_forks_cache_asks_its_upstream_for_the_upstreams_own_path_in_tokens_
     cluster.options = dataclasses.replace(cluster.options, distribution=Distribution.DECKHOUSE)
     cluster.render(with_upstream("Proxy", f"{outside.registry}/dkp/ee", login, source.ca))
     (node,) = cluster.masters
-    files = in_tree(cluster.out, f"nodes/{node.name}", constants.SERVICE_CONFIG)
+    files = in_tree(cluster.out, f"nodes/{node.name}", SERVICE_CONFIG)
     with master(source.out, outside) as there, ExitStack() as stack:
         with client(outside.registry, source.ca, source.account(RegistryUser.RW)) as to:
             push(to, "dkp/ee/install", "v1", one)
@@ -126,7 +126,7 @@ def _until_cached(cluster: Cluster, one: Image) -> None:
     links = [f"_manifests/revisions/{one.digest.replace(':', '/')}/link", *layers]
     deadline = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30)
     for node in cluster.masters:
-        data = in_tree(cluster.out, f"nodes/{node.name}", constants.DATA_ROOT)
+        data = in_tree(cluster.out, f"nodes/{node.name}", DATA_ROOT)
         stored = data / "docker/registry/v2/repositories/system/deckhouse/install"
         while not all((stored / link).is_file() for link in links):
             assert datetime.datetime.now(datetime.UTC) < deadline, "the cache stays empty"

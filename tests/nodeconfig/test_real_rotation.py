@@ -13,15 +13,15 @@ import pytest
 import yaml
 
 from mirror.errors import DeniedError, UnreachableError
-from mirror.modes import constants
-from mirror.modes.constants import RegistryUser
 from mirror.modes.outcomes import NodeFacts
+from mirror.modes.routes import RegistryUser
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig import service_secrets
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.render import render
 from mirror.nodeconfig.rotation import advance_rotation, begin_rotation, rotation_outcome
 from mirror.nodeconfig.service_secrets import Rotated, RotationPhase
+from mirror.nodeconfig.tree import SERVICE_CONFIG
 from tests.support.mode_stack import ContainerdProcess, balancer, in_tree, master
 from tests.support.mode_stage import Pulling
 from tests.support.runnable_images import client, image, push
@@ -108,9 +108,7 @@ def as_the_agent_writes(cluster: Cluster, settings: RegistrySettings) -> None:
         )
         config = yaml.safe_load(base64.b64decode(secret["data"]["config"]))
         places = {"user_ro": config["user_ro"], **config["local_mode"]}
-        path = in_tree(
-            cluster.out, f"nodes/{node.name}", constants.SERVICE_CONFIG / "auth/config.yaml"
-        )
+        path = in_tree(cluster.out, f"nodes/{node.name}", SERVICE_CONFIG / "auth/config.yaml")
         document = yaml.safe_load(path.read_text())
         ro, rw, pusher, puller = (places[f"user_{key}"] for key in ("ro", "rw", "pusher", "puller"))
         document["users"] = {

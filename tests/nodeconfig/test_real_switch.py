@@ -6,9 +6,8 @@ import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 
-from mirror.modes import constants
-from mirror.modes.constants import ConditionType, RegistryUser
-from mirror.modes.routes import ModeKind, StoreContent
+from mirror.modes.routes import LOGICAL_HOST, ConditionType, ModeKind, RegistryUser, StoreContent
+from mirror.nodeconfig.tree import BALANCER_CONFIG
 from tests.support.mode_stack import (
     ContainerdProcess,
     balancer,
@@ -57,7 +56,7 @@ def test_during_a_transition_each_side_serves_what_the_other_lacks(
             done = containerd.pull(f"{LOGICAL}/new:v1", cluster.hosts, login=login)
             assert done.returncode == 0, done.stderr
             containerd.forget(f"{LOGICAL}/new:v1")
-            relay_conf = constants.BALANCER_CONFIG / "relay.conf"
+            relay_conf = BALANCER_CONFIG / "relay.conf"
             assert not in_tree(cluster.out, "nodes/worker-0", relay_conf).exists()
 
 
@@ -78,7 +77,7 @@ def test_no_pull_fails_during_a_switch_from_direct_to_local(
         ]
         upstream.stop()
         pulling.wait_for(2)
-        relay_conf = constants.BALANCER_CONFIG / "relay.conf"
+        relay_conf = BALANCER_CONFIG / "relay.conf"
         assert not in_tree(cluster.out, "nodes/worker-0", relay_conf).exists()
     assert pulling.failures == []
 
@@ -165,7 +164,7 @@ def test_two_spellings_of_one_registry_are_two_ways_for_containerd(
 ) -> None:
     """What keeps the old path in a transition: `https://host/v2` is `https://host`, once more."""
     fill(upstream, "system/deckhouse/only", "v1", image("spelling"))
-    folder = tmp_path / "hosts" / constants.LOGICAL_HOST
+    folder = tmp_path / "hosts" / LOGICAL_HOST
     folder.mkdir(parents=True)
     ca = upstream_ca(upstream)
     (folder / "hosts.toml").write_text(

@@ -16,9 +16,7 @@ from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from mirror.errors import RenderingError
-from mirror.modes import constants
-from mirror.modes.constants import RegistryUser
-from mirror.modes.routes import ModeKind
+from mirror.modes.routes import ModeKind, RegistryUser
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node, load_access
 from mirror.nodeconfig.render import access_of, render
@@ -39,6 +37,7 @@ from mirror.nodeconfig.service_secrets import (
     renewed,
     write_secrets,
 )
+from mirror.nodeconfig.tree import PKI_CONFIG, SERVICE_CONFIG
 from tests.support.mode_samples import node
 from tests.support.running_cluster import LOCAL
 
@@ -191,13 +190,13 @@ def test_a_step_is_applied_when_every_node_has_its_version(held: ServiceSecrets)
 def rendered(kept: ServiceSecrets) -> dict[str, Any]:
     """Of a master's files what a rotation touches."""
     files = render(LOCAL, MASTERS, kept).nodes["master-0"]
-    base = constants.SERVICE_CONFIG
+    base = SERVICE_CONFIG
     auth = yaml.safe_load(files[base / "auth/config.yaml"].content)
     return {
         "users": [*auth["users"]],
         "acl": [(line["match"]["account"], *line["actions"]) for line in auth["acl"]],
-        "token": files[constants.PKI_CONFIG / "token.crt"].content.decode(),
-        "ca": files[constants.PKI_CONFIG / "ca.crt"].content.decode(),
+        "token": files[PKI_CONFIG / "token.crt"].content.decode(),
+        "ca": files[PKI_CONFIG / "ca.crt"].content.decode(),
         "replication": yaml.safe_load(files[base / "mirrorer/config.yaml"].content)["users"],
     }
 

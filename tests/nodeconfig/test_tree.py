@@ -11,7 +11,6 @@ import pytest
 
 from mirror.durable import Folder
 from mirror.errors import FileSystemError, RenderingError
-from mirror.modes import constants
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import RegistryState
 from mirror.nodeconfig.hosts import Containerd
@@ -19,6 +18,8 @@ from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_clus
 from mirror.nodeconfig.service_secrets import ServiceSecrets, read_secrets, write_secrets
 from mirror.nodeconfig.tree import (
     OWN_FILES,
+    SERVICE_CONFIG,
+    STATIC_PODS,
     RenderedFile,
     hosts_state,
     place_tree,
@@ -40,7 +41,7 @@ from tests.support.rendered_cluster import (
 
 HOSTS = PurePosixPath("/etc/containerd/registry.d")
 STATE = HOSTS / "deckhouse_hosts_state.json"
-IN_CLUSTER = constants.SERVICE_CONFIG / "in-cluster"
+IN_CLUSTER = SERVICE_CONFIG / "in-cluster"
 
 
 @cache
@@ -115,7 +116,7 @@ def test_own_files_are_all_that_are_ever_rendered_outside_of_containerds_folder(
                 seen |= {path for path in outside if not path.name.startswith("relay-to-")}
     stock_alone = {IN_CLUSTER / "relay.conf"}
     assert seen | stock_alone == set(OWN_FILES)
-    assert set(constants.STATIC_PODS) <= seen
+    assert set(STATIC_PODS) <= seen
 
 
 def test_static_pods_come_after_their_files_and_go_before_them(
@@ -123,7 +124,7 @@ def test_static_pods_come_after_their_files_and_go_before_them(
 ) -> None:
     options = RenderOptions(Containerd.STOCK, images=ALL_IMAGES)
     tree = render(local(), NODES, kept(), previous=direct(), options=options).nodes["master-0"]
-    assert set(constants.STATIC_PODS) <= set(tree)
+    assert set(STATIC_PODS) <= set(tree)
     seen: list[Path] = []
     renamed, unlinked = Folder.rename, Folder.unlink
 
@@ -138,7 +139,7 @@ def test_static_pods_come_after_their_files_and_go_before_them(
 
     monkeypatch.setattr(Folder, "rename", replaced)
     monkeypatch.setattr(Folder, "unlink", removed)
-    pods = [tmp_path / path.relative_to("/") for path in constants.STATIC_PODS]
+    pods = [tmp_path / path.relative_to("/") for path in STATIC_PODS]
     place_tree(tree, tmp_path)
     assert sorted(seen[-3:]) == sorted(pods)
     seen.clear()

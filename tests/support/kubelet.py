@@ -16,7 +16,7 @@ from typing import Any, Self
 import httpx
 import yaml
 
-from mirror.modes import constants
+from mirror.nodeconfig.tree import MANIFESTS
 from tests.support.processes import ServerProcess, wait_for_port
 from tests.support.tools import require_tool
 
@@ -94,7 +94,7 @@ class Kubelet:
 
     def sync(self) -> None:
         """Do as the manifests folder says now."""
-        folder = self.node / constants.MANIFESTS.relative_to("/")
+        folder = self.node / MANIFESTS.relative_to("/")
         wanted = {path.name: path.read_bytes() for path in folder.glob("*.yaml")}
         for name in [name for name, (text, _) in self._pods.items() if wanted.get(name) != text]:
             self._end(name)

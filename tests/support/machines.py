@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from mirror.modes import constants
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.render import Rendered, RenderOptions, write_cluster
 from mirror.nodeconfig.services import Distribution
+from mirror.nodeconfig.tree import MANIFESTS, STATIC_PODS
 from tests.support import fork_registry
 from tests.support.kubelet import Image, Kubelet
 from tests.support.kubernetes import endpoints, pods_of
@@ -96,7 +96,7 @@ class Machines:
         pods = (
             yaml.safe_load(tree[path].content)
             for tree in self.rendered.nodes.values()
-            for path in constants.STATIC_PODS
+            for path in STATIC_PODS
             if path in tree
         )
         return endpoints(self.object("Service", service), pods_of(pods))
@@ -104,7 +104,7 @@ class Machines:
     @contextmanager
     def changed(self, node: str, pod: str, how: Callable[[dict[str, Any]], None]) -> Iterator[None]:
         """With a manifest that somebody edited."""
-        path = self.out / "nodes" / node / str(constants.MANIFESTS / pod).lstrip("/")
+        path = self.out / "nodes" / node / str(MANIFESTS / pod).lstrip("/")
         before = path.read_text()
         document = yaml.safe_load(before)
         how(document)

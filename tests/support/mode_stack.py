@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from mirror.modes import constants
+from mirror.modes.routes import DATA_ROOT, REGISTRY_PORT
 from mirror.nodeconfig.cluster import Node, Ports
 from mirror.nodeconfig.proxies import Nginx
+from mirror.nodeconfig.tree import BALANCER_CONFIG, SERVICE_CONFIG
 from tests.support.processes import ServerProcess, free_loopback, free_port
 from tests.support.program import ROOT
 from tests.support.token_server import TokenServer
@@ -33,7 +34,7 @@ def master_node(name: str) -> Node:
     ports = Ports(
         debug=free_port(), replication=free_port(), balancer=free_port(), relay=free_port()
     )
-    return Node(name, free_loopback(constants.REGISTRY_PORT), True, ports)
+    return Node(name, free_loopback(REGISTRY_PORT), True, ports)
 
 
 def in_tree(out: Path, tree: str, path: PurePosixPath) -> Path:
@@ -49,9 +50,9 @@ class Registry(ServerProcess):
 
     def __init__(self, out: Path, node: Node, environment: Mapping[str, str] | None = None) -> None:
         self.tree = f"nodes/{node.name}"
-        self.data = in_tree(out, self.tree, constants.DATA_ROOT)
+        self.data = in_tree(out, self.tree, DATA_ROOT)
         self.data.mkdir(parents=True, exist_ok=True)
-        config = in_tree(out, self.tree, constants.SERVICE_CONFIG / "distribution/config.yaml")
+        config = in_tree(out, self.tree, SERVICE_CONFIG / "distribution/config.yaml")
         super().__init__(
             [require_tool("docker-registry"), "serve", config],
             port=node.ports.registry,
@@ -63,10 +64,8 @@ class Registry(ServerProcess):
 
 def fork(out: Path, node: Node) -> ServerProcess:
     """A master's registry as Deckhouse's fork, from its rendered configuration."""
-    in_tree(out, f"nodes/{node.name}", constants.DATA_ROOT).mkdir(parents=True, exist_ok=True)
-    config = in_tree(
-        out, f"nodes/{node.name}", constants.SERVICE_CONFIG / "distribution/config.yaml"
-    )
+    in_tree(out, f"nodes/{node.name}", DATA_ROOT).mkdir(parents=True, exist_ok=True)
+    config = in_tree(out, f"nodes/{node.name}", SERVICE_CONFIG / "distribution/config.yaml")
     return ServerProcess(
         [sys.executable, "-m", "tests.support.fork_registry", "serve", config],
         port=node.ports.registry,
@@ -109,19 +108,19 @@ class NginxProcess(ServerProcess):
 
 def balancer(out: Path, node: Node) -> NginxProcess:
     """The balancer of a node."""
-    path = in_tree(out, f"nodes/{node.name}", constants.BALANCER_CONFIG / "nginx_new.conf")
+    path = in_tree(out, f"nodes/{node.name}", BALANCER_CONFIG / "nginx_new.conf")
     return NginxProcess(path, node.ports.balancer)
 
 
 def relay(out: Path, node: Node) -> NginxProcess:
     """The relay of a node, in Direct mode with stock containerd."""
-    path = in_tree(out, f"nodes/{node.name}", constants.BALANCER_CONFIG / "relay.conf")
+    path = in_tree(out, f"nodes/{node.name}", BALANCER_CONFIG / "relay.conf")
     return NginxProcess(path, node.ports.relay)
 
 
 def in_cluster_relay(out: Path, ports: Node) -> NginxProcess:
     """The stock flavour's in-cluster proxy; it listens on the registry port of `ports`."""
-    path = in_tree(out, "in-cluster", constants.SERVICE_CONFIG / "in-cluster/relay.conf")
+    path = in_tree(out, "in-cluster", SERVICE_CONFIG / "in-cluster/relay.conf")
     return NginxProcess(path, ports.ports.registry)
 
 
@@ -130,7 +129,7 @@ def master(
     out: Path, node: Node, environment: Mapping[str, str] | None = None
 ) -> Iterator[Registry]:
     """Registry and token server of a master while the block lasts."""
-    path = in_tree(out, f"nodes/{node.name}", constants.SERVICE_CONFIG / "auth/config.yaml")
+    path = in_tree(out, f"nodes/{node.name}", SERVICE_CONFIG / "auth/config.yaml")
     with (
         TokenServer(path) as tokens,
         contextlib.closing(_Stopping(Registry(out, node, environment))) as run,

@@ -11,14 +11,13 @@ from typing import Any
 
 import yaml
 
-from mirror.modes import constants
 from mirror.modes.client import connect
-from mirror.modes.constants import ConditionType
 from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts
 from mirror.modes.plan import SwitchPlan, plan_switch
 from mirror.modes.preconditions import Risk
-from mirror.modes.routes import Mode, Plane, StoreContent
+from mirror.modes.routes import DATA_ROOT, LOGICAL_HOST, ConditionType, Mode, Plane, StoreContent
 from mirror.modes.settings import RegistrySettings
+from mirror.nodeconfig.tree import PKI_CONFIG
 from mirror.registry import ConnectionOptions, RetryPolicy
 from tests.support.mode_stack import (
     ContainerdProcess,
@@ -153,7 +152,7 @@ class Stage:
             environment: Mapping[str, str] = {}
             if settings.mode is Mode.PROXY:  # which the static pod would have
                 tree = f"nodes/{node.name}"
-                trust = constants.PKI_CONFIG / "upstream-registry-ca.crt"
+                trust = PKI_CONFIG / "upstream-registry-ca.crt"
                 environment = {"SSL_CERT_FILE": str(in_tree(self.cluster.out, tree, trust))}
             self.cluster.registries[node.name] = self._masters.enter_context(
                 master(self.cluster.out, node, environment)
@@ -247,7 +246,7 @@ class Stage:
     def _start_services(self, target: RegistrySettings, *, wipe: bool) -> None:
         if wipe:  # as Deckhouse's registry does where a store becomes a cache
             for node in self.cluster.masters:
-                shutil.rmtree(in_tree(self.cluster.out, f"nodes/{node.name}", constants.DATA_ROOT))
+                shutil.rmtree(in_tree(self.cluster.out, f"nodes/{node.name}", DATA_ROOT))
         self.cluster.render_masters(target, self.current)
         self.start_masters(target)
         if target.mode is Mode.PROXY:
@@ -263,7 +262,7 @@ class Stage:
         options = ConnectionOptions(retries=RetryPolicy(attempts=1))
         sites = self.cluster.sites
         with connect(target, access=sites, plane=Plane.API, options=options) as components:
-            assert components.endpoints[0].host == constants.LOGICAL_HOST
+            assert components.endpoints[0].host == LOGICAL_HOST
             assert components.manifest(f"{LOGICAL}/install:v1.70.0").raw == one.manifest
             assert components.exists(f"{LOGICAL}/install@{one.digest}")
         pulling.reference = f"{LOGICAL}/install:v1.70.0"

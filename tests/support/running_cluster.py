@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from mirror.modes import constants
-from mirror.modes.constants import RegistryUser
+from mirror.modes.routes import CONTAINERD_HOSTS, RegistryUser
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.hosts import Containerd
@@ -87,7 +86,7 @@ class Cluster:
     @property
     def hosts(self) -> Path:
         """The worker's tree for containerd."""
-        return in_tree(self.out, "nodes/worker-0", constants.CONTAINERD_HOSTS)
+        return in_tree(self.out, "nodes/worker-0", CONTAINERD_HOSTS)
 
     @property
     def ca(self) -> Path:
