@@ -101,12 +101,12 @@ from mirror.nodeconfig.cluster import Ports as Ports
 from mirror.nodeconfig.cluster import load_access as load_access
 from mirror.nodeconfig.cluster import load_facts as load_facts
 from mirror.nodeconfig.cluster import load_nodes as load_nodes
-from mirror.nodeconfig.hosts import Containerd as Containerd
 from mirror.nodeconfig.objects import PushIngress as PushIngress
 from mirror.nodeconfig.pki import Authorities as Authorities
 from mirror.nodeconfig.pki import KeyPair as KeyPair
 from mirror.nodeconfig.pods import Images as Images
-from mirror.nodeconfig.proxies import Nginx as Nginx
+from mirror.nodeconfig.pulling import Containerd as Containerd
+from mirror.nodeconfig.pulling import Nginx as Nginx
 from mirror.nodeconfig.render import Rendered as Rendered
 from mirror.nodeconfig.render import RenderOptions as RenderOptions
 from mirror.nodeconfig.render import access_of as access_of

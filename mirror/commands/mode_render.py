@@ -19,10 +19,9 @@ from mirror.modes.outcomes import StepOutcome
 from mirror.modes.routes import NAMESPACE
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import Node, Ports, load_facts, load_nodes, read_text
-from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.pods import Images
-from mirror.nodeconfig.proxies import Nginx
+from mirror.nodeconfig.pulling import Containerd, Nginx
 from mirror.nodeconfig.render import MANIFESTS, Rendered, RenderOptions, render, write_cluster
 from mirror.nodeconfig.rotation import (
     advance_rotation,

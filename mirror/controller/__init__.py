@@ -27,7 +27,7 @@ from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import Reason, RegistryState, inputs_hash
 from mirror.nodeconfig import objects
 from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.object_secrets import NODE_CONFIG, PROXY_CONFIG, Object
+from mirror.nodeconfig.pods import PROXY, PROXY_CONFIG, Object
 from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render
 from mirror.nodeconfig.rotation import next_turn
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets, secrets_text
@@ -90,7 +90,7 @@ class Reconciled:
     @property
     def due(self) -> list[Object]:
         """The objects to apply now, in their order."""
-        held = {f"{NODE_CONFIG}{name}" for name in self.waiting}
+        held = {f"{objects.NODE_CONFIG}{name}" for name in self.waiting}
         every = () if self.rendered is None else self.rendered.objects
         return [one for one in every if one["metadata"]["name"] not in held]
 
@@ -354,7 +354,7 @@ class Switch:
                 early = _without(self.transition, _LATE)
                 return replace(early, nodes=trees, in_cluster={}), now
             case _C.TRANSITION:
-                proxy = frozenset({objects.PROXY, PROXY_CONFIG})
+                proxy = frozenset({PROXY, PROXY_CONFIG})
                 return _without(self.transition, proxy), now
             case _C.IN_CLUSTER_PROXY:
                 return self.transition, now

@@ -39,9 +39,9 @@ from mirror.modes.routes import (
 )
 from mirror.modes.settings import CheckMode, RegistrySettings
 from mirror.modes.state import RegistryState, inputs_hash
-from mirror.nodeconfig import objects, pods
+from mirror.nodeconfig import pods
 from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.object_secrets import VERSION
+from mirror.nodeconfig.pods import VERSION
 from mirror.nodeconfig.render import Rendered, RenderOptions
 from mirror.nodeconfig.service_secrets import ServiceSecrets, parse_secrets, secrets_text
 from mirror.oci import Reference
@@ -370,14 +370,14 @@ class _ApiObserver:
 
     @read_as_told("Deployment registry-incluster-proxy")
     def proxy(self, switch: Switch) -> StepOutcome:
-        wanted = _named(switch.final, "Deployment", objects.PROXY)
+        wanted = _named(switch.final, "Deployment", pods.PROXY)
         if wanted is None:
             return StepOutcome(
                 False,
                 "the images of the in-cluster proxy are not known; start the controller with "
                 "--image distribution=… and --image auth=…",
             )
-        there = self._api.get("Deployment", objects.PROXY)
+        there = self._api.get("Deployment", pods.PROXY)
         count, status = wanted["spec"]["replicas"], (there or {}).get("status") or {}
         if there is None or _note(there, VERSION) != _note(wanted, VERSION):
             return outcomes.in_cluster_proxy(count, 0)
@@ -424,7 +424,7 @@ class _ApiObserver:
         return [str((pod.get("spec") or {}).get("nodeName")) for pod in self._pods()]
 
     def proxy_exists(self, _: Switch) -> bool:
-        return self._api.get("Deployment", objects.PROXY) is not None
+        return self._api.get("Deployment", pods.PROXY) is not None
 
 
 def _is_static(secret: Mapping[str, Any]) -> bool | None:

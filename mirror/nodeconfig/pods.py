@@ -1,4 +1,4 @@
-"""Static pods: the shape of a manifest, the images that it needs, and the masters' services."""
+"""Pods: their shape, the images that they need, the masters' services, the in-cluster proxy."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from typing import Any
 import yaml
 
 from mirror.errors import RenderingError
-from mirror.modes.routes import DATA_ROOT, HASH_ANNOTATION, NAMESPACE
-from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.tree import (
-    BALANCER_POD,
-    PKI_CONFIG,
-    RELAY_POD,
-    SECRET,
-    SERVICE_CONFIG,
-    RenderedFile,
-    Tree,
-    checked_image,
-)
+from mirror.modes.routes import MODULE_LABELS, NAMESPACE
+from mirror.nodeconfig import tree
+from mirror.nodeconfig.cluster import Ports
+from mirror.nodeconfig.tree import SECRET, RenderedFile, Tree
+
+Object = Mapping[str, Any]
+"""One Kubernetes object: JSON values; `data` of Secrets is in base64."""
 
 REGISTRY_PORT_NAME = "distribution"
 """By this name the module's Services find the registry's port in whatever pod is behind them."""
 VERSION_ANNOTATION = "registry.deckhouse.io/config-version"
+VERSION = "registry.deckhouse.io/version"
 LOOPBACK = "127.0.0.1"
+NGINX_USER = 64535
+"""Deckhouse's user without rights. As root, nginx would need capabilities to become another."""
 
 
 def manifest(
@@ -38,21 +36,18 @@ def manifest(
 
     It asks the node's DNS, since the image of the cluster's own DNS comes through these pods.
     """
+    own = {"heritage": "deckhouse", "module": "registry", **labels}
+    network = {"hostNetwork": True, "dnsPolicy": "Default"}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": name,
             "namespace": NAMESPACE,
-            "labels": {"heritage": "deckhouse", "module": "registry", **labels},
+            "labels": own,
             "annotations": dict(annotations),
         },
-        "spec": {
-            "hostNetwork": True,
-            "dnsPolicy": "Default",
-            "priorityClassName": "system-node-critical",
-            **spec,
-        },
+        "spec": {**network, "priorityClassName": "system-node-critical", **spec},
     }
 
 
@@ -118,14 +113,33 @@ def probes(live: Mapping[str, Any], ready: Mapping[str, Any] | None = None) -> d
     }
 
 
-def http_get(scheme: str, host: str, port: int, path: str) -> dict[str, Any]:
-    """A request of the kubelet, from the node; it does not verify certificates."""
-    return {"httpGet": {"scheme": scheme, "host": host, "port": port, "path": path}}
+def http_get(host: str, port: int | str, path: str = "/", scheme: str = "HTTPS") -> dict[str, Any]:
+    """A request of the kubelet, from the node; it verifies no certificates. "" is the pod's host.
+
+    A request for "/" needs no login.
+    """
+    where = {"host": host} if host else {}
+    return {"httpGet": {"scheme": scheme, **where, "port": port, "path": path}}
 
 
-def tcp(host: str, port: int) -> dict[str, Any]:
-    """A connection of the kubelet, from the node."""
-    return {"tcpSocket": {"host": host, "port": port}}
+def nginx(
+    image: str,
+    config: PurePosixPath,
+    runtime: str,
+    probes: Mapping[str, Any],
+    port: Mapping[str, tuple[str, int]],
+) -> dict[str, Any]:
+    """A container of nginx, whose file is `config` there and which writes only to `runtime`."""
+    return container(
+        "nginx",
+        image,
+        # As the command: an image's own entry point may try to write configuration.
+        {"command": ["nginx", "-e", "stderr", "-c", str(config), "-g", "daemon off;"]},
+        probes=probes,
+        mounts={"config": str(config.parent), "runtime": runtime},
+        writable={"runtime"},
+        ports=port,
+    )
 
 
 def host_path(name: str, path: PurePosixPath, kind: str = "Directory") -> dict[str, Any]:
@@ -176,7 +190,7 @@ class Images:
 
     def __post_init__(self) -> None:
         for name in self.given:
-            checked_image(self.one(name), f"{name} image")
+            tree.checked_image(self.one(name), f"{name} image")
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -194,7 +208,7 @@ class Images:
             RenderingError: it is wanted, and an image that it needs is missing.
         """
         given = [name for name in self.given if name in _SERVICES]
-        needed = services_needed(replication=replication)
+        needed = _needed(replication=replication)
         missing = [name for name in needed if name not in given]
         if given and missing:
             raise RenderingError(
@@ -204,90 +218,138 @@ class Images:
         return bool(given)
 
 
-def services_needed(*, replication: bool) -> tuple[str, ...]:
+def _needed(*, replication: bool) -> tuple[str, ...]:
     """The names of the images of the masters' pod."""
     return _SERVICES if replication else _SERVICES[:2]
 
 
-# -- the masters' services -------------------------------------------------------------------------
-
-POD_NAME = "registry-nodeservices"
-LABELS = {
-    "app": "registry",
-    "app.kubernetes.io/managed-by": POD_NAME,
-    "component": "registry-service",
-    "tier": "control-plane",
-    "type": "node-services",
-}
-"""Deckhouse's own; its Services select `component` and `type`."""
+# -- the in-cluster proxy --------------------------------------------------------------------------
 
 
-def static_pod(
-    node: Node,
-    images: Images,
-    config: str,
-    version: str,
-    *,
-    token_host: str,
-    replication: bool,
-    environment: Mapping[str, str],
+def metadata(
+    name: str, labels: Mapping[str, str], annotations: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The manifest for `/etc/kubernetes/manifests`.
+    """An object's name, namespace, and the labels of the module."""
+    every = {**MODULE_LABELS, **labels}
+    found = {"name": name, "namespace": NAMESPACE, "labels": every}
+    return {**found, "annotations": dict(annotations)} if annotations else found
 
-    `config` is the hash of the files that its containers read, `version` their version. The token
-    server listens at `token_host`: 127.0.0.1, or the node's address.
-    `environment` is the registry's.
+
+PROXY = "registry-incluster-proxy"
+PROXY_CONFIG = f"{PROXY}-config"
+PROXY_LABELS = {"app": PROXY, "component": "registry-service", "type": "incluster-proxy"}
+_NOBODY = 65534
+
+
+def proxy_images(in_cluster: Tree) -> tuple[str, ...]:
+    """The names of the images of the in-cluster proxy that reads these files."""
+    if not in_cluster:
+        return ()
+    is_relay = any(path.name == "relay.conf" for path in in_cluster)
+    return ("nginx",) if is_relay else ("distribution", "auth")
+
+
+def in_cluster_proxy(
+    in_cluster: Tree,
+    masters: int,
+    images: Images,
+    runtime: str,
+    ports: Ports,
+    environment: Mapping[str, str],
+) -> list[Object]:
+    """The Deployment on `masters` that reads the files `in_cluster`, and its disruption budget.
+
+    `runtime` is the folder that nginx may write to, `environment` the registry's.
     """
-    # The kubelet starts them in this order. A registry without its token server fails who comes.
-    containers = [
-        container(
-            "auth",
-            images.one("auth"),
-            # Its own log file would need a folder that it may write to.
-            {"args": ["-logtostderr", "/config/config.yaml"]},
-            probes=probes(http_get("HTTPS", token_host, node.ports.token, "/")),
-            mounts={"auth-config": "/config", "pki": "/pki"},
-            ports={"auth": (token_host, node.ports.token)},
-        ),
-        container(
-            "distribution",
-            images.one("distribution"),
-            {"args": ["serve", "/config/config.yaml"]},
-            probes=probes(http_get("HTTPS", node.address, node.ports.registry, "/")),
-            mounts={"distribution-config": "/config", "pki": "/pki", "data": "/data"},
-            writable={"data"},
-            ports={
-                REGISTRY_PORT_NAME: (node.address, node.ports.registry),
-                "debug": (LOOPBACK, node.ports.debug),
-            },
-            environment=environment,
-        ),
-    ]
-    volumes = [
-        host_path("distribution-config", SERVICE_CONFIG / "distribution"),
-        host_path("auth-config", SERVICE_CONFIG / "auth"),
-        host_path("pki", PKI_CONFIG),
-        host_path("data", DATA_ROOT, "DirectoryOrCreate"),
-    ]
-    if replication:
-        containers.append(
-            container(
-                "mirrorer",
-                images.one("mirror"),
-                {"args": ["sync", "--watch", "--config", "/config/config.yaml"]},
-                # It lives while it answers; a restart would not make replicas equal.
-                probes=probes(http_get("HTTP", LOOPBACK, node.ports.replication, "/healthz")),
-                mounts={"mirrorer-config": "/config", "pki": "/pki"},
-                ports={"replication": (LOOPBACK, node.ports.replication)},
-            )
-        )
-        volumes.append(host_path("mirrorer-config", SERVICE_CONFIG / "mirrorer"))
-    return manifest(
-        POD_NAME,
-        LABELS,
-        {HASH_ANNOTATION: config, VERSION_ANNOTATION: version},
-        {"securityContext": security(0), "containers": containers, "volumes": volumes},
+    several = masters > 1
+    version = {VERSION: config_hash(in_cluster)}
+    described = metadata(PROXY, {"app": PROXY})
+    if "nginx" in proxy_images(in_cluster):
+        run = _relay(images, runtime, ports)
+    else:
+        run = _registry(images, ports, environment)
+    pod: dict[str, Any] = {
+        "nodeSelector": {"node-role.kubernetes.io/control-plane": ""},
+        "tolerations": [{"operator": "Exists"}],
+        "priorityClassName": "system-cluster-critical",
+        "imagePullSecrets": [{"name": "deckhouse-registry"}],
+        "automountServiceAccountToken": False,
+        **run,
+    }
+    if several:
+        alike = {"labelSelector": {"matchLabels": {"app": PROXY}}}
+        apart = {**alike, "topologyKey": "kubernetes.io/hostname"}
+        rule = "requiredDuringSchedulingIgnoredDuringExecution"
+        pod["affinity"] = {"podAntiAffinity": {rule: [apart]}}
+    # With one on each master, a new one finds a place when an old one has left.
+    pace = {"maxSurge": 0, "maxUnavailable": 1} if several else {"maxSurge": 1, "maxUnavailable": 0}
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {**described, "annotations": version},
+        "spec": {
+            "replicas": max(1, masters),
+            "revisionHistoryLimit": 2,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": pace},
+            "selector": {"matchLabels": PROXY_LABELS},
+            "template": {"metadata": {"labels": PROXY_LABELS, "annotations": version}, "spec": pod},
+        },
+    }
+    budget = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": described,
+        "spec": {"maxUnavailable": int(several), "selector": {"matchLabels": PROXY_LABELS}},
+    }
+    return [budget, deployment]
+
+
+_CONFIG_VOLUME = {"name": "config", "secret": {"secretName": PROXY_CONFIG}}
+
+
+def _registry(images: Images, ports: Ports, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Deckhouse's registry, which asks the upstream and keeps nothing, and its token server."""
+    registry = container(
+        "distribution",
+        images.one("distribution"),
+        {"args": ["serve", "/config/distribution_config.yaml"]},
+        probes=probes(http_get("", REGISTRY_PORT_NAME)),
+        mounts={"config": "/config", "data": "/data"},
+        writable={"data"},
+        ports={REGISTRY_PORT_NAME: ("", ports.registry), "debug": ("", ports.debug)},
+        environment=environment,
     )
+    auth = container(
+        "auth",
+        images.one("auth"),
+        {"args": ["-logtostderr", "/config/auth_config.yaml"]},
+        probes=probes(http_get("", "auth")),
+        mounts={"config": "/config"},
+        ports={"auth": ("", ports.token)},
+    )
+    # The registry looks for its store when it starts, although it keeps nothing there.
+    store = {"name": "data", "emptyDir": {"sizeLimit": "64Mi"}}
+    return {
+        "securityContext": security(_NOBODY),
+        "containers": [registry, auth],
+        "volumes": [_CONFIG_VOLUME, store],
+    }
+
+
+def _relay(images: Images, runtime: str, ports: Ports) -> dict[str, Any]:
+    """The nginx that stands in for the registry where that is the stock one."""
+    one = nginx(
+        images.one("nginx"),
+        PurePosixPath("/config/relay.conf"),
+        runtime,
+        probes({"tcpSocket": {"port": REGISTRY_PORT_NAME}}),
+        {REGISTRY_PORT_NAME: ("", ports.registry)},
+    )
+    return {
+        "securityContext": security(NGINX_USER),
+        "containers": [one],
+        "volumes": [_CONFIG_VOLUME, {"name": "runtime", "emptyDir": {}}],
+    }
 
 
 # -- notes -----------------------------------------------------------------------------------------
@@ -311,14 +373,14 @@ def notes_of_pods(
     if missing := used - set(images.given):
         named = " ".join(f"--image {name}=IMAGE" for name in sorted(missing))
         notes.append(f"no Deployment of the in-cluster proxy was written; name its images: {named}")
-    needed = services_needed(replication=replication)
+    needed = _needed(replication=replication)
     if services and images.serve(replication=replication):
         used.update(needed)
     elif services:
         of = "" if images.nginx is None else "of the masters' services "
         named = " ".join(f"--image {name}=IMAGE" for name in needed)
         notes.append(f"no static pod {of}was written; name its images: {named}")
-    if any(BALANCER_POD in tree or RELAY_POD in tree for tree in trees):
+    if any(tree.BALANCER_POD in one or tree.RELAY_POD in one for one in trees):
         used.add("nginx")
     if unused := [name for name in images.given if name not in used]:
         notes.append(f"no pod here has a container of the image {', '.join(unused)}")

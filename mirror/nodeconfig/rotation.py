@@ -17,9 +17,9 @@ from mirror.modes.outcomes import NodeFacts, StepOutcome
 from mirror.modes.routes import ModeKind, RegistryUser
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.object_secrets import LENDERS
 from mirror.nodeconfig.render import Rendered
 from mirror.nodeconfig.service_secrets import (
+    LENDERS,
     HashedAccount,
     Rotated,
     Rotation,

@@ -31,6 +31,11 @@ from mirror.nodeconfig.tree import SECRET, RenderedFile, write_file
 PASSWORD_LENGTH = 16
 HTTP_SECRET_LENGTH = 25
 BCRYPT_COST = 10
+LENDERS = {
+    RegistryUser.RO: RegistryUser.MIRROR_PULLER,
+    RegistryUser.RW: RegistryUser.MIRROR_PUSHER,
+}
+"""Whose place in `registry-node-config-…` a second login takes: they may do the same, or more."""
 _ALPHANUMERICS = string.ascii_letters + string.digits
 _B64 = string.ascii_uppercase + string.ascii_lowercase + string.digits
 _TO_BCRYPT = bytes.maketrans(f"{_B64}+/".encode(), f"./{_B64}".encode())

@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any
 
 from mirror.errors import RenderingError
-from mirror.modes.routes import LOGICAL_PATH, RegistryUser
+from mirror.modes.routes import DATA_ROOT, HASH_ANNOTATION, LOGICAL_PATH, RegistryUser
 from mirror.modes.settings import Account, Upstream
+from mirror.nodeconfig import pods, tree
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports
-from mirror.nodeconfig.hosts import upstream_mirror
+from mirror.nodeconfig.pulling import upstream_mirror
 from mirror.nodeconfig.service_secrets import HashedAccount
-from mirror.nodeconfig.tree import UPSTREAM_CA, checked_repository_path, checked_secret, host_port
+from mirror.nodeconfig.tree import SERVICE_CONFIG, UPSTREAM_CA, host_port
 
 
 class Distribution(StrEnum):
@@ -176,7 +177,7 @@ def _common(
         "http": {
             "addr": node.registry,
             "prefix": "/",
-            "secret": checked_secret(http_secret, "http.secret"),
+            "secret": tree.checked_secret(http_secret, "http.secret"),
             # One that is started anew, with another configuration, ends what it has begun.
             "draintimeout": f"{DRAIN_S}s",
             "debug": {
@@ -199,7 +200,7 @@ def _proxy(upstream: Upstream) -> dict[str, Any]:
 
 
 def _fork_proxy(upstream: Upstream, places: NodePaths) -> dict[str, Any]:
-    path = checked_repository_path(upstream.path, "upstream path")
+    path = tree.checked_repository_path(upstream.path, "upstream path")
     keys = {"remotepathonly": f"/{path}" if path else "", "localpathalias": f"/{LOGICAL_PATH}"}
     return keys if upstream.ca is None else {**keys, "ca": places.pki(UPSTREAM_CA)}
 
@@ -317,3 +318,85 @@ def replication_config(
         "parallelizm": PARALLEL,
         "listen": host_port("127.0.0.1", node.ports.replication),
     }
+
+
+# -- the masters' pod ------------------------------------------------------------------------------
+
+POD_NAME = "registry-nodeservices"
+LABELS = {
+    "app": "registry",
+    "app.kubernetes.io/managed-by": POD_NAME,
+    "component": "registry-service",
+    "tier": "control-plane",
+    "type": "node-services",
+}
+"""Deckhouse's own; its Services select `component` and `type`."""
+
+
+def static_pod(
+    node: Node,
+    images: pods.Images,
+    config: str,
+    version: str,
+    *,
+    token_host: str,
+    replication: bool,
+    environment: Mapping[str, str],
+) -> dict[str, Any]:
+    """The manifest for `/etc/kubernetes/manifests`.
+
+    `config` is the hash of the files that its containers read, `version` their version. The token
+    server listens at `token_host`; `environment` is the registry's.
+    """
+    # The kubelet starts them in this order. A registry without its token server fails who comes.
+    containers = [
+        pods.container(
+            "auth",
+            images.one("auth"),
+            # Its own log file would need a folder that it may write to.
+            {"args": ["-logtostderr", "/config/config.yaml"]},
+            probes=pods.probes(pods.http_get(token_host, node.ports.token)),
+            mounts={"auth-config": "/config", "pki": "/pki"},
+            ports={"auth": (token_host, node.ports.token)},
+        ),
+        pods.container(
+            "distribution",
+            images.one("distribution"),
+            {"args": ["serve", "/config/config.yaml"]},
+            probes=pods.probes(pods.http_get(node.address, node.ports.registry)),
+            mounts={"distribution-config": "/config", "pki": "/pki", "data": "/data"},
+            writable={"data"},
+            ports={
+                pods.REGISTRY_PORT_NAME: (node.address, node.ports.registry),
+                "debug": (pods.LOOPBACK, node.ports.debug),
+            },
+            environment=environment,
+        ),
+    ]
+    volumes = [
+        pods.host_path("distribution-config", SERVICE_CONFIG / "distribution"),
+        pods.host_path("auth-config", SERVICE_CONFIG / "auth"),
+        pods.host_path("pki", tree.PKI_CONFIG),
+        pods.host_path("data", DATA_ROOT, "DirectoryOrCreate"),
+    ]
+    if replication:
+        containers.append(
+            pods.container(
+                "mirrorer",
+                images.one("mirror"),
+                {"args": ["sync", "--watch", "--config", "/config/config.yaml"]},
+                # It lives while it answers; a restart would not make replicas equal.
+                probes=pods.probes(
+                    pods.http_get(pods.LOOPBACK, node.ports.replication, "/healthz", "HTTP")
+                ),
+                mounts={"mirrorer-config": "/config", "pki": "/pki"},
+                ports={"replication": (pods.LOOPBACK, node.ports.replication)},
+            )
+        )
+        volumes.append(pods.host_path("mirrorer-config", SERVICE_CONFIG / "mirrorer"))
+    return pods.manifest(
+        POD_NAME,
+        LABELS,
+        {HASH_ANNOTATION: config, pods.VERSION_ANNOTATION: version},
+        {"securityContext": pods.security(0), "containers": containers, "volumes": volumes},
+    )

@@ -21,8 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from mirror.controller.kube import KubeApi
 from mirror.modes.routes import LOGICAL_HOST, ConditionType, Mode
 from mirror.modes.state import RegistryState
-from mirror.nodeconfig.object_secrets import PROXY_CONFIG, VERSION
-from mirror.nodeconfig.pods import VERSION_ANNOTATION
+from mirror.nodeconfig.pods import PROXY_CONFIG, VERSION, VERSION_ANNOTATION
 from tests.support.kube_api import KubeCluster
 from tests.support.real_kube import RealCluster
 from tests.support.rendered_cluster import NODES

@@ -20,7 +20,7 @@ from examples.controller import Controller
 from mirror import ConditionType, Mode, Reconciled, RegistryState, RegistryUser, StepOutcome, Switch
 from mirror.modes.routes import ModeKind, conditions_of
 from mirror.modes.settings import Account
-from mirror.nodeconfig.hosts import Containerd
+from mirror.nodeconfig.pulling import Containerd
 from mirror.nodeconfig.render import RenderOptions
 from mirror.nodeconfig.services import Distribution
 from mirror.nodeconfig.tree import SERVICE_CONFIG

@@ -56,13 +56,13 @@ GROUPS: dict[str, list[Statement]] = {
         Statement(
             "In Direct, Proxy and Local every image has the address "
             "`registry.d8-system.svc:5001/system/deckhouse`",
-            "modes.constants",
+            "modes.routes",
             "mode show --module-config local.yaml",
             "images go by     registry.d8-system.svc:5001/system/deckhouse",
         ),
         Statement(
             "Direct: nodes pull from the registry itself; containerd rewrites the path",
-            "nodeconfig.hosts",
+            "nodeconfig.pulling",
             _file(
                 "direct",
                 "nodes/worker-0/etc/containerd/registry.d/registry.d8-system.svc:5001/hosts.toml",
@@ -97,7 +97,7 @@ GROUPS: dict[str, list[Statement]] = {
         ),
         Statement(
             "Proxy, Local: a balancer on every node leads to the masters",
-            "nodeconfig.proxies",
+            "nodeconfig.pulling",
             _file("local", "nodes/worker-0/etc/kubernetes/registry-proxy/nginx_new.conf"),
             "server 10.0.0.2:5001 ",
         ),
@@ -283,7 +283,7 @@ GROUPS: dict[str, list[Statement]] = {
         ),
         Statement(
             "In between nodes have the old way, then the new one",
-            "nodeconfig.hosts",
+            "nodeconfig.pulling",
             _file(
                 "local",
                 "nodes/worker-0/etc/containerd/registry.d/registry.d8-system.svc:5001/hosts.toml",

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from mirror.errors import InvalidSettingsError, RenderingError
 from mirror.modes.settings import RegistrySettings
-from mirror.nodeconfig.hosts import Containerd
+from mirror.nodeconfig.pulling import Containerd
 from mirror.nodeconfig.render import RenderOptions, render
 from mirror.nodeconfig.tree import Tree
 from tests.support.rendered_cluster import (

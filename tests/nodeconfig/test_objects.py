@@ -22,8 +22,8 @@ from mirror.modes.routes import RegistryUser
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import RegistryState
 from mirror.nodeconfig.cluster import Node, Ports
-from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.objects import PushIngress
+from mirror.nodeconfig.pulling import Containerd
 from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
 from mirror.nodeconfig.services import Distribution
 from mirror.nodeconfig.tree import STATIC_PODS

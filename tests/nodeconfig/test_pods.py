@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from mirror.errors import RenderingError
 from mirror.modes.routes import Mode
 from mirror.nodeconfig.cluster import Node, Ports
-from mirror.nodeconfig.hosts import Containerd
 from mirror.nodeconfig.pods import Images
-from mirror.nodeconfig.proxies import Nginx, balancer_files
+from mirror.nodeconfig.pulling import Containerd, Nginx, balancer_files
 from mirror.nodeconfig.render import Rendered, RenderOptions, render
 from mirror.nodeconfig.tree import (
     BALANCER_FILE,

@@ -18,7 +18,7 @@ from mirror.modes.routes import RegistryUser
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node, Ports
-from mirror.nodeconfig.proxies import Nginx
+from mirror.nodeconfig.pulling import Nginx
 from mirror.nodeconfig.render import Rendered, RenderOptions, render
 from mirror.nodeconfig.service_secrets import (
     ServiceSecrets,

@@ -13,7 +13,7 @@ from mirror.durable import Folder
 from mirror.errors import FileSystemError, RenderingError
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import RegistryState
-from mirror.nodeconfig.hosts import Containerd
+from mirror.nodeconfig.pulling import Containerd
 from mirror.nodeconfig.render import Rendered, RenderOptions, render, write_cluster
 from mirror.nodeconfig.service_secrets import ServiceSecrets, read_secrets, write_secrets
 from mirror.nodeconfig.tree import (

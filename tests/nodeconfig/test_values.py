@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mirror.errors import RenderingError
 from mirror.nodeconfig.cluster import Node, Ports
 from mirror.nodeconfig.pods import Images
-from mirror.nodeconfig.proxies import Nginx
+from mirror.nodeconfig.pulling import Nginx
 from mirror.nodeconfig.tree import (
     checked_address,
     checked_file_path,

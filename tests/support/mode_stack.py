@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from mirror.modes.routes import DATA_ROOT, REGISTRY_PORT
 from mirror.nodeconfig.cluster import Node, Ports
-from mirror.nodeconfig.proxies import Nginx
+from mirror.nodeconfig.pulling import Nginx
 from mirror.nodeconfig.tree import BALANCER_CONFIG, SERVICE_CONFIG
 from tests.support.processes import ServerProcess, free_loopback, free_port
 from tests.support.program import ROOT

@@ -14,7 +14,7 @@ import yaml
 from mirror.modes.routes import CONTAINERD_HOSTS, RegistryUser
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.hosts import Containerd
+from mirror.nodeconfig.pulling import Containerd
 from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render, write_cluster
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets
 from mirror.nodeconfig.services import Distribution
