@@ -1,4 +1,4 @@
-"""What answers mean: which statuses count as success, and why something was refused.
+"""Answers: their bodies, which statuses count as success, and why something was refused.
 
 No 2xx counts but those that the specification has (distribution-spec, "Endpoints"): whatever stands
 between, a portal or a firewall with a page of its own, likes to answer 200. A few registries depart
@@ -17,15 +17,103 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mirror.documents import parse_json
 from mirror.errors import DeniedError, RegistryError, RegistryNotFoundError, UnreachableError
-from mirror.registry.connections import read_whole
-from mirror.registry.http1 import clean, is_page
-from mirror.registry.retries import TransientFailure, retry_after_s
+from mirror.registry.http1 import Connection, WireError, WireFault
+from mirror.registry.retries import TransientFailure, clean, retry_after_s
+
+
+class Response:
+    """An answer whose body is unread. To be closed; used by one thread.
+
+    `url` is where it came from, and `authorization` what was shown there.
+    """
+
+    def __init__(
+        self, connection: Connection, method: str, url: str, authorization: str | None
+    ) -> None:
+        self._connection: Connection | None = connection
+        self.method, self.url, self.authorization = method, url, authorization
+        self.status, self.headers, self._keeps = connection.head()
+        pieces = self._framed(connection)
+        self._pieces: Iterator[bytes] = pieces or iter(())
+        if pieces is None:
+            self.close(keep=self._keeps)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body as it arrives, in pieces that belong to the caller.
+
+        Raises:
+            WireError: the network failed.
+        """
+        try:
+            yield from self._pieces
+        except WireError as err:
+            err.url = self.url
+            raise
+        self.close(keep=self._keeps)
+
+    def close(self, *, keep: bool = False) -> None:
+        """Let go of the connection. It serves again if the body was read to its end."""
+        connection, self._connection = self._connection, None
+        if connection is not None:  # else it may serve another request by now
+            connection.done(keep=keep)
+
+    def _framed(self, connection: Connection) -> Iterator[bytes] | None:
+        """How the body ends; None if there is none."""
+        headers = self.headers
+        if self.method == "HEAD" or self.status in (204, 304):
+            return None
+        if (coding := headers.get("transfer-encoding")) is not None:
+            if coding.lower() != "chunked":
+                raise WireError(WireFault.BROKEN, "an unknown transfer coding")
+            if headers.pop("content-length", None) is not None:
+                self._keeps = False  # one of the two is wrong
+            return connection.chunks()
+        if "content-length" in headers:
+            if (length := headers.length) is None:
+                raise WireError(WireFault.BROKEN, "an answer with a wrong Content-Length")
+            return connection.counted(length) if length else None
+        self._keeps = False
+        return connection.rest()
+
+
+def read_whole(headers: Mapping[str, str], pieces: Iterable[bytes], limit: int) -> bytes | None:
+    """The body that comes in `pieces`, or little more than `limit` bytes of it.
+
+    One gzip or deflate, which some caches send to whoever asks, is undone within that limit. None
+    for any other encoding: nobody asked for one.
+
+    Raises:
+        WireError: it is damaged.
+    """
+    collected = bytearray()
+    for piece in pieces:
+        collected += piece
+        if len(collected) > limit:
+            break
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding in ("", "identity"):
+        return bytes(collected)
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        return None
+    try:
+        return zlib.decompressobj(_ANY_WINDOW).decompress(collected, limit + 1)
+    except zlib.error as err:
+        raise WireError(WireFault.BROKEN, "an answer that cannot be decompressed") from err
+
+
+def is_page(headers: Mapping[str, str], body: bytes = b"<") -> bool:
+    """Whether an answer is a page for people. Some registries call what they answer HTML."""
+    return "html" in headers.get("content-type", "").lower() and body.lstrip().startswith(b"<")
+
+
+# -- success ---------------------------------------------------------------------------------------
 
 READ = (200,)
 """GET and HEAD of `/v2/`, manifests, blobs, tags and referrers (end-1 to end-3, end-8, end-12)."""
@@ -62,6 +150,7 @@ UNSAID = (200, 202, 204)
 
 # -- refusals --------------------------------------------------------------------------------------
 
+_ANY_WINDOW = 47  # zlib finds out which format it is
 TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 """Answers that say "not now" and not "no"."""
 

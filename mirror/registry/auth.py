@@ -22,8 +22,8 @@ from urllib.parse import urlencode, urlsplit
 
 from mirror.documents import parse_json
 from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError, same
-from mirror.registry.answers import Login, unreadable
-from mirror.registry.connections import Connections, read_whole
+from mirror.registry.answers import Login, read_whole, unreadable
+from mirror.registry.connections import Connections
 from mirror.registry.hosts import check_address, host_of, path_of
 from mirror.registry.http1 import Body, Patience
 

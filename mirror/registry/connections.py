@@ -14,14 +14,14 @@ import socket
 import ssl
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote
 from urllib.request import getproxies
 
+from mirror.registry.answers import Response
 from mirror.registry.hosts import (
     NO_FILES,
     PORTS,
@@ -32,14 +32,21 @@ from mirror.registry.hosts import (
     proxy_for,
     tls_context,
 )
-from mirror.registry.http1 import Body, Connection, Patience, Response
+from mirror.registry.http1 import (
+    SLICE_S,
+    Body,
+    Connection,
+    Patience,
+    Stream,
+    Wait,
+    WireError,
+    WireFault,
+)
 from mirror.registry.options import ConnectionOptions
-from mirror.registry.streams import SLICE_S, Stream, Wait, WireError, WireFault, blaming
 
 _IDLE_S = 30.0
 _FIRST_READ = 64 << 10
 _SAFE = ("GET", "HEAD")
-_ANY_WINDOW = 47  # zlib finds out which format it is
 _TARGET = re.compile(r"[!-~]*")
 _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _ADDRESS = re.compile(r"(https?://[^/?#]+)([^#]*)(?:#.*)?", re.IGNORECASE | re.DOTALL)
@@ -48,6 +55,16 @@ Result = TypeVar("Result")
 Address: TypeAlias = tuple[Any, ...]
 Resolved: TypeAlias = tuple[int, Address]
 """An address family, and an address as sockets have it."""
+
+
+@contextmanager
+def _blaming(proxy: str | None) -> Generator[None, None, None]:
+    """What fails in the block is the fault of `proxy`, where there is one."""
+    try:
+        yield
+    except WireError as err:
+        err.proxy = proxy
+        raise
 
 
 class _Destination(NamedTuple):
@@ -196,10 +213,10 @@ class Connections:
             with suppress(ValueError):  # a name, which the proxy resolves
                 ipaddress.ip_address(origin.host)
                 self._check(origin, [origin.host], wait)
-            with blaming(proxy.name):
+            with _blaming(proxy.name):
                 stream = connected(resolved(proxy.host, proxy.port, wait), wait)
         try:
-            with blaming(proxy.name if proxy is not None else None):
+            with _blaming(proxy.name if proxy is not None else None):
                 if proxy is not None and proxy.scheme == "https":
                     stream = _encrypted(stream, self._tls(None), proxy.host, wait)
                 if proxy is not None and origin.scheme == "https":
@@ -207,7 +224,9 @@ class Connections:
             if origin.scheme == "https":
                 stream = _encrypted(stream, self._tls(origin), origin.host, wait)
                 if origin == self._home:
-                    self.certificate_end = stream.certificate_end
+                    shown: Any = getattr(stream.sock, "getpeercert", dict)()
+                    ends = ssl.cert_time_to_seconds(shown["notAfter"]) if shown else None
+                    self.certificate_end = ends
             connection = Connection(stream, lambda one, keep: self._done(one, origin, keep=keep))
             with self._lock:
                 if self._is_closed:
@@ -422,28 +441,3 @@ class _TlsInTls:
         self._unsent += self._outgoing.read()
         while self._unsent:
             self._unsent = self._unsent[self.outer.send(self._unsent) :]
-
-
-def read_whole(headers: Mapping[str, str], pieces: Iterable[bytes], limit: int) -> bytes | None:
-    """The body that comes in `pieces`, or little more than `limit` bytes of it.
-
-    One gzip or deflate, which some caches send to whoever asks, is undone within that limit. None
-    for any other encoding: nobody asked for one.
-
-    Raises:
-        WireError: it is damaged.
-    """
-    collected = bytearray()
-    for piece in pieces:
-        collected += piece
-        if len(collected) > limit:
-            break
-    coding = headers.get("content-encoding", "").strip().lower()
-    if coding in ("", "identity"):
-        return bytes(collected)
-    if coding not in ("gzip", "x-gzip", "deflate"):
-        return None
-    try:
-        return zlib.decompressobj(_ANY_WINDOW).decompress(collected, limit + 1)
-    except zlib.error as err:
-        raise WireError(WireFault.BROKEN, "an answer that cannot be decompressed") from err

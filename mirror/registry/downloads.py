@@ -14,10 +14,11 @@ from typing import NamedTuple, TypeAlias
 from mirror.errors import ConflictError, RegistryError, SizeMismatchError, UnreachableError
 from mirror.oci import Digest, Verifier
 from mirror.registry import answers
+from mirror.registry.answers import Response, is_page
 from mirror.registry.auth import PULL, Scopes
 from mirror.registry.hosts import host_of
-from mirror.registry.http1 import Headers, Response, clean, is_page
-from mirror.registry.retries import TransientFailure
+from mirror.registry.http1 import Headers
+from mirror.registry.retries import TransientFailure, clean
 from mirror.registry.transport import Transport
 
 _log = logging.getLogger(__name__)

@@ -25,9 +25,9 @@ from weakref import WeakValueDictionary
 
 from mirror.durable import FileExtent
 from mirror.errors import RegistryError, same
+from mirror.registry.http1 import Piece
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retries import Tally, TransientFailure, retry_after_s
-from mirror.registry.streams import Piece
 
 _CUT = 0.7  # what a refusal leaves of the width
 _FIRST_PROBE, _LAST_PROBE = 8, 512  # rounds to be answered before the refused width is tried again

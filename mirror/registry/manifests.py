@@ -32,7 +32,7 @@ from mirror.oci.reference import check_tag, referrers_tag, valid_repository, val
 from mirror.registry import answers
 from mirror.registry.answers import reworded
 from mirror.registry.auth import CATALOGUE, DELETE, PULL, PUSH, Scopes
-from mirror.registry.http1 import clean
+from mirror.registry.retries import clean
 from mirror.registry.transport import Transport, WholeAnswer
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))

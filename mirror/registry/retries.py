@@ -26,12 +26,12 @@ from mirror.errors import (
     RegistryNotFoundError,
     StalledError,
     UnreachableError,
+    printable,
     shortage,
 )
 from mirror.events import OnEvent, Retrying
-from mirror.registry.http1 import clean
+from mirror.registry.http1 import WireError, WireFault
 from mirror.registry.options import ConnectionOptions, RetryPolicy
-from mirror.registry.streams import WireError, WireFault
 
 Result = TypeVar("Result")
 
@@ -364,3 +364,11 @@ def _causes(err: BaseException) -> Iterator[BaseException]:
 
 def _reason(err: Exception) -> str:
     return clean(str(err) or type(err).__name__)
+
+
+_MAX_REASON = 300
+
+
+def clean(text: str) -> str:
+    """Foreign text for a message: without control characters, and not long."""
+    return printable(" ".join(text[: 2 * _MAX_REASON].split()))[:_MAX_REASON]

@@ -18,6 +18,7 @@ from mirror.events import Warned
 from mirror.oci import Repository
 from mirror.oci.reference import check_repository
 from mirror.registry import answers, retries
+from mirror.registry.answers import Response, is_page, read_whole
 from mirror.registry.auth import (
     Authenticator,
     Credentials,
@@ -25,13 +26,12 @@ from mirror.registry.auth import (
     ask_token_server,
     parse_challenges,
 )
-from mirror.registry.connections import Connections, read_whole
+from mirror.registry.connections import Connections
 from mirror.registry.gate import Admission, HostGate, StallWatch
 from mirror.registry.hosts import Home, Origin, host_of, path_of
-from mirror.registry.http1 import Body, Headers, Patience, Response, is_page
+from mirror.registry.http1 import Body, Headers, Patience, WireError
 from mirror.registry.options import ConnectionOptions
 from mirror.registry.retries import Backoff, TransientFailure
-from mirror.registry.streams import WireError
 from mirror.run import Cancellation, Run
 
 _log = logging.getLogger(__name__)

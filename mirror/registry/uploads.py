@@ -23,9 +23,8 @@ from mirror.errors import CancelledError, DeniedError, MirrorError, RegistryErro
 from mirror.oci import Digest
 from mirror.registry import answers, downloads, upload_sessions
 from mirror.registry.auth import PUSH
-from mirror.registry.http1 import Body
+from mirror.registry.http1 import Body, Piece
 from mirror.registry.retries import TransientFailure
-from mirror.registry.streams import Piece
 from mirror.registry.transport import Transport, WholeAnswer
 from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import (

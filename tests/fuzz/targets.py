@@ -29,7 +29,7 @@ from mirror.oci import Digest, Manifest, Reference, Repository
 from mirror.oci.layer_stream import TarStream, decompressed
 from mirror.oci.layers import Layers, read_files
 from mirror.oci.root_fs import Leaf, RootFs
-from mirror.registry import ConnectionOptions, http1, streams
+from mirror.registry import ConnectionOptions, answers, http1
 from mirror.registry import credentials as stored
 from mirror.registry.answers import from_answer, from_token_server
 from mirror.registry.auth import Authenticator, parse_challenges
@@ -113,19 +113,19 @@ class Folder:
         return self._data[:most]
 
 
-class Line(streams.Stream):
+class Line(http1.Stream):
     """A connection on which an answer has come, in pieces of a size that it tells itself."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
         self._piece = 1 + (data[0] % 64 if data else 0)
 
-    def receive(self, most: int, wait: streams.Wait, *, least: int = 1) -> bytes:
+    def receive(self, most: int, wait: http1.Wait, *, least: int = 1) -> bytes:
         piece = self._data[self._at : self._at + min(most, max(least, self._piece))]
         self._at += len(piece)
         return piece
 
-    def send(self, data: streams.Piece, wait: streams.Wait, seconds: float) -> None:
+    def send(self, data: http1.Piece, wait: http1.Wait, seconds: float) -> None:
         pass
 
 
@@ -135,9 +135,9 @@ _PATIENCE = http1.Patience(9, 9, 9, lambda: None)
 def _answer(data: bytes) -> object:
     connection = http1.Connection(Line(data), lambda _connection, _keep: None)
     connection.send(b"", None, _PATIENCE)
-    response = http1.Response(connection, "GET", "http://x/", None)
+    response = answers.Response(connection, "GET", "http://x/", None)
     size = sum(map(len, response.pieces()))
-    return response.status, http1.is_page(response.headers), min(size, 3)
+    return response.status, answers.is_page(response.headers), min(size, 3)
 
 
 def _layer(data: bytes) -> object:
@@ -200,7 +200,7 @@ _FILES = Transport(Wire(HOST, options=_PLAIN, credentials=None), Run())
 def _range_answer(data: bytes) -> object:
     connection = http1.Connection(Line(data), lambda _connection, _keep: None)
     connection.send(b"", None, _PATIENCE)
-    response = http1.Response(connection, "GET", f"http://{HOST}/a.tar", None)
+    response = answers.Response(connection, "GET", f"http://{HOST}/a.tar", None)
     _check_range(_FILES, response, "a.tar", (5, 15), FileState(100, '"e"'))
     match = _CONTENT_RANGE.fullmatch(response.headers["content-range"])
     assert response.status == 206
@@ -442,7 +442,7 @@ TARGETS: dict[str, Target] = {
         b'HTTP/1.1 206 P\r\nContent-Range: bytes 5-14/100\r\nETag: "e"\r\n\r\n0123456789',
         b"HTTP/1.1 416 R\r\nContent-Range: bytes */100\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nLast-Modified: x\r\n\r\n",
-        allowed=(MirrorError, TransientFailure, streams.WireError),
+        allowed=(MirrorError, TransientFailure, http1.WireError),
         tokens='HTTP/1.1 206 200 Content-Range: bytes 5-14/100 */ Content-Length: ETag: W/ "e"',
     ),
     "S3 list": of(
@@ -489,7 +489,7 @@ TARGETS: dict[str, Target] = {
         b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"5;x\r\nhello\r\n0\r\nA: b\r\n\r\n",
         b"HTTP/1.0 404 N\nContent-Encoding: gzip\n\n" + gzip.compress(b"hello", mtime=0),
-        allowed=(MirrorError, streams.WireError),
+        allowed=(MirrorError, http1.WireError),
         tokens="HTTP/1.1 Content-Length: Transfer-Encoding: chunked 0 ffffffff Connection: close",
     ),
     "token answer": of(

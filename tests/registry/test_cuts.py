@@ -11,7 +11,7 @@ import pytest
 
 from mirror.oci import Digest
 from mirror.registry import upload_sessions
-from mirror.registry.http1 import Response
+from mirror.registry.answers import Response
 from mirror.serve import FolderStorage
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry

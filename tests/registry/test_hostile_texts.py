@@ -22,10 +22,10 @@ from mirror.registry import (
     RetryPolicy,
     UploadJournal,
 )
+from mirror.registry.answers import Response
 from mirror.registry.connections import Connections, _Destination
 from mirror.registry.hosts import Origin
-from mirror.registry.http1 import Body, Connection, Headers, Patience, Response
-from mirror.registry.streams import WireError, WireFault
+from mirror.registry.http1 import Body, Connection, Headers, Patience, WireError, WireFault
 from tests.support.hostile import json_documents
 from tests.support.strategies import MORE_EXAMPLES
 
@@ -104,7 +104,7 @@ class _Told(Response):
     def pieces(self) -> Iterator[bytes]:
         return self._pieces
 
-    def close(self) -> None:
+    def close(self, *, keep: bool = False) -> None:
         pass
 
 

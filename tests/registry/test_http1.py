@@ -12,9 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.registry.answers import Response
 from mirror.registry.connections import head_of as head
-from mirror.registry.http1 import Body, Connection, Patience, Response
-from mirror.registry.streams import Piece, Stream, Wait, WireError, WireFault
+from mirror.registry.http1 import (
+    Body,
+    Connection,
+    Patience,
+    Piece,
+    Stream,
+    Wait,
+    WireError,
+    WireFault,
+)
 
 PATIENCE = Patience(5.0, 5.0, 5.0, lambda: None)
 

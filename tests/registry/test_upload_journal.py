@@ -18,7 +18,7 @@ from mirror.durable import Folder
 from mirror.errors import CancelledError, DigestMismatchError, FileSystemError, UnreachableError
 from mirror.oci import Digest, verified
 from mirror.registry import RegistryClient, UploadJournal, upload_journal, upload_sessions
-from mirror.registry.http1 import Response
+from mirror.registry.answers import Response
 from mirror.run import Run
 from tests.conftest import MakeRealRegistry
 from tests.registry.conftest import MakeClient

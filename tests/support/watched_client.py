@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Mapping
 
 from mirror.registry import RegistryClient
+from mirror.registry.answers import Response
 from mirror.registry.connections import Connections
-from mirror.registry.http1 import Body, Patience, Response
+from mirror.registry.http1 import Body, Patience
 
 Sent = Callable[[str, str, Mapping[str, str]], None]
 """Hears of the method, the address and the header fields of a request."""
