@@ -200,14 +200,8 @@ def from_answer(
     """Translate an answer that is not what was asked for (distribution-spec, "Error Codes")."""
     if status < 300 and is_page(headers, body):
         return page(status, where, host)
-    codes, reason = reason_in(headers, body)
-    said = f"HTTP {status}" + (f", {reason}" if reason else "")
-    fields: dict[str, Any] = {
-        "where": where,
-        "status": status,
-        "codes": codes,
-        "reason": reason,
-    }
+    said, fields = _told(status, headers, body, where)
+    reason = fields["reason"]
     if status == 400 and (match := _CERTIFICATE.search(body)):
         return UnreachableError(
             f"{where}: {host} wants a client certificate that it accepts (HTTP 400, "
@@ -277,6 +271,15 @@ def from_answer(
     )
 
 
+def _told(
+    status: int, headers: Mapping[str, str], body: bytes, where: str
+) -> tuple[str, dict[str, Any]]:
+    """What an answer says, for a message, and the fields of its error."""
+    codes, reason = reason_in(headers, body)
+    said = f"HTTP {status}" + (f", {reason}" if reason else "")
+    return said, {"where": where, "status": status, "codes": codes, "reason": reason}
+
+
 def page(status: int, where: str, host: str) -> UnreachableError:
     """Something that shows a page has answered in the place of a registry."""
     return UnreachableError(
@@ -340,17 +343,9 @@ def from_token_server(
 ) -> TransientFailure | RegistryError:
     """Translate the refusal of the token server that the registry `host` named."""
     server = f"the token server of {host}"
-    codes, reason = reason_in(headers, body)
-    said = f"HTTP {status}" + (f", {reason}" if reason else "")
-    fields: dict[str, Any] = {
-        "where": where,
-        "status": status,
-        "codes": codes,
-        "reason": reason,
-    }
-    if status in (401, 403) or (
-        status in (400, 404) and login.user is not None and _NO_LOGIN.intersection(codes)
-    ):
+    said, fields = _told(status, headers, body, where)
+    about_login = login.user is not None and _NO_LOGIN.intersection(fields["codes"])
+    if status in (401, 403) or (status in (400, 404) and about_login):
         denial = _denial(403 if status == 403 else 401, said, server, login)
         return DeniedError(f"{where}: {denial}", **fields)
     if status in (400, 404):

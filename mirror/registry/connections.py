@@ -15,6 +15,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent import futures
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -119,43 +120,33 @@ class Connections:
             WireError: the network failed.
         """
         try:
-            return self._sent(method, url, headers, body, patience)
+            match = _ADDRESS.fullmatch(url)
+            if match is None:
+                raise WireError(WireFault.UNSENDABLE, "an address that is not of the web")
+            server, target = match.groups()
+            route = self._routes.get(server) or self._route(server)
+            if not target.startswith("/"):
+                target = f"/{target}"
+            if route.proxy is not None and route.origin.scheme == "http":
+                target = server + target
+                headers = {**headers, **route.proxy.headers}
+            head = head_of(method, target, route.host, headers)
+            kept = self._kept(route.origin)
+            while True:
+                connection = kept or self._opened(route, patience)
+                try:
+                    connection.send(head, body, patience)
+                    return Response(connection, method, url, headers.get("Authorization"))
+                except BaseException as err:
+                    connection.done(keep=False)
+                    # The server may have closed a kept connection just as the request was sent.
+                    closed = isinstance(err, WireError) and err.fault is WireFault.BROKEN
+                    if kept is None or not closed or connection.is_answered or method not in _SAFE:
+                        raise
+                    kept = None
         except WireError as err:
             err.url = url
             raise
-
-    def _sent(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: Body | None,
-        patience: Patience,
-    ) -> Response:
-        match = _ADDRESS.fullmatch(url)
-        if match is None:
-            raise WireError(WireFault.UNSENDABLE, "an address that is not of the web")
-        server, target = match.groups()
-        route = self._routes.get(server) or self._route(server)
-        if not target.startswith("/"):
-            target = f"/{target}"
-        if route.proxy is not None and route.origin.scheme == "http":
-            target = server + target
-            headers = {**headers, **route.proxy.headers}
-        head = head_of(method, target, route.host, headers)
-        kept = self._kept(route.origin)
-        while True:
-            connection = kept or self._opened(route, patience)
-            try:
-                connection.send(head, body, patience)
-                return Response(connection, method, url, headers.get("Authorization"))
-            except BaseException as err:
-                connection.done(keep=False)
-                # The server may have closed a kept connection in the very moment of the request.
-                closed = isinstance(err, WireError) and err.fault is WireFault.BROKEN
-                if kept is None or not closed or connection.is_answered or method not in _SAFE:
-                    raise
-                kept = None
 
     def close(self) -> None:
         """End all connections; requests under way fail."""
@@ -337,32 +328,25 @@ def resolved(host: str, port: int, wait: Wait) -> list[Resolved]:
     Raises:
         WireError: it has none, for the reason that is its cause.
     """
-    answers: list[list[Resolved]] = []
-    failures: list[BaseException] = []
-    over = threading.Event()
+    answer: futures.Future[list[Resolved]] = futures.Future()
 
     def resolve() -> None:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answers.append([(family, address) for family, _, _, _, address in found])
+            answer.set_result([(family, address) for family, _, _, _, address in found])
         except BaseException as err:  # noqa: BLE001 (raised below, by the thread that asked)
-            failures.append(err)
-        finally:
-            over.set()
+            answer.set_exception(err)
 
     try:
         threading.Thread(target=resolve, name=f"resolve-{host[:40]}", daemon=True).start()
     except RuntimeError:
         resolve()
-    while not over.wait(min(wait.left_s(), SLICE_S)):
+    while not futures.wait([answer], min(wait.left_s(), SLICE_S)).done:
         wait.check()
-    if failures and isinstance(failures[0], (OSError, ValueError, OverflowError)):
-        raise WireError(WireFault.CONNECT, str(failures[0])) from failures[
-            0
-        ]  # a name that cannot be
-    if failures:
-        raise failures[0]
-    return answers[0]
+    try:
+        return answer.result()
+    except (OSError, ValueError, OverflowError) as err:  # a name that cannot be
+        raise WireError(WireFault.CONNECT, str(err)) from err
 
 
 def _connected(family: int, address: Address, wait: Wait) -> socket.socket:

@@ -102,14 +102,11 @@ class Download:
                 yield fresh
         if skip or (self._size is not None and self._position < self._size):
             # An answer without a length can end early and look whole.
-            raise TransientFailure(
-                UnreachableError(
-                    f"{self._where}: the answer ended after {self._position} bytes, before the "
-                    f"blob's end; check the network and the registry's storage",
-                    where=self._where,
-                ),
-                f"an answer of {self._transport.host} ended too early",
+            told = (
+                f"after {self._position} bytes, before the blob's end; check the network and the "
+                "registry's storage"
             )
+            raise _ended_early(transport, self._where, told)
 
     def _judge(self, response: Response) -> int | None:
         """How many bytes of this answer to skip; None when there is nothing left to come."""
@@ -127,14 +124,8 @@ class Download:
             if status == 206:
                 if match is not None and match[1] == str(self._position):
                     return 0
-                raise RegistryError(
-                    f"{self._where}: asked for bytes from {self._position} on, the registry "
-                    f"answers with {headers.get('content-range', 'no range')!r:.100}; "
-                    "check for a proxy between that mishandles ranges",
-                    where=self._where,
-                    status=status,
-                )
-        self._transport.whole(response, accept=(), limit=0, where=self._where)
+                raise _other_range(response, self._where, f"from {self._position} on, the registry")
+        self._transport.whole(response, accept=(), where=self._where)
         raise AssertionError("a refused answer always raises")
 
     def _check_form(self, headers: Headers) -> None:
@@ -205,7 +196,7 @@ def _size_by_first_byte(transport: Transport, url: str, wanted: Scopes) -> int |
         if size is not None:
             return size
         if status >= 300:
-            transport.whole(response, accept=(), limit=0, where=where)
+            transport.whole(response, accept=(), where=where)
     raise RegistryError(
         f"{where}: {transport.host} does not tell the blob's size; "
         "check for a proxy between that removes Content-Length",
@@ -216,6 +207,22 @@ def _size_by_first_byte(transport: Transport, url: str, wanted: Scopes) -> int |
 
 def _url(transport: Transport, repository: str, digest: Digest) -> str:
     return transport.at(repository, f"blobs/{digest}")
+
+
+def _ended_early(transport: Transport, where: str, told: str) -> TransientFailure:
+    error = UnreachableError(f"{where}: the answer ended {told}", where=where)
+    return TransientFailure(error, f"an answer of {transport.host} ended too early")
+
+
+def _other_range(response: Response, where: str, asked: str) -> RegistryError:
+    """The error about an answer with other bytes than those `asked` for (which, of whom)."""
+    found = response.headers.get("content-range", "no range")
+    return RegistryError(
+        f"{where}: asked for bytes {asked} answers with {found!r:.100}; "
+        "check for a proxy between that mishandles ranges",
+        where=where,
+        status=response.status,
+    )
 
 
 # -- files that are not blobs ----------------------------------------------------------------------
@@ -253,7 +260,7 @@ def file_state(transport: Transport, url: str, sign: Signer = unsigned) -> FileS
             if response.status in (404, 410):
                 return None
             if response.status != 200:
-                transport.whole(response, accept=(), limit=0, where=where)
+                transport.whole(response, accept=(), where=where)
             _check_way(transport, response, where)
             if response.headers.length is None:
                 told = f"{where}: {transport.host} does not tell the size of this file"
@@ -297,14 +304,8 @@ def file_range(
                     if offset == end and response.headers.length != end - began:
                         break
             if offset < end:
-                raise TransientFailure(
-                    UnreachableError(
-                        f"{where}: the answer ended {end - offset} bytes too early; check the "
-                        "network and the server",
-                        where=where,
-                    ),
-                    f"an answer of {transport.host} ended too early",
-                )
+                told = f"{end - offset} bytes too early; check the network and the server"
+                raise _ended_early(transport, where, told)
             backoff.progressed()
         except TransientFailure as failure:
             if offset - began >= _PROGRESS_BYTES:
@@ -343,15 +344,9 @@ def _check_range(
             status=status,
         )
     if status != 206:
-        transport.whole(response, accept=(), limit=0, where=where)
+        transport.whole(response, accept=(), where=where)
     if match is None or (match[1], match[2]) != (str(asked[0]), str(asked[1] - 1)):
-        raise RegistryError(
-            f"{where}: asked for bytes {asked[0]} to {asked[1] - 1}, {transport.host} answers with "
-            f"{headers.get('content-range', 'no range')!r:.100}; check for a proxy between that "
-            "mishandles ranges",
-            where=where,
-            status=status,
-        )
+        raise _other_range(response, where, f"{asked[0]} to {asked[1] - 1}, {transport.host}")
 
 
 def _check_way(transport: Transport, response: Response, where: str) -> None:

@@ -36,7 +36,6 @@ from mirror.registry.retries import clean
 from mirror.registry.transport import Transport, WholeAnswer
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
-_MAX_ANSWER_BYTES = 64 << 10
 
 
 def parsed(reference: str | Digest) -> str | Digest:
@@ -126,7 +125,6 @@ def put(transport: Transport, repository: str, reference: str | Digest, manifest
             "PUT",
             url,
             accept=(*answers.PUT_MANIFEST, *answers.UNSAID),
-            limit=_MAX_ANSWER_BYTES,
             scopes=(PUSH.format(repository),),
             headers={"Content-Type": manifest.media_type},
             content=manifest.raw,
@@ -188,7 +186,6 @@ def delete_at(transport: Transport, repository: str, url: str) -> None:
             "DELETE",
             url,
             accept=(*answers.DELETE, *answers.UNSAID),
-            limit=_MAX_ANSWER_BYTES,
             scopes=(DELETE.format(repository),),
         )
         if answer.status not in answers.DELETE and not _is_gone(transport, repository, url):

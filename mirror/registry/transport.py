@@ -211,12 +211,13 @@ class Transport:
         url: str,
         *,
         accept: Collection[int],
-        limit: int,
+        limit: int = _SMALL,
         scopes: Scopes = (),
         headers: Mapping[str, str] | None = None,
         content: bytes = b"",
+        once: bool = False,
     ) -> WholeAnswer:
-        """Send a small request and read the whole answer, with retries.
+        """Send a small request and read the whole answer, with retries unless it is sent `once`.
 
         `accept` lists the statuses to return. At most `limit` bytes of body are read.
 
@@ -224,6 +225,7 @@ class Transport:
             RegistryError: another status (of the type that `mirror.errors` has for it), or a body
                 beyond `limit`.
             UnreachableError: no answer, and patience is at its end.
+            TransientFailure: a failure that may pass, of what is sent `once`.
         """
         where = self.where(method, url)
         body = Body(len(content), lambda: (content,)) if content or method in _BODIED else None
@@ -232,14 +234,14 @@ class Transport:
             with self.open(method, url, scopes=scopes, headers=headers, body=body) as response:
                 return self.whole(response, accept=accept, limit=limit, where=where)
 
-        return self.patiently(where, attempt)
+        return attempt() if once else self.patiently(where, attempt)
 
     def patiently(self, where: str, attempt: Callable[[], Result]) -> Result:
         """What `attempt` returns, which is made again after failures that may pass."""
         return self.backoff(where).over(attempt)
 
     def whole(
-        self, response: Response, *, accept: Collection[int], limit: int, where: str
+        self, response: Response, *, accept: Collection[int], where: str, limit: int = _SMALL
     ) -> WholeAnswer:
         """Read the rest of `response`; as `call`, but TransientFailure may leave it."""
         good, headers = response.status in accept, response.headers
@@ -276,7 +278,13 @@ class Transport:
             TransientFailure: the network failed, here or while the block read the body.
             MirrorError: it failed in a way that does not pass, or the token server refused.
         """
-        sending = self._sending(method, headers, body, answer_timeout_s)
+        fields = {**self._headers, **headers} if headers else dict(self._headers)
+        if body is not None:
+            fields["Content-Length"] = str(body.size)
+        patience = self._patience
+        if answer_timeout_s is not None:
+            patience = replace(patience, answer_s=answer_timeout_s)
+        sending = _Sending(method, fields, body, patience)
         with self._guarded(method, url, self._wire.gate) as admission:
             response = self._exchange(sending, url, scopes)
             try:
@@ -340,26 +348,11 @@ class Transport:
 
     # -- one exchange --------------------------------------------------------------------------
 
-    def _sending(
-        self,
-        method: str,
-        headers: Mapping[str, str] | None,
-        body: Body | None,
-        answer_timeout_s: float | None,
-    ) -> _Sending:
-        fields = {**self._headers, **headers} if headers else dict(self._headers)
-        if body is not None:
-            fields["Content-Length"] = str(body.size)
-        patience = self._patience
-        if answer_timeout_s is not None:
-            patience = replace(patience, answer_s=answer_timeout_s)
-        return _Sending(method, fields, body, patience)
-
     def _exchange(self, sending: _Sending, url: str, scopes: Scopes) -> Response:
         if not self._wire.follows:
-            return self._send(sending, url, self._home, None)
+            return self._send(sending, url, None)
         authorization = self._auth.header(scopes, self) if self._auth.way is not None else None
-        response = self._follow(sending, url, self._home, authorization)
+        response = self._follow(sending, url, authorization)
         if response.status != 401 or not self.at_home(response.url):
             return response
         challenges = parse_challenges(response.headers.all("www-authenticate"))
@@ -371,14 +364,12 @@ class Transport:
         if renewed is None:
             return response  # the caller turns it into an error, with the registry's own words
         self._discard(response)
-        return self._follow(sending, url, self._home, renewed)
+        return self._follow(sending, url, renewed)
 
-    def _follow(
-        self, sending: _Sending, url: str, home: Home, authorization: str | None
-    ) -> Response:
-        """Send, and follow redirects by hand: `Authorization` goes to `home` alone."""
+    def _follow(self, sending: _Sending, url: str, authorization: str | None) -> Response:
+        """Send, and follow redirects by hand: `Authorization` goes home alone."""
         for _ in range(_MAX_REDIRECTS + 1):
-            response = self._send(sending, url, home, authorization)
+            response = self._send(sending, url, authorization)
             location = response.headers.get("location")
             moved = response.status in (307, 308) or (
                 response.status in (301, 302, 303) and sending.method in ("GET", "HEAD")
@@ -386,7 +377,7 @@ class Transport:
             if not moved or not location:
                 return response
             self._discard(response)
-            url = home.resolved(location, url)
+            url = self.resolved(location, url)
         where = self.where(sending.method, url)
         raise RegistryError(
             f"{where}: {self.host} redirects more than {_MAX_REDIRECTS} times; "
@@ -394,9 +385,9 @@ class Transport:
             where=where,
         )
 
-    def _send(self, sending: _Sending, url: str, home: Home, authorization: str | None) -> Response:
+    def _send(self, sending: _Sending, url: str, authorization: str | None) -> Response:
         method, headers, body, patience = sending
-        if authorization is not None and home.trusts(url):
+        if authorization is not None and self._home.trusts(url):
             headers = {**headers, "Authorization": authorization}
         response = self._wire.connections.send(method, url, headers, body, patience)
         if _log.isEnabledFor(logging.DEBUG):

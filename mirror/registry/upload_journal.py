@@ -33,6 +33,16 @@ _OLDEST_S = 7 * 24 * 3600.0
 """What registries keep unfinished uploads for, at most (CNCF distribution: `uploadpurging`)."""
 _PRIVATE = 0o600
 _MAX_BYTES = 64 << 20  # some 100,000 lines; what lies behind them is forgotten
+_NOT_OURS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    RecursionError,
+    AttributeError,
+    OverflowError,
+    InvalidDigestError,
+)
+"""What reading a line that is torn, or not ours, raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +74,20 @@ class UploadJournal:
         self._kept: dict[tuple[str, Digest], KeptUpload] = {}
 
     def __enter__(self) -> Self:
-        with _errors(self.path), ExitStack() as undo:
-            self._folder = undo.enter_context(Folder.made(self.path.parent, PRIVATE_FOLDER))
-            self._file = _locked(self._folder, self.path.name)
-            if self._file is None:
-                _log.debug("%s is in use; uploads are not written down", self.path)
-                return self
-            self._read(self._file)
-            undo.pop_all()
+        try:
+            with ExitStack() as undo:
+                self._folder = undo.enter_context(Folder.made(self.path.parent, PRIVATE_FOLDER))
+                self._file = _locked(self._folder, self.path.name)
+                if self._file is None:
+                    _log.debug("%s is in use; uploads are not written down", self.path)
+                    return self
+                self._read(self._file)
+                undo.pop_all()
+        except OSError as err:
+            raise FileSystemError(
+                f"{self.path}: {err.strerror or err}; uploads under way cannot be written down "
+                "there, name another folder with --state-dir"
+            ) from err
         return self
 
     def __exit__(self, *_raised: object) -> None:
@@ -114,16 +130,7 @@ class UploadJournal:
         oldest = self._clock() - _OLDEST_S
         text = file.read(_MAX_BYTES)
         for line in text.splitlines():
-            # torn, or not ours
-            with suppress(
-                ValueError,
-                TypeError,
-                KeyError,
-                RecursionError,
-                AttributeError,
-                OverflowError,
-                InvalidDigestError,
-            ):
+            with suppress(*_NOT_OURS):
                 entry = parse_json(line)
                 key = (str(entry["repository"]), Digest.parse(entry["digest"]))
                 self._kept.pop(key, None)
@@ -181,17 +188,6 @@ def _line(repository: str, digest: Digest, upload: KeptUpload | None) -> bytes:
     if upload is not None:
         entry |= {"location": upload.location, "offset": upload.offset, "at": upload.at}
     return json.dumps(entry).encode() + b"\n"
-
-
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as err:
-        raise FileSystemError(
-            f"{path}: {err.strerror or err}; uploads under way cannot be written down there, name "
-            "another folder with --state-dir"
-        ) from err
 
 
 @contextmanager

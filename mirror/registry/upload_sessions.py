@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 from urllib.parse import quote
 
@@ -19,34 +20,15 @@ from mirror.oci import Digest
 from mirror.oci.reference import check_repository
 from mirror.registry import answers
 from mirror.registry.auth import PULL, PUSH, Scopes, merge_scopes
-from mirror.registry.http1 import Body
 from mirror.registry.retries import TransientFailure
 from mirror.registry.transport import Transport, WholeAnswer
 from mirror.run import Run
 
 _log = logging.getLogger(__name__)
 
-MAX_ANSWER_BYTES = 64 << 10
 DIGEST_INVALID = "DIGEST_INVALID"
 _CANCEL_S, _STOPPED_CANCEL_S = 10.0, 1.0
 _RANGE = re.compile(r"(?:bytes[= ])?0-([0-9]{1,18})")
-
-
-def attempt(
-    transport: Transport,
-    method: str,
-    url: str,
-    *,
-    accept: tuple[int, ...],
-    wanted: Scopes,
-    content: bytes = b"",
-    headers: Mapping[str, str] | None = None,
-) -> WholeAnswer:
-    """One small request of an upload's life, without retries of its own (TransientFailure)."""
-    where = transport.where(method, url)
-    body = Body(len(content), lambda: (content,)) if method != "GET" else None
-    with transport.open(method, url, scopes=wanted, headers=headers, body=body) as response:
-        return transport.whole(response, accept=accept, limit=MAX_ANSWER_BYTES, where=where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +40,13 @@ class OpenUpload:
 
 def open_upload(transport: Transport, repository: str) -> OpenUpload:
     """See `RegistryClient.open_upload`."""
-    url = transport.at(repository, "blobs/uploads/")
-    answer = transport.call(
-        "POST", url, accept=answers.OPEN, limit=MAX_ANSWER_BYTES, scopes=(PUSH.format(repository),)
-    )
-    return OpenUpload(location_of(transport, answer))
+    return OpenUpload(location_of(transport, begin(transport, repository)))
+
+
+def begin(transport: Transport, repository: str, *, once: bool = False) -> WholeAnswer:
+    """Open a session (POST, end-4a), and return what the registry answers."""
+    url, scopes = transport.at(repository, "blobs/uploads/"), (PUSH.format(repository),)
+    return transport.call("POST", url, accept=answers.OPEN, scopes=scopes, once=once)
 
 
 def mount_or_open(
@@ -74,20 +58,16 @@ def mount_or_open(
     url = transport.at(repository, f"blobs/uploads/?{query}")
     wanted = merge_scopes((PUSH.format(repository),), (PULL.format(from_repository),))
     try:
-        answer = transport.call(
-            "POST", url, accept=answers.MOUNT, limit=MAX_ANSWER_BYTES, scopes=wanted
-        )
+        answer = transport.call("POST", url, accept=answers.MOUNT, scopes=wanted)
     except RegistryError as err:
         # Mounting only spares an upload: where it is refused, the upload tells the real reason.
         if err.status is None or not 400 <= err.status < 500 or err.status in (408, 429):
             raise
         _log.debug("mount of %s refused: %s", digest, err)
         return False
-    if answer.status == 201:
-        return True
-    if answer.headers.get("location"):
+    if answer.status != 201 and answer.headers.get("location"):
         return OpenUpload(location_of(transport, answer))
-    return False
+    return answer.status == 201
 
 
 def cancel(transport: Transport, location: str, wanted: Scopes) -> bool:
@@ -99,7 +79,7 @@ def cancel(transport: Transport, location: str, wanted: Scopes) -> bool:
     patience_s = _STOPPED_CANCEL_S if transport.run.stopped else _CANCEL_S
     try:
         aside = transport.within(Run().with_deadline(patience_s))
-        attempt(aside, "DELETE", location, accept=answers.CANCEL, wanted=wanted)
+        aside.call("DELETE", location, accept=answers.CANCEL, scopes=wanted, once=True)
     except (MirrorError, TransientFailure) as err:
         _log.debug("an upload session could not be cancelled: %s", err)
         error = err.error if isinstance(err, TransientFailure) else err
@@ -114,40 +94,23 @@ def proves_digests(transport: Transport, repository: str) -> bool:
 
 def _refuses_wrong(transport: Transport, repository: str, *, in_chunks: bool) -> bool:
     """Whether wrong bytes are refused for their digest, in one of the usual forms. Asked once."""
-    wanted, digest, location = (PUSH.format(repository),), Digest.of(os.urandom(64)), None
-    data, sent = b"not that", 0
+    digest, location, data = Digest.of(os.urandom(64)), None, b"not that"
     fields = {"Content-Type": "application/octet-stream"}
+    send = partial(transport.call, scopes=(PUSH.format(repository),), headers=fields, once=True)
     try:
-        url = transport.at(repository, "blobs/uploads/")
-        answer = attempt(transport, "POST", url, accept=answers.OPEN, wanted=wanted)
-        location = location_of(transport, answer)
+        location = location_of(transport, begin(transport, repository, once=True))
         if in_chunks:
-            fields["Content-Range"], sent = "0-3", 4
-            answer = attempt(
-                transport,
-                "PATCH",
-                location,
-                accept=answers.CHUNK,
-                wanted=wanted,
-                content=data[:sent],
-                headers=fields,
-            )
-            location = location_of(transport, answer, location)
+            fields["Content-Range"] = "0-3"
+            answer = send("PATCH", location, accept=answers.CHUNK, content=data[:4])
+            location, data = location_of(transport, answer, location), data[4:]
             fields["Content-Range"] = "4-7"
-        attempt(
-            transport,
-            "PUT",
-            with_digest(location, digest),
-            accept=answers.PUT_BLOB,
-            wanted=wanted,
-            content=data[sent:],
-            headers=fields,
-        )
+        send("PUT", with_digest(location, digest), accept=answers.PUT_BLOB, content=data)
     except (RegistryError, TransientFailure) as err:
         if location is not None:
-            cancel(transport, location, wanted)
+            cancel(transport, location, (PUSH.format(repository),))
         return DIGEST_INVALID in getattr(err, "codes", ())
-    cancel(transport, transport.at(repository, f"blobs/{digest}"), wanted)  # of no use
+    # What was taken is of no use.
+    cancel(transport, transport.at(repository, f"blobs/{digest}"), (PUSH.format(repository),))
     return False
 
 
@@ -234,11 +197,21 @@ class Outgoing:
             self.close()
             self._at, self._rest = start, b""
             self._stream = self._content(start)
-        end = start + count
-        for chunk in self._chunks(self._stream, until_the_end=end == self._size, end=end):
+        end, ends_all = start + count, start + count == self._size
+        while ends_all or self._at < end:
+            self._check()
+            chunk: bytes | FileExtent | None = self._rest
+            self._rest = b""
+            if not chunk:
+                try:
+                    chunk = next(self._stream, None)
+                except MirrorError as err:
+                    raise SourceFailedError(err) from err
+            if chunk is None:
+                break
             left = end - self._at
             if len(chunk) > left:
-                if end == self._size:
+                if ends_all:
                     raise self._wrong_size(self._at + len(chunk))
                 chunk, self._rest = chunk[:left], chunk[left:]
             self._at += len(chunk)
@@ -246,22 +219,6 @@ class Outgoing:
                 yield chunk
         if self._at < end:
             raise self._wrong_size(self._at)
-
-    def _chunks(
-        self, stream: Generator[bytes | FileExtent, None, None], *, until_the_end: bool, end: int
-    ) -> Iterator[bytes | FileExtent]:
-        while until_the_end or self._at < end:
-            self._check()
-            chunk: bytes | FileExtent | None = self._rest
-            self._rest = b""
-            if not chunk:
-                try:
-                    chunk = next(stream, None)
-                except MirrorError as err:
-                    raise SourceFailedError(err) from err
-            if chunk is None:
-                return
-            yield chunk
 
     def _wrong_size(self, actual: int) -> SizeMismatchError:
         return SizeMismatchError(

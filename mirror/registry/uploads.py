@@ -36,6 +36,8 @@ from mirror.registry.upload_sessions import (
     OpenUpload,
     Outgoing,
     SourceFailedError,
+    location_of,
+    offset_told,
 )
 
 _log = logging.getLogger(__name__)
@@ -174,15 +176,10 @@ class Upload:
         return session
 
     def _start(self) -> _UploadSession:
-        transport = self._transport
-        url = transport.at(self._repository, "blobs/uploads/")
         # One attempt here, as `run` has the patience: two loops would multiply.
-        answer = upload_sessions.attempt(
-            transport, "POST", url, accept=answers.OPEN, wanted=self._scopes
-        )
-        session = _UploadSession(upload_sessions.location_of(transport, answer))
+        answer = upload_sessions.begin(self._transport, self._repository, once=True)
+        session = _UploadSession(location_of(self._transport, answer))
         self._learn(session, answer)
-        self._note(session)
         return session
 
     def _carry(self, session: _UploadSession) -> None:
@@ -209,8 +206,11 @@ class Upload:
         if 0 < start < self._size:
             headers["Content-Range"] = f"{start}-{self._size - 1}"
         url = upload_sessions.with_digest(session.location, self._digest)
+        said = (*answers.PUT_BLOB, *answers.UNSAID)
         try:
-            self._complete(url, headers, start, count)
+            answer = self._send("PUT", url, headers, start, count, said)
+            if answer.status not in answers.PUT_BLOB and not self._arrived():
+                raise self._transport.refused(answer, self._where)
         except RegistryError as err:
             if count and err.status in WANTS_CHUNKS and self._form.shrink():
                 if start:
@@ -227,12 +227,6 @@ class Upload:
                 raise _RestartError(err, at_once=True) from err
             raise
         return True
-
-    def _complete(self, url: str, headers: dict[str, str], start: int, count: int) -> None:
-        said = (*answers.PUT_BLOB, *answers.UNSAID)
-        answer = self._send("PUT", url, headers, start, count, said)
-        if answer.status not in answers.PUT_BLOB and not self._arrived():
-            raise self._transport.refused(answer, self._where)
 
     def _patch(self, session: _UploadSession, length: int) -> None:
         start = session.offset
@@ -257,10 +251,9 @@ class Upload:
             if _session_lost(err, session) or (start and err.status in WANTS_ANOTHER):
                 raise _RestartError(err) from err
             raise
-        session.location = upload_sessions.location_of(self._transport, answer, session.location)
         # It was accepted. Registries differ in what they count in `Range` here (nothing new, the
         # chunk alone, the whole), so only the session's own answer can say that it kept less.
-        told = upload_sessions.offset_told(answer)
+        told = offset_told(answer)
         session.offset = start + count
         self._learn(session, answer)
         if told is not None and start < told < start + count:
@@ -268,9 +261,9 @@ class Upload:
             session.resumed = False
             if not start < session.offset <= start + count:
                 session.offset = start + count
+            self._note(session)
         session.faults, session.doubted = 0, False
         self._confirmed(session.offset)
-        self._note(session)
         self._form.passed()
 
     def _ask(
@@ -282,12 +275,8 @@ class Upload:
         """
         confirmed = None if session.unsure else session.offset
         try:
-            answer = upload_sessions.attempt(
-                self._transport,
-                "GET",
-                session.location,
-                accept=answers.SESSION,
-                wanted=self._scopes,
+            answer = self._transport.call(
+                "GET", session.location, accept=answers.SESSION, scopes=self._scopes, once=True
             )
         except RegistryError as err:
             if err.status is None or err.status in (401, 403):
@@ -296,17 +285,14 @@ class Upload:
                 session.resumed = True
                 return
             raise _RestartError(reason) from err
-        told = upload_sessions.offset_told(answer)
-        if told is None:
-            told = confirmed
+        told = offset_told(answer)
+        told = confirmed if told is None else told
         if told is None or told > self._size:
             raise _RestartError(reason)
         if confirmed is not None and told < confirmed and not (believed or session.doubted):
             told, session.doubted = confirmed, True
         session.offset, session.resumed, session.unsure = told, True, False
-        session.location = upload_sessions.location_of(self._transport, answer, session.location)
         self._learn(session, answer)
-        self._note(session)
 
     def _recovered(
         self, session: _UploadSession | None, failure: TransientFailure
@@ -347,15 +333,13 @@ class Upload:
                 return session
 
     def _arrived(self) -> bool:
+        at, digest = self._repository, self._digest
         try:
-            size = downloads.probe_size(
-                self._transport, self._repository, self._digest, self._scopes
-            )
+            return downloads.probe_size(self._transport, at, digest, self._scopes) == self._size
         except (DeniedError, UnreachableError):
             raise
         except RegistryError:
             return False  # a registry that cannot say it; sending again is never wrong
-        return size == self._size
 
     def _arrived_after_all(self) -> bool:
         try:
@@ -370,9 +354,12 @@ class Upload:
             self._backoff.progressed()
 
     def _learn(self, session: _UploadSession, answer: WholeAnswer) -> None:
+        """Where the session goes on, for us and for the journal."""
+        session.location = location_of(self._transport, answer, session.location)
         text = answer.headers.get("oci-chunk-min-length", "")
         if text.isascii() and text.isdigit() and len(text) < 19:
             session.min_chunk = int(text)
+        self._note(session)
 
     def _cancel(self, session: _UploadSession | None) -> None:
         """Tell the registry to forget the session; best effort, it also forgets by itself."""
@@ -401,19 +388,12 @@ class Upload:
         accept: tuple[int, ...],
     ) -> WholeAnswer:
         transport = self._transport
-        where = transport.where(method, url)
+        where, late_s = transport.where(method, url), transport.options.answer_timeout_s
         body = Body(count, lambda: self._bytes(start, count))
         with transport.open(
-            method,
-            url,
-            scopes=self._scopes,
-            headers=headers,
-            body=body,
-            answer_timeout_s=transport.options.answer_timeout_s,
+            method, url, scopes=self._scopes, headers=headers, body=body, answer_timeout_s=late_s
         ) as response:
-            return transport.whole(
-                response, accept=accept, limit=upload_sessions.MAX_ANSWER_BYTES, where=where
-            )
+            return transport.whole(response, accept=accept, where=where)
 
     def _bytes(self, start: int, count: int) -> Generator[Piece, None, None]:
         """`count` bytes of the content from `start` on, as pieces for the socket."""
