@@ -321,8 +321,8 @@ def serve_command(
         raise InputError("--base and --root are about a bundle; leave them out with --storage")
     # The server is loaded here: the other commands of this module start without it.
     from mirror.serve import Anonymous, FolderStorage, ReadableStore, create_app
-    from mirror.serve.bundle import BundleStorage
     from mirror.serve.server import ServerThread
+    from mirror.serve.store import BundleStorage
 
     auth = _auth(users, login, password, read_only=storage is None)
     held: ReadableStore

@@ -17,9 +17,10 @@ from mirror.errors import InvalidReferenceError
 from mirror.oci import Digest
 from mirror.oci.reference import check_repository
 from mirror.serve.call import Call, RefusedError, empty, in_thread
-from mirror.serve.content import CHUNK_BYTES
 from mirror.serve.store import BlobStaging
 
+CHUNK_BYTES = 1 << 20
+"""Bytes that pass from one thread to another at a time."""
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/(?:\d+|\*))?")
 _LOCK_WAIT_S = 10.0
 

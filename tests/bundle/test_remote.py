@@ -32,7 +32,7 @@ from mirror.operations.repair import repair
 from mirror.registry import ConnectionOptions
 from mirror.registry.options import RetryPolicy
 from mirror.run import Cancellation, Run
-from mirror.serve.bundle import BundleStorage
+from mirror.serve.store import BundleStorage
 from mirror.testing import (
     Answer,
     ChangeHeaders,

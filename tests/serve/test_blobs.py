@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mirror.oci import Digest
 from mirror.serve import Store, put_blob
+from mirror.serve.app import requested_range
 from mirror.serve.call import RefusedError
-from mirror.serve.content import requested_range
 from mirror.testing import EmbeddedRegistry
 from tests.support.sample_images import codes
 

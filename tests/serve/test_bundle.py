@@ -20,9 +20,9 @@ from mirror.oci.manifest import OCI_MANIFEST, descriptor_json
 from mirror.operations.merge import merge
 from mirror.release.discovery import discovery_images
 from mirror.serve import create_app
-from mirror.serve.bundle import BundleStorage
-from mirror.serve.content import BlobResponse
+from mirror.serve.app import BlobResponse
 from mirror.serve.server import ServerThread, listen
+from mirror.serve.store import BundleStorage
 from mirror.sync import MemoryStore, union
 from tests.support.bundles import pack, pack_store
 from tests.support.inventories import put_image, put_index, sample_store
