@@ -14,8 +14,8 @@ from importlib import metadata
 
 from semver import Version
 
-from mirror.errors import InputError, InvalidReferenceError
-from mirror.oci.reference import Digest, check_repository
+from mirror.errors import InputError
+from mirror.oci.reference import Digest, valid_repository
 
 DEFAULT_CHANNELS = ("alpha", "beta", "early-access", "stable", "rock-solid")
 """The channels that every full edition publishes, from the newest releases to the oldest."""
@@ -91,13 +91,7 @@ def names_component(tag: str) -> bool:
 
     Signatures of the index's images do not, nor do names that a repository cannot have.
     """
-    if is_attachment_tag(tag):
-        return False
-    try:
-        check_repository(tag)
-    except InvalidReferenceError:
-        return False
-    return True
+    return valid_repository(tag) and not is_attachment_tag(tag)
 
 
 def holds_releases(path: str) -> bool:
@@ -157,9 +151,10 @@ _ARCHIVE = re.compile(
 )
 
 RELEASES_FILE = "deckhousereleases.yaml"
+"""Beside the archives: the bundle's platform releases, as documents for the cluster."""
+
 TOOL_FILE = "mirror"
 """The program itself, in a bundle that brings it."""
-"""Beside the archives: the bundle's platform releases, as documents for the cluster."""
 
 PACKAGE_VERSIONS_ARCHIVE = "package-versions.tar"
 """The descriptions of all packages, whichever of them the bundle holds."""
@@ -253,28 +248,16 @@ def _precedence(version: Version) -> tuple[object, ...]:
     return version.major, version.minor, version.patch, not early, parts, version.build or ""
 
 
-def tags_in_order(tags: Iterable[str]) -> tuple[str, ...]:
-    """Return every tag once: versions oldest first, then all other tags by name."""
-    numbered, others = _by_version(tags)
-    return (*numbered, *others)
-
-
-def tags_newest_first(tags: Iterable[str]) -> tuple[str, ...]:
-    """Return every tag once: versions newest first, then all other tags by name."""
-    numbered, others = _by_version(tags)
-    return (*reversed(numbered), *others)
-
-
-def _by_version(tags: Iterable[str]) -> tuple[list[str], list[str]]:
+def tags_in_order(tags: Iterable[str], *, newest_first: bool = False) -> tuple[str, ...]:
+    """Return every tag once: versions, oldest or newest first, then all other tags by name."""
     spellings: dict[Version, list[str]] = {}
     others: list[str] = []
     for tag in sorted(set(tags)):
         version = parse_version(tag)
-        if version is None:
-            others.append(tag)
-        else:
-            spellings.setdefault(version, []).append(tag)
-    return [tag for version in in_order(spellings) for tag in spellings[version]], others
+        spelled = others if version is None else spellings.setdefault(version, [])
+        spelled.append(tag)
+    numbered = [tag for version in in_order(spellings) for tag in spellings[version]]
+    return (*(reversed(numbered) if newest_first else numbered), *others)
 
 
 def latest_patches(versions: Iterable[Version], *, releases_first: bool = False) -> list[Version]:

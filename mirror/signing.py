@@ -77,10 +77,9 @@ def passphrase_from(
 
     The returned function raises InputError where there is neither.
     """
-    environ = os.environ if environ is None else environ
 
     def ask() -> str:
-        stored = environ.get(PASSWORD_VARIABLE)
+        stored = (os.environ if environ is None else environ).get(PASSWORD_VARIABLE)
         if stored is not None:
             return stored
         if prompt is None:
@@ -137,7 +136,7 @@ def verify(data: bytes, signature_text: bytes, public_pem: bytes) -> None:
         SignatureError: somebody else did, or signed other data, or this is not a signature.
         InputError: the public key is not usable.
     """
-    key = _public_key(public_pem)
+    key = public_key(public_pem)
     try:
         signature = base64.b64decode(b"".join(signature_text.split()), validate=True)
     except binascii.Error as err:
@@ -161,15 +160,6 @@ def verify(data: bytes, signature_text: bytes, public_pem: bytes) -> None:
 
 
 # -- keys ----------------------------------------------------------------------------------------
-
-
-def check_public_key(public_pem: bytes) -> None:
-    """See that `verify` can use the key.
-
-    Raises:
-        InputError: it is not a public key, or one of another kind.
-    """
-    _public_key(public_pem)
 
 
 def _blocks(pem: bytes) -> dict[bytes, bytes]:
@@ -202,7 +192,12 @@ def _private_key(pem: bytes, passphrase: Callable[[], str]) -> PrivateKey:
     raise InputError(f"the signing key is {_found(blocks)}; {_NEW_KEY}")
 
 
-def _public_key(pem: bytes) -> PublicKey:
+def public_key(pem: bytes) -> PublicKey:
+    """Read the key that `verify` needs.
+
+    Raises:
+        InputError: it is not a public key, or one of another kind.
+    """
     blocks = _blocks(pem)
     for label, block in blocks.items():
         if label in _PRIVATE | _COSIGN:
@@ -217,9 +212,7 @@ def _public_key(pem: bytes) -> PublicKey:
                 raise InputError(
                     f"the public key is damaged ({err}); get it again from whoever signed"
                 ) from err
-            _check_kind(key)
-            assert isinstance(key, PublicKey)
-            return key
+            return _usable(key)
     raise InputError(
         f"the public key is {_found(blocks)}; it is a PEM file that begins with "
         "-----BEGIN PUBLIC KEY-----"
@@ -234,17 +227,17 @@ def _found(blocks: Mapping[bytes, bytes]) -> str:
 
 
 def _usable_private(key: object) -> PrivateKey:
-    _check_kind(key.public_key() if hasattr(key, "public_key") else key)
+    _usable(key.public_key() if hasattr(key, "public_key") else key)
     assert isinstance(key, PrivateKey)
     return key
 
 
-def _check_kind(key: object) -> None:
+def _usable(key: object) -> PublicKey:
     match key:
         case EllipticCurvePublicKey(curve=SECP256R1()) | Ed25519PublicKey():
-            return
+            return key
         case RSAPublicKey() if key.key_size >= _MIN_RSA_BITS:
-            return
+            return key
     raise InputError(
         f"this is {_kind(key)} key; known are ECDSA on P-256, Ed25519, and RSA from "
         f"{_MIN_RSA_BITS} bits on: {_NEW_KEY}"
@@ -277,9 +270,8 @@ def _cosign_key(block: bytes, passphrase: Callable[[], str]) -> object:
         cost, width, lanes = int(params["N"]), int(params["r"]), int(params["p"])
         if (kdf["name"], cipher["name"]) != ("scrypt", "nacl/secretbox"):
             raise ValueError(f"{kdf['name']} with {cipher['name']}")
-        if (
-            min(cost, width, lanes) < 1 or cost * width * lanes > 1 << 23
-        ):  # 1 GiB of memory; cosign takes 64 MiB
+        # At most 1 GiB of memory; cosign takes 64 MiB.
+        if min(cost, width, lanes) < 1 or cost * width * lanes > 1 << 23:
             raise ValueError("a cost beyond reason")
         salt, nonce = base64.b64decode(kdf["salt"]), base64.b64decode(cipher["nonce"])
         box = base64.b64decode(document["ciphertext"])
@@ -326,17 +318,12 @@ _QUARTERS = (  # columns, then rows (Salsa20 specification, sections 4 to 6)
 def _salsa20_rounds(key: bytes, input_: bytes) -> tuple[list[int], list[int]]:
     """(state before, state after) the 20 rounds over `key` and 16 bytes of input."""
     k, n = struct.unpack("<8I", key), struct.unpack("<4I", input_)
-    c = _CONSTANTS
-    before = [c[0], *k[:4], c[1], *n, c[2], *k[4:], c[3]]
+    first, second, third, fourth = _CONSTANTS
+    before = [first, *k[:4], second, *n, third, *k[4:], fourth]
     x = list(before)
     for _ in range(10):
-        for a, b, c_, d in _QUARTERS:
-            for into, one, two, turn in (
-                (b, a, d, 7),
-                (c_, b, a, 9),
-                (d, c_, b, 13),
-                (a, d, c_, 18),
-            ):
+        for a, b, c, d in _QUARTERS:
+            for into, one, two, turn in ((b, a, d, 7), (c, b, a, 9), (d, c, b, 13), (a, d, c, 18)):
                 total = (x[one] + x[two]) & 0xFFFFFFFF
                 x[into] ^= (total << turn & 0xFFFFFFFF) | total >> (32 - turn)
     return before, x

@@ -24,7 +24,6 @@ from mirror.layout import (
     parse_version,
     publication_stage,
     tags_in_order,
-    tags_newest_first,
     tags_of_versions,
     version_tag,
 )
@@ -214,7 +213,7 @@ def test_any_text_is_a_version_or_none(text: str) -> None:
 @given(st.permutations(["v1.10.0", "1.9.0", "v1.9.0", "v1.9.0-rc.1", "stable", "alpha"]))
 def test_tags_are_listed_by_precedence_and_other_tags_last(found: list[str]) -> None:
     assert tags_in_order(found) == ("v1.9.0-rc.1", "1.9.0", "v1.9.0", "v1.10.0", "alpha", "stable")
-    assert tags_newest_first(found) == (
+    assert tags_in_order(found, newest_first=True) == (
         *("v1.10.0", "v1.9.0", "1.9.0", "v1.9.0-rc.1"),
         *("alpha", "stable"),
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,7 +30,7 @@ from mirror.layout import (
     holds_releases,
     is_digest_tag,
     parse_version,
-    tags_newest_first,
+    tags_in_order,
 )
 from mirror.oci import Digest
 from mirror.sync import Inventory, ManifestNode, RepositoryContent, union
@@ -383,7 +384,7 @@ def components(total: Inventory, sizes: Iterable[tuple[str, int]]) -> tuple[Comp
         ComponentInsight(
             kind,
             name,
-            versions=tags_newest_first(_versions(kind, contents)),
+            versions=tags_in_order(_versions(kind, contents), newest_first=True),
             channels=_channels(contents),
             images=len({digest for one in contents.values() for digest in one.tags.values()}),
             size=taken[kind, name],
@@ -419,8 +420,8 @@ def _channels(contents: Mapping[str, RepositoryContent]) -> dict[str, tuple[str,
                 versions.setdefault(digest, []).append(tag)
         for tag, digest in sorted(content.tags.items()):
             if parse_version(tag) is None and not is_digest_tag(tag):
-                channels[tag] = tags_newest_first(versions.get(digest, ()))
-    order = tags_newest_first({version for led in channels.values() for version in led})
+                channels[tag] = tags_in_order(versions.get(digest, ()), newest_first=True)
+    order = tags_in_order(chain(*channels.values()), newest_first=True)
     rank = {version: number for number, version in enumerate(order)}
     return dict(
         sorted(channels.items(), key=lambda item: rank[item[1][0]] if item[1] else len(rank))
