@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -38,7 +38,8 @@ from mirror.errors import (
     SignatureError,
 )
 from mirror.layout import RELEASES_FILE, TOOL_FILE, digest_of_tag
-from mirror.oci import Digest, Verifier
+from mirror.oci import Digest, Verifier, verified
+from mirror.oci.reference import digest_of
 from mirror.run import Run
 from mirror.sync import Dependents, Finding, Inventory
 from mirror.sync.inventory import canonical_json
@@ -245,16 +246,12 @@ def file_findings(seal: Seal, folder: Location | None) -> Iterator[Finding]:
         if folder is None or not (folder / name).is_file():
             yield Finding(name, "the file is missing", digest=sealed.digest)
             continue
-        file = open_file(folder / name)
-        try:
-            verifier = Verifier(sealed.digest, sealed.size, name)
-            for chunk in file.chunks(0, file.size):
-                verifier.update(chunk)
-            verifier.finish()
-        except IntegrityError as err:
-            yield Finding(name, err.seen_from(name), digest=sealed.digest)
-        finally:
-            file.close()
+        with closing(open_file(folder / name)) as file:
+            try:
+                chunks = file.chunks(0, file.size)
+                deque(verified(chunks, sealed.digest, sealed.size, where=name), maxlen=0)
+            except IntegrityError as err:
+                yield Finding(name, err.seen_from(name), digest=sealed.digest)
 
 
 def sums_of(
@@ -267,15 +264,12 @@ def sums_of(
         stated = sums.parse_whole(sums.read(folder / SUMS))
     except DamagedBundleError as err:
         return {}, [Finding(SUMS, err.seen_from(SUMS))]
-    packed = frozenset(one.name for one in archives if isinstance(one.file, _PACKED))
+    packed = {one.name for one in archives if isinstance(one.file, SeekableFile | Unreadable)}
     return stated, list(_sums_findings(seal, folder, stated, packed))
 
 
-_PACKED = (SeekableFile, Unreadable)
-
-
 def _sums_findings(
-    seal: Seal, folder: Location, stated: Mapping[str, Digest], packed: frozenset[str]
+    seal: Seal, folder: Location, stated: Mapping[str, Digest], packed: Set[str]
 ) -> Iterator[Finding]:
     """Check the small files that only `SHA256SUMS` speaks for, and which files are missing.
 
@@ -301,11 +295,8 @@ def _sums_findings(
 
 def _digest_of(path: Location) -> Digest:
     """The SHA-256 of a file, however large it is."""
-    found = hashlib.sha256()
     with closing(open_file(path)) as file:
-        for chunk in file.chunks(0, file.size):
-            found.update(chunk)
-    return Digest("sha256", found.hexdigest())
+        return digest_of(file.chunks(0, file.size))
 
 
 def unlisted(seal: Seal, folder: Location) -> tuple[str, ...]:
@@ -321,11 +312,9 @@ def unlisted(seal: Seal, folder: Location) -> tuple[str, ...]:
     ]
     if not strange:
         return ()
-    shown = ", ".join(strange[:_MOST_SHOWN]) + (", …" if strange[_MOST_SHOWN:] else "")
+    most = 10
+    shown = ", ".join(strange[:most]) + (", …" if strange[most:] else "")
     return (f"not listed in {SEAL}, so that no seal or signature speaks for it: {shown}",)
-
-
-_MOST_SHOWN = 10
 
 
 def lost_findings(folder: Location | None) -> Iterator[Finding]:
@@ -359,11 +348,7 @@ def part_findings(suspects: Iterable[Location], stated: Mapping[str, Digest]) ->
         expected = stated.get(path.name)
         if expected is None:
             continue
-        found = hashlib.sha256()
-        with closing(open_file(path)) as file:
-            for chunk in file.chunks(0, file.size):
-                found.update(chunk)
-        if found.hexdigest() != expected.encoded:
+        if _digest_of(path) != expected:
             problem = f"is damaged: {SUMS} has another digest; copy this part again"
             yield Finding(path.name, problem)
 
@@ -382,13 +367,11 @@ def gost_finding(path: Location, run: Run, on_bytes: Callable[[int], None]) -> F
             yield chunk
             on_bytes(len(chunk))
 
-    file = open_file(path)
-    try:
-        check_gostsum(path, chunks())
-    except (IntegrityError, FileSystemError) as err:
-        return Finding(err.where or path.name, err.explanation)
-    finally:
-        file.close()
+    with closing(open_file(path)) as file:
+        try:
+            check_gostsum(path, chunks())
+        except (IntegrityError, FileSystemError) as err:
+            return Finding(err.where or path.name, err.explanation)
     return None
 
 

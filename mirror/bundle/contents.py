@@ -5,7 +5,7 @@ What is wrong with them becomes a finding, not an exception.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,7 @@ from mirror.oci import Digest, Manifest, verified
 from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES
 from mirror.oci.reference import check_repository, valid_tag
 from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, ManifestNode, union
+from mirror.sync.inventory import MALFORMED
 
 # -- open archives ---------------------------------------------------------------------------------
 
@@ -59,7 +60,7 @@ class _Listing(NamedTuple):
 class OpenArchive:
     """One archive as it lies there. Its headers are read once, when they are asked for.
 
-    `listing` yields its files, as `members` does; `broken` says why it could not be opened, if so.
+    `listing` yields its files, as `members` does; `broken` says why it cannot be read, if so.
     """
 
     def __init__(
@@ -76,12 +77,7 @@ class OpenArchive:
         there = not isinstance(file.path, Path) and sealed is not None and file.size == sealed.size
         self._sealed = sealed if there else None
         self._files = listing
-        self._broken = broken
-
-    @property
-    def broken(self) -> MirrorError | None:
-        """Why it cannot be read at all; None if it can."""
-        return self._broken
+        self.broken = broken
 
     @property
     def name(self) -> str:
@@ -90,8 +86,8 @@ class OpenArchive:
     @cached_property
     def _listing(self) -> _Listing:
         found: dict[str, TarMember] = {}
-        if self._broken is not None:
-            return _Listing(found, self._broken, 0)
+        if self.broken is not None:
+            return _Listing(found, self.broken, 0)
         try:
             listing = laid_out(self._sealed) if self._sealed else self._files(self.file)
             return _Listing(found, None, _collect(self.file, listing, found))
@@ -115,13 +111,22 @@ class OpenArchive:
 
     def refuse(self, why: MirrorError) -> None:
         """Treat it as unreadable from now on, and release what is known of its files."""
-        self._broken = why
+        self.broken = why
         self.__dict__.pop("_listing", None)
 
     @cached_property
     def prefix(self) -> str:
-        """Where its content belongs: archives of the first format lack their own path."""
-        return _legacy_prefix(self.name, self.members)
+        """Where its content belongs: a `module-<name>.tar` of the first format has no path inside.
+
+        Any path below modules/ means the newer format, whatever the file was renamed to since.
+        """
+        module = self.name.removesuffix(".tar")
+        paths = self.members
+        if not module.startswith("module-") or not paths:
+            return ""
+        if any(path.startswith("modules/") for path in paths):
+            return ""
+        return f"modules/{module.removeprefix('module-')}"
 
     def layouts(self) -> dict[str, str]:
         """Repository path → path of its layout inside the archive; sorted."""
@@ -170,17 +175,6 @@ def _collect(
         found[member.path] = member
 
 
-def _legacy_prefix(name: str, paths: Collection[str]) -> str:
-    """Return where a first-format `module-<name>.tar` belongs, which has no path inside."""
-    stem = name.removesuffix(".tar")
-    if not stem.startswith("module-") or not paths:
-        return ""
-    # Any path below modules/ means the newer format, whatever the file was renamed to since.
-    if any(path.startswith("modules/") for path in paths):
-        return ""
-    return f"modules/{stem.removeprefix('module-')}"
-
-
 # -- indexes and manifests -------------------------------------------------------------------------
 
 
@@ -199,8 +193,9 @@ class Contents:
     notices: tuple[str, ...]
     manifests: Mapping[Digest, Manifest] = field(repr=False)
 
-    def warnings(self, most: int = 20) -> Iterator[str]:
-        """The first `most` notices for a person, and how many there are beyond."""
+    def warnings(self) -> Iterator[str]:
+        """The first notices for a person, and how many there are beyond."""
+        most = 20
         yield from self.notices[:most]
         if len(self.notices) > most:
             yield f"and {len(self.notices) - most} more oddities of that kind"
@@ -414,10 +409,9 @@ class _LayoutReading:
                     raise DamagedBundleError(f"tag {tag} does not match reference {reference}")
                 else:
                     yield tag, (digest, str(descriptor.get("mediaType")))
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
-            raise DamagedBundleError(f"not the index of a layout ({err!r})") from err
-        except InvalidDigestError as err:
-            raise DamagedBundleError(f"not the index of a layout ({err})") from err
+        except (*MALFORMED, RecursionError) as err:
+            what = str(err) if isinstance(err, InvalidDigestError) else repr(err)
+            raise DamagedBundleError(f"not the index of a layout ({what})") from err
 
     def _manifest(self, digest: Digest, media_type: str) -> ManifestNode | None:
         """Read this layout's own copy of a manifest; None, with a note, if it is damaged."""

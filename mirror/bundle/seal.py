@@ -11,14 +11,13 @@ a seal, and go on reading those of complete bundles.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NoReturn
 
 from mirror.bundle.archive import (
     COMPLETE,
@@ -47,13 +46,12 @@ from mirror.errors import (
     BundleLimitError,
     DamagedBundleError,
     InputError,
-    InvalidDigestError,
-    InvalidReferenceError,
     MirrorError,
 )
 from mirror.oci import Digest, Repository
+from mirror.oci.reference import digest_of
 from mirror.sync import Inventory, ManifestNode, union
-from mirror.sync.inventory import ManifestTable, canonical_json, json_object
+from mirror.sync.inventory import MALFORMED, ManifestTable, canonical_json, json_object
 from mirror.sync.statement import joined
 
 SCHEMA_VERSION = 1
@@ -161,7 +159,7 @@ class Seal:
             base = [canonical_json(str(coverage.base))]
             held = coverage.needed.repository_pieces()
             members["base"] = b"".join(json_object((("digest", base), ("repositories", held))))
-        members["digest"] = canonical_json(_digest_of(*_pieces(members)))
+        members["digest"] = canonical_json(str(digest_of(_pieces(members))))
         return b"".join(_pieces(members))
 
     @classmethod
@@ -224,16 +222,7 @@ class Seal:
                     "it relies on content of its base that it does not speak of"
                 )
             return seal
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-            InvalidDigestError,
-            InvalidReferenceError,
-        ) as err:
+        except (*MALFORMED, OverflowError, RecursionError) as err:
             what = str(err) if isinstance(err, ValueError) else repr(err)
             raise DamagedBundleError(f"it is not a bundle's inventory: {what}") from err
 
@@ -252,19 +241,12 @@ def _pieces(members: Mapping[str, bytes]) -> Iterator[bytes]:
     return json_object((key, [value]) for key, value in sorted(members.items()))
 
 
-def _digest_of(*pieces: bytes | memoryview) -> str:
-    found = hashlib.sha256()
-    for piece in pieces:
-        found.update(piece)
-    return str(Digest("sha256", found.hexdigest()))
-
-
 def _digest_without(data: bytes, document: LargeJson) -> str:
     """The digest of a seal without what it states of that."""
     start, value, end = document.places()["digest"]
     if data[start:value] != b'"digest":':
         raise DamagedBundleError("its bytes were changed: it has spaces in it")
-    return _digest_of(memoryview(data)[:start], memoryview(data)[end + 1 :])  # the comma too
+    return str(digest_of([memoryview(data)[:start], memoryview(data)[end + 1 :]]))  # the comma too
 
 
 def _origins(document: Any, inventory: Inventory) -> dict[str, str]:
@@ -299,8 +281,7 @@ def _coverage(document: Mapping[str, Any], table: ManifestTable) -> Coverage:
     base = document.get("base")
     if base is None:
         return Coverage(once=once)
-    needed = table.inventory(base["repositories"])
-    return Coverage(Digest.parse(base["digest"]), needed, once)
+    return Coverage(Digest.parse(base["digest"]), table.inventory(base["repositories"]), once)
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -370,10 +351,8 @@ def read_files(folder: Location, seal: Seal) -> dict[str, bytes]:
             found = path.is_file() and size_of(path) == sealed.size <= MAX_COMPANION_BYTES
             files[name] = path.read_bytes() if found else b""
         if not found or Digest.of(files[name]) != sealed.digest:
-            raise DamagedBundleError(
-                f"{path} is missing, or not what {SEAL} says",
-                advice=COPY_AGAIN,
-            )
+            problem = f"{path} is missing, or not what {SEAL} says"
+            raise DamagedBundleError(problem, advice=COPY_AGAIN)
     return files
 
 
@@ -392,27 +371,29 @@ def check_limits(seal: Seal, *, compressed: bool = False) -> bytes:
     limits = limits_for(size)
     budget = Budget(limits)
     sealed = seal.to_json()
-    if len(sealed) > limits.seal_bytes or value_count(sealed) > limits.seal_values:
-        raise BundleLimitError(
-            f"its {SEAL} would have {len(sealed)} bytes, and {limits.seal_bytes} are read at most, "
-            f"with {limits.seal_values} values",
-            where="the bundle",
-            advice=_SPLIT,
-        )
+
+    def refuse(problem: str, where: str = "the bundle", advice: str = _SPLIT) -> NoReturn:
+        raise BundleLimitError(problem, where=where, advice=advice)
+
+    def check(what: str, data: bytes, most: int, values: int, where: str = "the bundle") -> None:
+        if len(data) > most or value_count(data) > values:
+            refuse(
+                f"{what} would have {len(data)} bytes, and {most} are read at most, with {values} "
+                "values",
+                where,
+            )
+
+    check(f"its {SEAL}", sealed, limits.seal_bytes, limits.seal_values)
     if len(canonical_json(seal.selection)) > MAX_SELECTION_BYTES:
-        raise BundleLimitError(
-            f"what was asked for would take more than {MAX_SELECTION_BYTES} bytes in its {SEAL}",
-            where="the bundle",
-            advice="ask for less by name",
+        problem = (
+            f"what was asked for would take more than {MAX_SELECTION_BYTES} bytes in its {SEAL}"
         )
+        refuse(problem, advice="ask for less by name")
     for archive in seal.archives.values():
         most = (ORDINARY if compressed else limits_for(archive.size)).members
         if len(archive.entries) > most:
-            raise BundleLimitError(
-                f"it would hold {len(archive.entries)} files, and {most} are read at most",
-                where=archive.name,
-                advice=_SPLIT,
-            )
+            files = f"it would hold {len(archive.entries)} files, and {most} are read at most"
+            refuse(files, archive.name)
         try:
             budget.take_files([entry.path for entry in archive.entries])
             for content in archive.inventory.repositories.values():
@@ -423,20 +404,11 @@ def check_limits(seal: Seal, *, compressed: bool = False) -> bytes:
             raise BundleLimitError(err.problem, where=err.where, advice=_SPLIT) from err
         for entry in archive.entries:
             data = entry.content or b""
-            if len(data) > limits.index_bytes or value_count(data) > limits.index_values:
-                raise BundleLimitError(
-                    f"{entry.path} would have {len(data)} bytes, and {limits.index_bytes} are read "
-                    f"at most, with {limits.index_values} values",
-                    where=archive.name,
-                    advice=_SPLIT,
-                )
+            check(entry.path, data, limits.index_bytes, limits.index_values, archive.name)
     for digest, node in seal.inventory.manifest_nodes().items():
         if has_long_media_type(node):
-            raise BundleLimitError(
-                f"manifest {digest} has a media type of more than {MAX_MEDIA_TYPE} characters",
-                where="the bundle",
-                advice="leave its image out",
-            )
+            long = f"manifest {digest} has a media type of more than {MAX_MEDIA_TYPE} characters"
+            refuse(long, advice="leave its image out")
     return sealed
 
 

@@ -120,7 +120,7 @@ def check_signature(reader: BundleReader, public_pem: bytes) -> None:
     """
     from mirror import signing
 
-    signing.check_public_key(public_pem)  # a certificate in its place says nothing of the bundle
+    signing.public_key(public_pem)  # a certificate in its place says nothing of the bundle
     folder = reader.folder
     if folder is None or not (folder / SEAL).is_file() or not (folder / SIGNATURE).is_file():
         raise SignatureError(

@@ -87,6 +87,14 @@ class Digest(bytes):
         return Digest, (self.algorithm, self.encoded)
 
 
+def digest_of(pieces: Iterable[bytes | memoryview]) -> Digest:
+    """The SHA-256 of what `pieces` are together."""
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(piece)
+    return Digest("sha256", found.hexdigest())
+
+
 class _Hasher(Protocol):
     def update(self, data: bytes, /) -> None: ...
     def hexdigest(self) -> str: ...

@@ -10,7 +10,6 @@ which is how a half-filled or damaged registry looks. `gaps` lists them; a *clos
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +27,7 @@ from mirror.errors import (
     InvalidReferenceError,
 )
 from mirror.oci import Descriptor, Digest, ManifestNode
-from mirror.oci.reference import check_repository, check_tag, referrers_tag
+from mirror.oci.reference import check_repository, check_tag, digest_of, referrers_tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +114,7 @@ class Inventory:
         It is computed once and kept.
         """
         if self._digest is None:
-            found = hashlib.sha256()
-            for piece in self.pieces():
-                found.update(piece)
-            object.__setattr__(self, "_digest", Digest("sha256", found.hexdigest()))
+            object.__setattr__(self, "_digest", digest_of(self.pieces()))
         assert self._digest is not None
         return self._digest
 
