@@ -30,6 +30,7 @@ from mirror.bundle.format import (
     size_text,
     source_reference,
 )
+from mirror.documents import document
 from mirror.errors import counted
 from mirror.oci import Digest
 from mirror.oci.manifest import OCI_INDEX
@@ -76,17 +77,11 @@ class Omissions:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`: `delta` and `dedupe`, each only where it applies."""
-        document: dict[str, Any] = {}
-        if self.base is not None:
-            document["delta"] = {
-                "base": str(self.base),
-                "manifests": self.manifests,
-                "blobs": self.blobs,
-                "saved": self.size,
-            }
-        if self.repeats is not None:
-            document["dedupe"] = {"saved": self.repeats}
-        return document
+        delta = document(self, "base", "manifests", "blobs", "saved=size")
+        return {
+            **({} if self.base is None else {"delta": delta}),
+            **({} if self.repeats is None else {"dedupe": {"saved": self.repeats}}),
+        }
 
     def rows(self) -> Iterator[tuple[str, str]]:
         if self.base is not None:
@@ -122,11 +117,7 @@ class Compressed:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`. `saved` is below zero where the frames cost more."""
-        return {
-            "archives": dict(self.stored),
-            "bytes": self.size,
-            "saved": self.before - self.size,
-        }
+        return {**document(self, "archives=stored", "bytes=size"), "saved": self.before - self.size}
 
     def rows(self) -> Iterator[tuple[str, str]]:
         saved = max(0, self.before - self.size)

@@ -210,6 +210,8 @@ def flattened(archives: Mapping[str, Inventory]) -> Iterator[Finding]:
                 yield Finding(archive, problem, path, (tag,), digest)
 
 
+UNLISTED = f"is not listed in {SEAL}; it does not belong to this bundle"
+
 # -- files beside the archives ---------------------------------------------------------------------
 
 
@@ -241,7 +243,7 @@ def file_findings(seal: Seal, folder: Location | None) -> Iterator[Finding]:
     A list of releases that the seal does not know is a finding too, since a cluster would get it.
     """
     if folder is not None and RELEASES_FILE not in seal.files and (folder / RELEASES_FILE).exists():
-        yield Finding(RELEASES_FILE, f"is not listed in {SEAL}; it does not belong to this bundle")
+        yield Finding(RELEASES_FILE, UNLISTED)
     for name, sealed in seal.files.items():
         if folder is None or not (folder / name).is_file():
             yield Finding(name, "the file is missing", digest=sealed.digest)

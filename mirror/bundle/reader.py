@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mirror.bundle import sums
 from mirror.bundle.archive import Archive, minus, missing_archives
-from mirror.bundle.checks import flattened
+from mirror.bundle.checks import UNLISTED, flattened
 from mirror.bundle.contents import Contents, OpenArchive, read_contents
 from mirror.bundle.files import PartedReader, open_file
 from mirror.bundle.format import (
@@ -153,10 +153,7 @@ class BundleReader:
         for folder, seal in self._seals.items():
             here = [one.name for one in self._archives if one.file.path.parent == folder.absolute()]
             findings += missing_archives(seal.archives, here)
-            findings += (
-                Finding(name, f"is not listed in {SEAL}; it does not belong to this bundle")
-                for name in sorted(set(here) - set(seal.archives))
-            )
+            findings += (Finding(name, UNLISTED) for name in sorted(set(here) - set(seal.archives)))
         return findings
 
     def inventory(self) -> Inventory:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, chain
 from typing import Any
 
 from mirror.bundle import gost
 from mirror.bundle.archive import NO_OMISSIONS, Omissions, missing_archives, whole_archive
 from mirror.bundle.checks import (
+    UNLISTED,
     Check,
     end_findings,
     file_findings,
@@ -186,6 +188,20 @@ _ANONYMOUS = Digest.of(b"")
 """What progress is reported under where there is no content."""
 
 
+def _together(checks: Iterable[Check]) -> Iterator[list[Check]]:
+    """Several small checks at a time."""
+    some: list[Check] = []
+    size = 0
+    for check in checks:
+        some.append(check)
+        size += check.size
+        if size >= _TOGETHER_BYTES or len(some) >= _TOGETHER:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
 class _BundleVerification:
     """One run over a bundle: first it lists the checks, then it runs them in parallel."""
 
@@ -197,7 +213,7 @@ class _BundleVerification:
         self._notices: list[str] = []
         self._sums: Mapping[str, Digest] = {}
         self._inventories: Mapping[str, Inventory]
-        self._works: list[Iterable[_Task]] = []
+        self._tasks: list[Iterable[_Task]] = []
         self._archives = ArchiveTally(run.on_event)
         self._count = self._size = 0
         self._suspects: set[Location] = set()  # parts in which damage lies
@@ -275,8 +291,7 @@ class _BundleVerification:
         name = archive.name
         expected = self._seal.archives.get(name) if self._seal is not None else None
         if self._seal is not None and expected is None:
-            problem = f"is not listed in {SEAL}; it does not belong to this bundle"
-            self._findings.append(Finding(name, problem))
+            self._findings.append(Finding(name, UNLISTED))
         elif archive.broken is not None:
             if expected is not None:
                 self._findings.append(Finding(name, archive.broken.seen_from(name)))
@@ -284,16 +299,16 @@ class _BundleVerification:
         elif expected is not None and archive.file.size == expected.size:
             checks = sealed_checks(expected, archive, quick=self._quick)
             stretches = ((entry.data_offset, entry.size) for entry in expected.entries)
-            self._plan_works(checks, archive, chain(stretches, [(expected.trailer_offset, 0)]))
+            self._plan_tasks(checks, archive, chain(stretches, [(expected.trailer_offset, 0)]))
         else:
             if expected is not None:
                 self._findings += shift_findings(expected, archive)
             if not self._quick:
                 stretches = ((member.offset, member.size) for member in archive.members.values())
                 end = [(archive.end, 0)] if archive.problem is None else []
-                self._plan_works(found_checks(archive), archive, chain(stretches, end))
+                self._plan_tasks(found_checks(archive), archive, chain(stretches, end))
 
-    def _plan_works(
+    def _plan_tasks(
         self, checks: Iterable[Check], archive: OpenArchive, stretches: Iterable[tuple[int, int]]
     ) -> None:
         """Let this shard's part of `checks` be done; they are of these `stretches`."""
@@ -302,39 +317,29 @@ class _BundleVerification:
             return
         if self._shard is not None:
             checks = (one for one in checks if self._is_own(archive, one.offset, one.size))
-        self._works.append(self._counted(checks, archive))
+        self._tasks.append(self._tasks_of(checks, archive))
         self._archives.expect(archive.name, sum(own))  # until its last work has begun
         self._count, self._size = self._count + len(own), self._size + sum(own)
 
     def _is_own(self, archive: OpenArchive, start: int, size: int) -> bool:
         if self._shard is None:
             return True
-        if isinstance(archive.file, SeekableFile) and not self._quick:
-            start, size = 0, archive.file.size  # it is read in one piece
+        if self._packed(archive) is not None:
+            start, size = 0, archive.file.size
         start, count = start + self._starts[archive.name], self._shard.count
         return owner(start, size, self._total, count) == self._shard.number
 
-    def _counted(self, checks: Iterable[Check], archive: OpenArchive) -> Iterator[_Task]:
-        for work in self._works_of(checks, archive):
+    def _tasks_of(self, checks: Iterable[Check], archive: OpenArchive) -> Iterator[_Task]:
+        packed = self._packed(archive)
+        for some in [checks] if packed is not None else _together(checks):
             self._archives.expect(archive.name)
-            yield replace(work, archive=archive.name)
+            yield _Task(some, packed, archive=archive.name)
         self._archives.done(archive.name)
 
-    def _works_of(self, checks: Iterable[Check], archive: OpenArchive) -> Iterator[_Task]:
-        """Cut the checks of an archive into works: several small ones at a time."""
-        if isinstance(archive.file, SeekableFile) and not self._quick:
-            yield _Task(checks, packed=archive.file)
-            return
-        together: list[Check] = []
-        size = 0
-        for check in checks:
-            together.append(check)
-            size += check.size
-            if size >= _TOGETHER_BYTES or len(together) >= _TOGETHER:
-                yield _Task(together)
-                together, size = [], 0
-        if together:
-            yield _Task(together)
+    def _packed(self, archive: OpenArchive) -> SeekableFile | None:
+        """The file of an archive that is to be read in one piece."""
+        file = archive.file
+        return file if isinstance(file, SeekableFile) and not self._quick else None
 
     def _plan_gost(self) -> None:
         """Note the files that have a `.gostsum` beside them, d8's too."""
@@ -354,7 +359,7 @@ class _BundleVerification:
             self._notices.append(notice)
             self._run.on_event(Warned(notice))
             return
-        self._works.append([_Task(gost=path) for path in paths])
+        self._tasks.append([_Task(gost=path) for path in paths])
         self._count += len(paths)
         self._size += sum(map(size_of, paths))
 
@@ -362,37 +367,35 @@ class _BundleVerification:
 
     def _carry_out(self) -> None:
         failure: MirrorError | None = None
-        works = chain.from_iterable(self._works)
+        tasks = chain.from_iterable(self._tasks)
         run = self._run.with_jobs(self._run.jobs)  # each holds pieces of files
-        with closing(for_each(works, self._do, run=run)) as outcomes:
-            for work, outcome in outcomes:
-                self._archives.done(work.archive)
+        with closing(for_each(tasks, self._do, run=run)) as outcomes:
+            for task, outcome in outcomes:
+                self._archives.done(task.archive)
                 if isinstance(outcome, MirrorError):
                     failure = failure or outcome
                     continue
-                for problem in outcome:
-                    if isinstance(problem, Finding):
-                        self._findings.append(problem)
-                    else:
-                        self._findings.append(self._finding(*problem))
+                self._findings += (
+                    one if isinstance(one, Finding) else self._finding(*one) for one in outcome
+                )
         if failure is not None:
             raise failure  # not inside the loop: leaving that early cancels the run
 
-    def _do(self, work: _Task) -> list[Finding | tuple[Check, str]]:
-        """Do a work, in a thread; return what is wrong, of a check with its problem."""
+    def _do(self, task: _Task) -> list[Finding | tuple[Check, str]]:
+        """Do a task, in a thread; return what is wrong, of a check with its problem."""
         problems: list[Finding | tuple[Check, str]] = []
-        if work.gost is not None:
-            size = size_of(work.gost)
-            found = gost_finding(work.gost, self._run, lambda count: self._moved(None, count))
+        if task.gost is not None:
+            size = size_of(task.gost)
+            found = gost_finding(task.gost, self._run, partial(self._moved, None))
             self._run.on_event(BlobDone(_ANONYMOUS, size, size))
             return problems if found is None else [found]
-        if work.packed is None:
-            checks = tuple(work.checks)
+        if task.packed is None:
+            checks = tuple(task.checks)
             with checks[0].file.in_order(check.stretch for check in checks) as lying:
                 problems += self._problems(checks, lying)
             return problems
-        with Forward(work.packed) as file:
-            problems += self._problems(work.checks, file)
+        with Forward(task.packed) as file:
+            problems += self._problems(task.checks, file)
             for name, digest in file.finish().items():
                 if isinstance(digest, MirrorError):
                     problems.append(Finding(name, digest.seen_from(name)))
@@ -404,18 +407,16 @@ class _BundleVerification:
 
     def _problems(self, checks: Iterable[Check], file: Readable) -> Iterator[tuple[Check, str]]:
         for check in checks:
-            problem = self._problem(check, file)
+            try:
+                problem = check.problem(file, self._run, partial(self._moved, check.digest))
+            except (IntegrityError, FileSystemError) as err:
+                # A bad sector is a finding like any other: the rest of the medium is read on.
+                problem = err.seen_from(check.file.path.name)
+            finally:
+                done = BlobDone(check.digest or _ANONYMOUS, check.size, check.size)
+                self._run.on_event(done)
             if problem is not None:
                 yield check, problem
-
-    def _problem(self, check: Check, file: Readable) -> str | None:
-        try:
-            return check.problem(file, self._run, lambda count: self._moved(check.digest, count))
-        except (IntegrityError, FileSystemError) as err:
-            # A bad sector is a finding like any other: the rest of the medium is read on.
-            return err.seen_from(check.file.path.name)
-        finally:
-            self._run.on_event(BlobDone(check.digest or _ANONYMOUS, check.size, check.size))
 
     def _moved(self, digest: Digest | None, count: int) -> None:
         self._run.on_event(BytesMoved(digest or _ANONYMOUS, count))
