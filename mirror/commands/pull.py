@@ -50,8 +50,7 @@ from mirror.errors import InputError, InvalidReferenceError, NoSpaceError, print
 from mirror.events import Warned
 from mirror.layout import tool_name
 from mirror.oci import Digest
-from mirror.operations.clean import clean
-from mirror.operations.pull import PullPlan, place_of, plan_patch, plan_pull
+from mirror.operations.pull import PullPlan, clean, place_of, plan_patch, plan_pull
 from mirror.registry import Credentials
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.reports.bundles import (

@@ -32,10 +32,9 @@ if TYPE_CHECKING:
     from mirror.bundle.inspect import BundleInsight, ComponentInsight, ImageInsight
     from mirror.bundle.verify import BundleReport
     from mirror.oci import Digest
-    from mirror.operations.clean import CleanReport
     from mirror.operations.compare import RegistryReport
     from mirror.operations.merge import MergeReport
-    from mirror.operations.pull import PlannedReference, PullPlan, PullReport
+    from mirror.operations.pull import CleanReport, PlannedReference, PullPlan, PullReport
     from mirror.operations.push_reports import PushPlan, PushReport, Share
     from mirror.operations.repair import RepairReport
     from mirror.operations.trees import RegistryInventory

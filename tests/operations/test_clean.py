@@ -15,8 +15,7 @@ from mirror.bundle.place import Packing
 from mirror.bundle.seal import Seal
 from mirror.errors import IncompleteError, InputError, MirrorError
 from mirror.layout import RELEASES_FILE
-from mirror.operations.clean import clean
-from mirror.operations.pull import pack
+from mirror.operations.pull import clean, pack
 from mirror.run import Run
 from mirror.sync import MemoryStore
 from mirror.testing import FaultyProxy

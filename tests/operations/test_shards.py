@@ -25,8 +25,7 @@ from mirror.bundle.uploads import Object
 from mirror.errors import ConflictError, InputError, IntegrityError, MirrorError
 from mirror.events import Event, TransferStarted, Warned
 from mirror.oci import Digest
-from mirror.operations.clean import clean
-from mirror.operations.pull import PullPlan, pack
+from mirror.operations.pull import PullPlan, clean, pack
 from mirror.operations.shards import ShardReport, pull_shard
 from mirror.run import Run
 from mirror.sync import MemoryStore, Source

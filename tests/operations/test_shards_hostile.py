@@ -16,8 +16,7 @@ from mirror.bundle.bucket import Bucket
 from mirror.bundle.place import AS_USUAL, Packing
 from mirror.bundle.shards import ShardPlace
 from mirror.errors import ConflictError, DamagedBundleError, InputError, SignatureError
-from mirror.operations.clean import clean
-from mirror.operations.pull import pack
+from mirror.operations.pull import clean, pack
 from mirror.run import Run
 from mirror.signing import sign
 from tests.bundle.test_bucket_place import FILES, Counted, StopError, content, other

@@ -32,8 +32,8 @@ from mirror.errors import (
 )
 from mirror.events import Event, TransferStarted, Warned
 from mirror.operations import shards
-from mirror.operations.clean import clean
 from mirror.operations.merge import merge
+from mirror.operations.pull import clean
 from mirror.operations.shards import VerifyShardReport, verify_shard
 from mirror.reports.registries import verify_shard_summary
 from mirror.run import Run
