@@ -161,7 +161,8 @@ class _Repair(Restorer):
                 names = [file.name for file in found.get(name, ())]
                 names = names or [one for one in self._stated if archive_named(one) == name]
                 if any(whole_name(one).endswith(ZSTD_SUFFIX) for one in names):
-                    self.restore_packed(archive)
+                    stated = self._stated.items()
+                    self.restore({one: d for one, d in stated if archive_named(one) == name})
                 else:
                     self._open_archive(archive, names, opened)
             still_lost = self._mend(plan_repair(self._damages()), there)
@@ -231,9 +232,11 @@ class _Repair(Restorer):
                 if outcome[0] not in (IN_PLACE, str(self._folder.path)):
                     brought |= files
         still_lost = lacking - brought - there
-        for files, outcome in done:
+        for files, (giver, given, written) in done:
             if not files <= still_lost:
-                self.note(*outcome)
+                self.given[giver] += given
+                self.written += written
+        del self.given[IN_PLACE]
         for damage in plan.made:
             if still_lost.isdisjoint(self._files(damage)):
                 self.written += self._put(damage, iter([damage.entry.content or b""]))

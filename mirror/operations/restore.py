@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.bundle import sums
-from mirror.bundle.archive import Archive, Entry
+from mirror.bundle.archive import Entry
 from mirror.bundle.checks import check_signed_by
 from mirror.bundle.files import open_file
 from mirror.bundle.format import (
@@ -122,23 +122,24 @@ class Restorer:
             for name, digest in self._stated.items()
             if name == Path(name).name and archive_named(name) not in self.seal.archives
         }
-        for name, digest in wanted.items():
-            if not self.is_file(self._folder.path, name, digest):
-                self._take_file(name, digest)
+        self.restore(wanted)
 
-    def is_file(self, folder: Location, name: str, digest: Digest) -> bool:
-        if not (folder / name).is_file():
-            return False
-        with suppress(FileSystemError), closing(open_file(folder / name)) as file:
-            return self.passed(file.chunks(0, file.size), digest, None, lambda _chunk: None)
-        return False
+    def restore(self, files: Mapping[str, Digest]) -> None:
+        """Take each of `files` that is not as it should be from a copy."""
+        for name, digest in files.items():
+            sound = False
+            if (self._folder / name).is_file():
+                with suppress(FileSystemError), closing(open_file(self._folder / name)) as file:
+                    sound = self.passed(file.chunks(0, file.size), digest)
+            if not sound:
+                self._take_file(name, digest)
 
     def passed(
         self,
         chunks: Generator[bytes, None, None],
         digest: Digest,
-        size: int | None,
-        take: Callable[[bytes], object],
+        size: int | None = None,
+        take: Callable[[bytes], object] = lambda _chunk: None,
     ) -> bool:
         """Hand all `chunks` to `take`; whether they are what the digest and the size say."""
         verifier = Verifier(digest, size, str(digest))
@@ -163,7 +164,7 @@ class Restorer:
                 self._folder.unlink(staged)
                 fd = self._folder.create(staged)
                 with os.fdopen(fd, "wb", buffering=0) as out:
-                    sound = self.passed(file.chunks(0, file.size), digest, None, out.write)
+                    sound = self.passed(file.chunks(0, file.size), digest, take=out.write)
                     if name == TOOL_FILE:
                         os.fchmod(fd, 0o755)
                     sync_file(fd)
@@ -172,22 +173,11 @@ class Restorer:
                     continue
                 self._folder.rename(staged, name)
                 self._folder.sync()
-                self.note(str(copy), file.size, file.size)
+                self.given[str(copy)] += file.size
+                self.written += file.size
                 self.files.append(name)
                 return True
         return False
-
-    def note(self, giver: str, given: int, written: int) -> None:
-        if giver != IN_PLACE:
-            self.given[giver] += given
-        self.written += written
-
-    def restore_packed(self, archive: Archive) -> None:
-        """Bring back the files of a compressed archive."""
-        stated = {one: d for one, d in self._stated.items() if archive_named(one) == archive.name}
-        for one, digest in stated.items():
-            if not self.is_file(self._folder.path, one, digest):
-                self._take_file(one, digest)
 
     def part_size(self) -> int:
         """Return how long parts are, as what is in a copy or here makes as many parts of each
@@ -211,7 +201,7 @@ class Restorer:
             content = chunks(entry.data_offset, entry.size)
             return (
                 head == entry.header
-                and self.passed(content, entry.digest, entry.size, lambda _chunk: None)
+                and self.passed(content, entry.digest, entry.size)
                 and not any(b"".join(chunks(end, entry.padding)))
             )
         except (IntegrityError, FileSystemError):
@@ -220,8 +210,7 @@ class Restorer:
 
 def whole_name(name: str) -> str:
     """The file that a part is a part of; other names are their own."""
-    part = parse_part_name(name)
-    return part[0] if part else name
+    return (parse_part_name(name) or (name,))[0]
 
 
 def archive_named(name: str) -> str:
