@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from graphlib import TopologicalSorter
 from typing import Any
 
 from mirror.layout import archive_of, component_of
@@ -65,7 +66,7 @@ class Plan:
     tags: tuple[tuple[PutTag, ...], ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.blobs or self.manifests or self.tags)
+        return any((self.blobs, self.manifests, self.tags))
 
     @property
     def size(self) -> int:
@@ -95,11 +96,7 @@ def make_plan(
 
     `held` may know more than `wanted` does; extras are left alone, and serve as mount sources.
     """
-    return Plan(
-        blobs=_blobs(wanted, held),
-        manifests=_manifests(wanted, held),
-        tags=_tags(wanted, held, stage),
-    )
+    return Plan(_blobs(wanted, held), _manifests(wanted, held), _tags(wanted, held, stage))
 
 
 @lru_cache(maxsize=1 << 12)  # a plan asks for the same few paths again and again
@@ -165,30 +162,16 @@ def _manifests(wanted: Inventory, held: Inventory) -> tuple[tuple[PutManifest, .
 
 
 def _heights(content: RepositoryContent) -> Mapping[Digest, int]:
-    """How many generations of children each manifest has below it within this repository.
-
-    A digest cannot lie below itself, so the graph has no cycle; the walk is a loop and not a
-    recursion, since an index may nest as deep as a hostile author likes.
-    """
-    heights: dict[Digest, int] = {}
-    for root in content.manifests:
-        pending = [root]
-        while pending:
-            digest = pending[-1]
-            if digest in heights:
-                pending.pop()
-                continue
-            children = [
-                child.digest
-                for child in content.manifests[digest].children
-                if child.digest in content.manifests
-            ]
-            waiting = [child for child in children if child not in heights]
-            if waiting:
-                pending.extend(waiting)
-            else:
-                heights[digest] = 1 + max((heights[child] for child in children), default=-1)
-                pending.pop()
+    """How many generations of children each manifest has below it within this repository."""
+    below = {
+        digest: [one.digest for one in node.children if one.digest in content.manifests]
+        for digest, node in content.manifests.items()
+        if node.children
+    }
+    heights = dict.fromkeys(content.manifests, 0)
+    # In order, and not by recursion: an index may nest as deep as a hostile author likes.
+    for digest in TopologicalSorter(below).static_order():
+        heights[digest] = 1 + max((heights[one] for one in below.get(digest, ())), default=-1)
     return heights
 
 
@@ -258,13 +241,8 @@ class Difference:
     only_theirs: int
 
     def __bool__(self) -> bool:
-        return bool(
-            self.tags
-            or self.our_manifests
-            or self.their_manifests
-            or self.only_ours
-            or self.only_theirs
-        )
+        manifests = self.our_manifests, self.their_manifests
+        return any((self.tags, *manifests, self.only_ours, self.only_theirs))
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
@@ -324,30 +302,18 @@ def _tag_differences(ours: Inventory, theirs: Inventory) -> Iterator[TagDifferen
         for tag in sorted({*here.tags, *there.tags}):
             one, other = here.tags.get(tag), there.tags.get(tag)
             if one != other:
-                yield TagDifference(
-                    path,
-                    tag,
-                    one,
-                    other,
-                    here.closure_size(one) if one else 0,
-                    there.closure_size(other) if other else 0,
-                )
+                size = here.closure_size(one) if one else 0
+                their_size = there.closure_size(other) if other else 0
+                yield TagDifference(path, tag, one, other, size, their_size)
 
 
 def _untagged(
     ours: Inventory, theirs: Inventory, named: set[tuple[str, Digest | None]]
 ) -> Iterator[tuple[str, Digest]]:
     """Manifests that only `ours` has and that no differing tag leads to."""
-    for path, content in sorted(ours.repositories.items()):
-        beyond = content.manifests.keys() - theirs.repository(path).manifests.keys()
-        pending = [digest for digest in beyond if (path, digest) in named]
-        reached = set(pending)
-        while pending:
-            for child in content.manifests[pending.pop()].children:
-                if child.digest in beyond and child.digest not in reached:
-                    reached.add(child.digest)
-                    pending.append(child.digest)
-        yield from ((path, digest) for digest in sorted(beyond - reached))
+    for path, beyond in sorted(missing_content(ours, theirs).repositories.items()):
+        reached = beyond.reachable(digest for digest in beyond.manifests if (path, digest) in named)
+        yield from ((path, digest) for digest in sorted(beyond.manifests.keys() - reached))
 
 
 Tags = Mapping[str, Mapping[str, Digest]]
@@ -381,12 +347,10 @@ def laid_over(below: Tags, above: Tags) -> Tags:
 
 def differing(tags: Tags, others: Tags) -> Tags:
     """The tags that `others` does not have, or has with another digest."""
-    found = {
-        path: {
-            tag: digest for tag, digest in one.items() if others.get(path, {}).get(tag) != digest
-        }
-        for path, one in tags.items()
-    }
+    found: dict[str, dict[str, Digest]] = {}
+    for path, one in tags.items():
+        there = others.get(path, {})
+        found[path] = {tag: digest for tag, digest in one.items() if there.get(tag) != digest}
     return {path: one for path, one in found.items() if one}
 
 
@@ -406,7 +370,7 @@ class TagChanges:
     removed: tuple[tuple[str, str], ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.changed or self.removed)
+        return any((self.added, self.changed, self.removed))
 
 
 def changes(before: Tags, after: Tags) -> TagChanges:
