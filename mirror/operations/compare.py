@@ -234,17 +234,14 @@ def diff(
         return tree.name, found.held
 
     (a_name, ours), (b_name, theirs) = seen(a), seen(b)
-    digests = ours.digest(), theirs.digest()
+    a_digest, b_digest = ours.digest(), theirs.digest()
     if has_index(theirs) and not has_index(ours) and not isinstance(a, RegistryTree):
         index = index_of(ours, tags_of(theirs))
-        ours, digests = union([ours, index]), (digests[0], missing_content(theirs, index).digest())
+        ours, b_digest = union([ours, index]), missing_content(theirs, index).digest()
     elif has_index(ours) and not has_index(theirs) and not isinstance(b, RegistryTree):
         index = index_of(theirs, tags_of(ours))
-        theirs, digests = (
-            union([theirs, index]),
-            (missing_content(ours, index).digest(), digests[1]),
-        )
-    return DiffReport(a_name, b_name, *digests, differ(ours, theirs), tuple(failures))
+        theirs, a_digest = union([theirs, index]), missing_content(ours, index).digest()
+    return DiffReport(a_name, b_name, a_digest, b_digest, differ(ours, theirs), tuple(failures))
 
 
 @dataclass(frozen=True, slots=True)

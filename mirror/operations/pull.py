@@ -139,16 +139,8 @@ class PullPlan:
         place_of(folder, run).check(force=force)
         if TOOL_FILE in self._files and isinstance(folder, Path):
             check_tool(folder, self._files[TOOL_FILE])
-        inventory = self.inventory
-        packed = pack(
-            self._seal,
-            self._files,
-            self._source.content.within(run),
-            folder,
-            packing,
-            force=force,
-            run=run,
-        )
+        inventory, source = self.inventory, self._source.content.within(run)
+        packed = pack(self._seal, self._files, source, folder, packing, force=force, run=run)
         return PullReport(
             folder,
             self.tree,
@@ -388,28 +380,20 @@ def pack(
     """
     run = Run.of(run)
     taken: list[int] = []
+
+    def written() -> BundleWriter:
+        place = place_of(folder, run)
+        with BundleWriter(place, seal, files, packing, force=force, known=source) as writer:
+            if not writer.is_complete:
+                fill(writer, seal.carried, source, taken, run)
+                writer.finish()
+        return writer
+
     try:
-        return _pack(seal, files, source, folder, packing, force, taken, run)
+        writer = written()
     except ChangedLeftoversError as err:
         run.on_event(Warned(f"{err.problem}; all is checked again, and fetched anew where needed"))
-        return _pack(seal, files, source, folder, packing, force, taken, run)
-
-
-def _pack(
-    seal: Seal,
-    files: Mapping[str, bytes],
-    source: Source,
-    folder: Path | Bucket,
-    packing: Packing,
-    force: bool,
-    taken: list[int],
-    run: Run,
-) -> Packed:
-    place = place_of(folder, run)
-    with BundleWriter(place, seal, files, packing, force=force, known=source) as writer:
-        if not writer.is_complete:
-            fill(writer, seal.carried, source, taken, run)
-            writer.finish()
+        writer = written()
     for notice in writer.notices:
         run.on_event(Warned(notice))
     sizes = {archive.name: archive.size for archive in seal.archives.values()}

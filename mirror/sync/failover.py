@@ -261,7 +261,18 @@ class FailoverSource:
             (source.name, errors.get(place) or NotFoundError("it is not there"))
             for place, source in enumerate(self._sources)
         ]
-        return no_sound_copy(what, reasons)
+        lines = [f"{what} cannot be had anywhere:"]
+        for name, error in reasons:
+            text = str(error)
+            lines.append(f"  {text}" if text.startswith(f"{name}: ") else f"  {name}: {text}")
+        message = "\n".join(lines)
+        for kind in (UnreachableError, DeniedError):
+            if all(isinstance(error, kind) for _, error in reasons):
+                return kind(message, where=what)
+        told = [error for _, error in reasons if not isinstance(error, NotFoundError)]
+        if told and all(isinstance(error, FileSystemError) for error in told):
+            return FileSystemError(message)
+        return NoSoundCopyError(message, reasons)
 
 
 def _said_of(place: str, digest: Digest, error: MirrorError) -> MirrorError:
@@ -274,22 +285,6 @@ def _said_of(place: str, digest: Digest, error: MirrorError) -> MirrorError:
             return SizeMismatchError(where=where, expected=error.expected, actual=error.actual)
         case _:
             return error
-
-
-def no_sound_copy(what: str, reasons: Sequence[tuple[str, MirrorError]]) -> MirrorError:
-    """The error about content that no place gives. `reasons` are (place, its error)."""
-    lines = [f"{what} cannot be had anywhere:"]
-    for place, error in reasons:
-        text = str(error)
-        lines.append(f"  {text}" if text.startswith(f"{place}: ") else f"  {place}: {text}")
-    message = "\n".join(lines)
-    for kind in (UnreachableError, DeniedError):
-        if all(isinstance(error, kind) for _, error in reasons):
-            return kind(message, where=what)
-    errors = [error for _, error in reasons if not isinstance(error, NotFoundError)]
-    if errors and all(isinstance(error, FileSystemError) for error in errors):
-        return FileSystemError(message)
-    return NoSoundCopyError(message, reasons)
 
 
 def _barred(record: _Record | None) -> set[int]:

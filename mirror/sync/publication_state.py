@@ -51,7 +51,6 @@ PENDING = "pending"
 
 _GENERATION_TAG = re.compile(r"generation-([1-9][0-9]{0,17})")
 
-
 Tips: TypeAlias = tuple[Digest | None, Digest | None]
 """The statements that `pending` and `latest` name: every publication changes them."""
 
@@ -212,7 +211,7 @@ def read_generation(tree: RegistryTree, generation: int) -> Published | None:
     """
     tag = generation_tag(generation)
     found = read_statement(tree, tag)
-    if found is not None and found.statement.generation != generation:
+    if found and found.statement.generation != generation:
         raise StatementError(
             f"{tree.client.host}/{tree.locate(REPOSITORY)}:{tag} is generation "
             f"{found.statement.generation}"
@@ -231,11 +230,9 @@ def kept_statements(tree: RegistryTree) -> Iterator[tuple[int, Published]]:
         InputError: one has a newer schema.
     """
     for generation in generations(tree):
-        published = None
         with suppress(UntrustedStatementError):
-            published = read_statement(tree, generation_tag(generation))
-        if published is not None:
-            yield generation, published
+            if published := read_statement(tree, generation_tag(generation)):
+                yield generation, published
 
 
 def read_artifact(tree: RegistryTree, published: Published) -> Artifact:

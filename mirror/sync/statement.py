@@ -64,7 +64,6 @@ MAX_GENERATION = 10**18 - 1
 
 _NAMED = re.compile(rb'"sha(?:256|512):[0-9a-f]{64}')
 _FREE_BYTES, _BYTES_EACH = 32 << 20, 512
-
 _GENERATION = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -98,8 +97,7 @@ class Statement:
             raise ValueError(f"generation {self.generation} cannot restore {self.restores}")
         if REPOSITORY in self.inventory.repositories or REPOSITORY in self.former:
             raise ValueError(f"its inventory has {REPOSITORY}, where statements lie")
-        gap = next(self.inventory.gaps(), None)
-        if gap is not None:
+        if gap := next(self.inventory.gaps(), None):
             where = gap.repository or "the root repository"
             raise ValueError(f"its inventory promises {gap.missing} in {where} and lacks it")
 
@@ -306,27 +304,26 @@ def succeed(previous: Inventory, pushed: Inventory) -> Inventory:
 def _succeeded(previous: RepositoryContent, pushed: RepositoryContent) -> RepositoryContent:
     if not pushed or not previous:
         return pushed or previous
-    tags = {**previous.tags, **pushed.tags}
-    manifests = {**previous.manifests, **pushed.manifests}
-    blobs = {**previous.blobs, **pushed.blobs}
-    everything = RepositoryContent(tags, manifests, blobs)
+    everything = previous | pushed
     overridden = {
         digest for tag, digest in previous.tags.items() if pushed.tags.get(tag, digest) != digest
     }
     if not overridden:
         return everything
     untagged = previous.manifests.keys() - previous.reachable(previous.tags.values())
-    kept = everything.reachable({*tags.values(), *pushed.manifests, *untagged})
+    kept = everything.reachable({*everything.tags.values(), *pushed.manifests, *untagged})
     dropped = previous.reachable(overridden) - kept
     if not dropped:
         return everything
-    needed = {blob.digest for digest in kept for blob in manifests[digest].blobs}
-    lost = {blob.digest for digest in dropped for blob in manifests[digest].blobs}
+    needed, lost = (
+        {blob.digest for digest in some for blob in everything.manifests[digest].blobs}
+        for some in (kept, dropped)
+    )
     lost -= needed | pushed.blobs.keys()
     return RepositoryContent(
-        tags,
-        {digest: node for digest, node in manifests.items() if digest not in dropped},
-        {digest: size for digest, size in blobs.items() if digest not in lost},
+        everything.tags,
+        {d: node for d, node in everything.manifests.items() if d not in dropped},
+        {d: size for d, size in everything.blobs.items() if d not in lost},
     )
 
 
@@ -363,9 +360,6 @@ def state_before(reached: Inventory, later: Iterable[Statement]) -> Tags:
     return found
 
 
-# -- reading ---------------------------------------------------------------------------------------
-
-
 def _generation(value: Any) -> int:
     if type(value) is not int:
         raise ValueError(f"{value!r:.50} is not a generation")
@@ -373,7 +367,6 @@ def _generation(value: Any) -> int:
 
 
 # -- artifacts of our own --------------------------------------------------------------------------
-
 
 _EMPTY = b"{}"
 _CHUNK = 1 << 20

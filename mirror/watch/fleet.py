@@ -20,12 +20,11 @@ from types import MappingProxyType
 from typing import Annotated, Any, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from mirror.documents import Patience, problems, read_mapping
+from mirror.documents import Patience, read_mapping
 from mirror.errors import (
     CancelledError,
-    InputError,
     MirrorError,
     RegistryNotFoundError,
     StatementError,
@@ -41,7 +40,7 @@ from mirror.run import Run
 from mirror.sync.publication_state import LATEST
 from mirror.sync.statement import REPOSITORY, generation_of
 from mirror.sync.tree import RegistryTree
-from mirror.watch.settings import Settings, WatchedRegistry, Window, kebab, repository_of
+from mirror.watch.settings import Settings, WatchedRegistry, Window, repository_of
 
 PATIENCE_S = 5.0
 """How long a member may take to say what it states."""
@@ -107,14 +106,7 @@ class Fleet(Settings):
     @classmethod
     def load(cls, path: Path) -> Self:
         """The fleet that a YAML file describes."""
-        document = read_mapping(path)
-        try:
-            return cls.model_validate(document)
-        except ValidationError as err:
-            models = (cls, Ring, Member)
-            keys = [kebab(name) for model in models for name in model.model_fields]
-            found = "; ".join(problems(err, "the document", keys))
-            raise InputError(f"{path}: {found}") from err
+        return cls.of(read_mapping(path), path, Ring, Member)
 
     @model_validator(mode="before")
     @classmethod

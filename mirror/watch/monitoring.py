@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -300,20 +301,19 @@ class _Sizes:
 
     def __init__(self, hub: RegistryTree, digest: Digest) -> None:
         self._hub, self._digest = hub, digest
-        self._wanted: Inventory | None = None
         self._known: dict[Digest | None, int | None] = {}
+
+    @cached_property
+    def _wanted(self) -> Inventory:
+        return self._stated(self._digest) or Inventory()
 
     def behind(self, digest: Digest | None) -> int | None:
         """None where the hub has no such statement any more."""
         if digest not in self._known:
-            if self._wanted is None:
-                self._wanted = self._stated(self._digest) or Inventory()
-            held: Inventory | None = Inventory()
-            if digest is not None:
-                held = None
-                with suppress(StatementError):  # a member may name anything that the hub has
-                    held = self._stated(digest)
-            missing = None if held is None else missing_content(self._wanted, held).blob_sizes()
+            wanted, held = self._wanted, None if digest else Inventory()
+            with suppress(StatementError):  # a member may name anything that the hub has
+                held = self._stated(digest) if digest else held
+            missing = None if held is None else missing_content(wanted, held).blob_sizes()
             self._known[digest] = None if missing is None else sum(missing.values())
         return self._known[digest]
 

@@ -76,6 +76,21 @@ class Settings(BaseModel):
         hide_input_in_errors=True,  # the input may be a password
     )
 
+    @classmethod
+    def of(cls, document: Mapping[str, Any], path: Path, *parts: type[BaseModel]) -> Self:
+        """What the `document` of the file `path` says; `parts` are the models of its parts.
+
+        Raises:
+            InputError: something in it is wrong.
+        """
+        try:
+            return cls.model_validate(document)
+        except ValidationError as err:
+            models: tuple[type[BaseModel], ...] = (cls, *parts)
+            keys = [kebab(name) for model in models for name in model.model_fields]
+            found = "; ".join(problems(err, "the document", keys))
+            raise InputError(f"{path}: {found}") from err
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -257,16 +272,11 @@ class WatchSettings(Schedule):
     @classmethod
     def load(cls, path: Path) -> Self:
         """The settings in a YAML file."""
-        document = read_mapping(path)
         try:
-            return cls.model_validate(from_mirrorer(document))
-        except ValidationError as err:
-            models = (cls, WatchedRegistry)
-            keys = [kebab(name) for model in models for name in model.model_fields]
-            found = "; ".join(problems(err, "the document", keys))
-            raise InputError(f"{path}: {found}") from err
+            document = from_mirrorer(read_mapping(path))
         except ValueError as err:
             raise InputError(f"{path}: {err}") from err
+        return cls.of(document, path, WatchedRegistry)
 
     @model_validator(mode="after")
     def _names_and_places(self) -> Self:
