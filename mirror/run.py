@@ -6,7 +6,6 @@ whether to go on, so cancelling takes effect at once, on the wire too.
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 import weakref
@@ -69,15 +68,16 @@ class Cancellation:
     """
 
     def __init__(self, parent: Cancellation | None = None) -> None:
-        self._condition = threading.Condition()  # guards the next four
+        self._condition = threading.Condition()  # guards the next three
         self._requested = False
-        self._callbacks: dict[int, Callable[[], None]] = {}
-        self._keys = itertools.count()
+        self._callbacks: dict[object, Callable[[], None]] = {}
         # Weak: a parent that lives as long as a daemon keeps no child that nobody waits on.
         self._children: weakref.WeakSet[Cancellation] = weakref.WeakSet()
         self._parent = parent
-        if parent is not None and not parent._adopt(self):
-            self._requested = True
+        if parent is not None:
+            with parent._condition:
+                parent._children.add(self)
+                self._requested = parent._requested
 
     @property
     def requested(self) -> bool:
@@ -117,30 +117,18 @@ class Cancellation:
 
         A request that came before calls it at once. `callback` must be short and raise nothing.
         """
-        forget = self._call_when_requested(callback)
+        key = object()
+        with self._condition:
+            came_before = self._requested
+            if not came_before:
+                self._callbacks[key] = callback
+        if came_before:
+            callback()
         try:
             yield
         finally:
-            forget()
-
-    def _adopt(self, child: Cancellation) -> bool:
-        """Take `child` among those that are cancelled with this; False if it comes too late."""
-        with self._condition:
-            self._children.add(child)
-            return not self._requested
-
-    def _call_when_requested(self, callback: Callable[[], None]) -> Callable[[], None]:
-        with self._condition:
-            if not self._requested:
-                key = next(self._keys)
-                self._callbacks[key] = callback
-                return lambda: self._remove(key)
-        callback()
-        return lambda: None
-
-    def _remove(self, key: int) -> None:
-        with self._condition:
-            self._callbacks.pop(key, None)
+            with self._condition:
+                self._callbacks.pop(key, None)
 
 
 @dataclass(frozen=True, slots=True)

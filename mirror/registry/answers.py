@@ -46,11 +46,7 @@ class Response:
             self.close(keep=self._keeps)
 
     def pieces(self) -> Iterator[bytes]:
-        """The body as it arrives, in pieces that belong to the caller.
-
-        Raises:
-            WireError: the network failed.
-        """
+        """The body as it arrives, in pieces that belong to the caller; raises WireError."""
         try:
             yield from self._pieces
         except WireError as err:
@@ -115,38 +111,17 @@ def is_page(headers: Mapping[str, str], body: bytes = b"<") -> bool:
 
 # -- success ---------------------------------------------------------------------------------------
 
-READ = (200,)
-"""GET and HEAD of `/v2/`, manifests, blobs, tags and referrers (end-1 to end-3, end-8, end-12)."""
-
-UNCHANGED = (304,)
-"""GET and HEAD with `If-None-Match` (RFC 9110, 13.1.2), which the specification does not have."""
-
-OPEN = (202,)
-"""POST that opens an upload (end-4a)."""
-
-MOUNT = (201, 202)
-"""POST with `mount` (end-11): mounted, or an upload opened in its place."""
-
-CHUNK = (202, 201, 204)
-"""PATCH (end-5). ECR answers 201, Pulp 204."""
-
-SESSION = (204, 200)
-"""GET of an upload (end-13). 200 is of Quay."""
-
-PUT_BLOB = (201,)
-"""PUT that completes an upload (end-6)."""
-
-PUT_MANIFEST = (201, 202)
-"""PUT of a manifest (end-7). 202 is of the specification's ancestor, Docker Registry 2.0."""
-
-DELETE = (202,)
-"""DELETE of manifests, tags and blobs (end-9, end-10)."""
-
-CANCEL = (204, 202, 200)
-"""DELETE of an upload, which the specification does not have."""
-
-UNSAID = (200, 202, 204)
-"""What else a PUT or a DELETE is answered with: true if what was put is there, or gone."""
+READ = (200,)  # `/v2/`, manifests, blobs, tags, referrers (end-1 to end-3, end-8, end-12)
+UNCHANGED = (304,)  # with `If-None-Match` (RFC 9110, 13.1.2), which the specification lacks
+OPEN = (202,)  # POST that opens an upload (end-4a)
+MOUNT = (201, 202)  # POST with `mount` (end-11): mounted, or an upload opened in its place
+CHUNK = (202, 201, 204)  # PATCH (end-5); ECR answers 201, Pulp 204
+SESSION = (204, 200)  # GET of an upload (end-13); 200 is of Quay
+PUT_BLOB = (201,)  # PUT that completes an upload (end-6)
+PUT_MANIFEST = (201, 202)  # end-7; 202 is of the specification's ancestor, Docker Registry 2.0
+DELETE = (202,)  # of manifests, tags and blobs (end-9, end-10)
+CANCEL = (204, 202, 200)  # DELETE of an upload, which the specification lacks
+UNSAID = (200, 202, 204)  # to a PUT or a DELETE: true if what was put is there, or gone
 
 # -- refusals --------------------------------------------------------------------------------------
 

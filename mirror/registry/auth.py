@@ -31,9 +31,8 @@ _log = logging.getLogger(__name__)
 
 _CLIENT_ID = "mirror"
 _MIN_LIFETIME_S = 60.0  # the token specification's default, and its lower bound
-_MARGIN_S = 10.0
+_MARGIN_S, _MARGIN_SHARE = 10.0, 0.1
 _LOOK_UP_S = 0.2  # how often a thread that waits for another's token looks whether it may go on
-_MARGIN_SHARE = 0.1
 _MAX_REDIRECTS = 5
 _MAX_TOKEN_BYTES = 1 << 20
 
@@ -118,9 +117,8 @@ class Authenticator:
     """Knows what to put into `Authorization` for one registry; safe to use from many threads.
 
     `secure` says that the registry itself is reached by TLS. `trusted_hosts` may get the login
-    without it. `clock` counts seconds and never
-    jumps: expiry counts from the moment when the token was requested, so the clocks of two
-    machines need not agree.
+    without it. `clock` counts seconds and never jumps: expiry counts from the moment when the token
+    was requested, so the clocks of two machines need not agree.
     """
 
     def __init__(
@@ -147,8 +145,6 @@ class Authenticator:
     def header(self, scopes: Scopes, carrier: Carrier) -> str | None:
         """What to send along; None while the registry has not asked for anything.
 
-        `carrier` takes requests to the token server.
-
         Raises:
             DeniedError: the token server refuses, or may not be shown the credentials.
             UnreachableError, RegistryError: it does not answer as it must.
@@ -173,10 +169,7 @@ class Authenticator:
         """What to send after a 401 with `challenges`, where `rejected` had been sent.
 
         None where nothing new can be said: no usable challenge, no credentials for it, or the
-        credentials were just refused.
-
-        Raises:
-            DeniedError, UnreachableError, RegistryError: as for `header`.
+        credentials were just refused. Raises as `header` does.
         """
         way = self._choose(challenges)
         if way is None:

@@ -19,10 +19,6 @@ from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import Content, OpenUpload
 from mirror.run import Run
 
-# What is asked of a registry, whoever answers: one host, or the replicas of a cluster's registry.
-# `RegistryClient` says what each method of a reader promises.
-
-
 _MOST_TAGS = 1_000_000
 
 
@@ -55,7 +51,11 @@ class _TagLists:
 
 
 class RegistryReader(Protocol):
-    """Reads content; thread-safe. `host` is for messages."""
+    """Reads content; thread-safe. `host` is for messages.
+
+    One host answers, or the replicas of a cluster's registry; `RegistryClient` says what each
+    method promises.
+    """
 
     @property
     def host(self) -> str: ...
@@ -110,19 +110,19 @@ class RegistryWriter(RegistryReader, Protocol):
 
         `content(offset)` opens its bytes from there on; it is called anew for each attempt, and
         what it raises ends the upload. A cut upload is continued where the registry says it got
-        to, else it starts anew. `opened` is a session to
-        begin with. A session that fails is cancelled at the registry, best effort; with a
-        `journal` one that only was interrupted stays, and a later call goes on with it. Unless the
-        bytes were `hashed`, a registry that finds them wrong is believed at once, and not asked
-        again in another form. Returns the bytes sent, repeated ones included.
+        to, else it starts anew. `opened` is a session to begin with. A session that fails is
+        cancelled at the registry, best effort; with a `journal` one that only was interrupted
+        stays, and a later call goes on with it. Unless the bytes were `hashed`, a registry that
+        finds them wrong is believed at once, and not asked again in another form. Returns the bytes
+        sent, repeated ones included.
 
         Raises:
             SizeMismatchError: `content` is longer or shorter than `size`.
             StalledError: too little moved for too long, in every attempt.
         """
-        transport, path = self._writing(repository)
+        at = self._writing(repository)
         return uploads.Upload(
-            transport, path, digest, size, content, opened=opened, journal=journal, hashed=hashed
+            *at, digest, size, content, opened=opened, journal=journal, hashed=hashed
         ).run()
 
     def proves_digests(self, repository: str) -> bool:
@@ -174,8 +174,7 @@ class RegistryWriter(RegistryReader, Protocol):
             ValueError: `reference` is the digest of something else.
             DigestMismatchError: the registry says that it stored other bytes.
         """
-        transport, path = self._writing(repository)
-        manifests.put(transport, path, reference, manifest)
+        manifests.put(*self._writing(repository), reference, manifest)
 
     def delete_manifest(self, repository: str, digest: Digest) -> None:
         """Delete a manifest and with it all tags that name it (end-9).
@@ -183,8 +182,7 @@ class RegistryWriter(RegistryReader, Protocol):
         Raises:
             RegistryNotFoundError: there is none.
         """
-        transport, path = self._writing(repository, "delete")
-        manifests.delete(transport, path, digest)
+        manifests.delete(*self._writing(repository, "delete"), digest)
 
     def delete_tag(self, repository: str, tag: str) -> None:
         """Delete a tag and keep its manifest (end-9); many registries cannot, and refuse.
@@ -192,8 +190,7 @@ class RegistryWriter(RegistryReader, Protocol):
         Raises:
             RegistryNotFoundError: there is none.
         """
-        transport, path = self._writing(repository, "delete")
-        manifests.delete(transport, path, tag)
+        manifests.delete(*self._writing(repository, "delete"), tag)
 
     def delete_blob(self, repository: str, digest: Digest) -> None:
         """Delete a blob from a repository (end-10).

@@ -114,11 +114,7 @@ class Connections:
         body: Body | None,
         patience: Patience,
     ) -> Response:
-        """Send a request and return the answer, its body unread.
-
-        Raises:
-            WireError: the network failed.
-        """
+        """Send a request and return the answer, its body unread; raises WireError."""
         try:
             match = _ADDRESS.fullmatch(url)
             if match is None:
@@ -244,11 +240,7 @@ class Connections:
             one.stream.close()
 
     def _check(self, origin: Origin, addresses: Sequence[str], wait: Wait) -> None:
-        """Refuse to be led into a private network by a registry that is outside of it.
-
-        Raises:
-            WireError: that is where `addresses` are.
-        """
+        """Refuse to be led into a private network by a registry that is outside of it."""
         home = self._home
         if origin.host in (home.host, *self._options.trusted_hosts):
             return
@@ -300,11 +292,7 @@ def _tunnel(stream: Stream, proxy: Proxy, origin: Origin, patience: Patience) ->
 
 
 def connected(addresses: Sequence[Resolved], wait: Wait) -> Stream:
-    """A connection to a host, one of its addresses after the other.
-
-    Raises:
-        WireError: there is none, for the reason that is its cause.
-    """
+    """A connection to a host, one of its addresses after the other, or WireError with the cause."""
     try:
         failure: Exception = OSError("the name has no address")
         for number, (family, address) in enumerate(addresses):
@@ -323,10 +311,7 @@ def resolved(host: str, port: int, wait: Wait) -> list[Resolved]:
 
     The system's resolver cannot be interrupted, so a thread of its own waits for it. When nobody
     wants the answer any more that thread stays until the resolver gives up. Where the system has no
-    thread left, this one waits.
-
-    Raises:
-        WireError: it has none, for the reason that is its cause.
+    thread left, this one waits. Raises WireError with the cause where the host has none.
     """
     answer: futures.Future[list[Resolved]] = futures.Future()
 

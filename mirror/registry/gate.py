@@ -302,17 +302,9 @@ class HostGate:
     @classmethod
     def of(cls, host: str, port: int | None, options: ConnectionOptions) -> HostGate:
         """The gate of a host in this process, for all who use it with the same limits."""
-        limits = (
-            options.max_connections,
-            options.limit_rate,
-            options.requests_per_s,
-            options.retries,
-        )
+        limits = (options.max_connections, options.limit_rate, options.requests_per_s)
         with _gates_lock:
-            gate = _gates.get((host, port, limits))
-            if gate is None:
-                gate = _gates[host, port, limits] = cls(options)
-            return gate
+            return _gates.setdefault((host, port, *limits, options.retries), cls(options))
 
     def now(self) -> float:
         """Seconds of the gate's clock."""
@@ -328,11 +320,8 @@ class HostGate:
     ) -> Generator[Admission, None, None]:
         """Wait until a request may be sent; the block is the request.
 
-        `check` raises once there is no more reason to wait, and `pause` sleeps, as long as there
-        is.
-
-        Raises:
-            RegistryError: the host is known to be dead; an error of its own for each caller.
+        `check` raises once there is no more reason to wait, and `pause` sleeps as long as there is.
+        A host that is known to be dead is a RegistryError, one of its own for each caller.
         """
         thread = threading.get_ident()
         permit = self._admit(thread, check, pause)

@@ -39,11 +39,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, url: str) -> Origin:
-        """That of `url`.
-
-        Raises:
-            ValueError: the URL is malformed.
-        """
+        """That of `url`, or ValueError if it is malformed."""
         parts = urlsplit(url)
         scheme = parts.scheme.lower()
         return cls(scheme, (parts.hostname or "").lower(), parts.port or PORTS.get(scheme))
@@ -66,11 +62,7 @@ def is_inner(address: str) -> bool:
 
 
 def check_address(url: str) -> Origin:
-    """The origin of an address that an answer named, if a request can be sent there.
-
-    Raises:
-        ValueError: it cannot.
-    """
+    """The origin of an address that an answer named, or ValueError if no request can go there."""
     origin = Origin.of(url)
     if origin.scheme not in PORTS or not origin.host:
         raise ValueError("neither http nor https")
@@ -94,9 +86,6 @@ class Home:
     """The server at `base` (scheme, host and port), the only place for its credentials.
 
     `host` is the registry that named it, for messages.
-
-    Raises:
-        ValueError: as `Origin.of`.
     """
 
     def __init__(self, host: str, base: str) -> None:
@@ -120,9 +109,7 @@ class Home:
 
         Registries behind a TLS proxy that they do not know of call themselves `http://`; an
         address at our own host therefore keeps our own scheme and never falls back to plain HTTP.
-
-        Raises:
-            RegistryError: it is not an address.
+        What is not an address is a RegistryError.
         """
         try:
             joined = urljoin(base, location)
@@ -155,11 +142,7 @@ class Proxy(NamedTuple):
 
     @classmethod
     def parse(cls, address: str) -> Proxy:
-        """Read `[scheme://][user:password@]host[:port]`.
-
-        Raises:
-            InputError: it cannot be used.
-        """
+        """Read `[scheme://][user:password@]host[:port]`, or raise InputError."""
         try:
             parts = urlsplit(address if "://" in address else f"http://{address}")
             scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
@@ -233,11 +216,7 @@ class HostFiles(NamedTuple):
 
     @classmethod
     def of(cls, origin: Origin) -> HostFiles:
-        """Those for `origin`, in the order of their names.
-
-        Raises:
-            InputError: a certificate is there without its key.
-        """
+        """Those for `origin`, by name; InputError where a certificate is there without its key."""
         for folder in _folders(origin):
             try:
                 files = sorted(folder.iterdir())

@@ -89,11 +89,7 @@ class Wait:
         check()
 
     def left_s(self) -> float:
-        """Seconds until it is over.
-
-        Raises:
-            WireError: it is over.
-        """
+        """Seconds until it is over; raises WireError once it is."""
         left_s = self.until - time.monotonic()
         if left_s <= 0:
             raise WireError(self.late, "timed out")
@@ -428,11 +424,7 @@ def _refuses(data: bytes) -> bool:
 
 
 def _parsed(raw: bytes) -> tuple[int, str, list[tuple[str, str]]]:
-    """The head of an answer: status, minor version, fields.
-
-    Raises:
-        WireError: that is not HTTP.
-    """
+    """The head of an answer (status, minor version, fields), or WireError if it is not HTTP."""
     try:
         text = raw.decode()
     except UnicodeDecodeError:

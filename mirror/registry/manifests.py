@@ -372,8 +372,7 @@ def _index(answer: WholeAnswer) -> Manifest | None:
     try:
         index = Manifest.parse(answer.body, OCI_INDEX)
     except InvalidManifestError:
-        media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type in INDEXES:
+        if _media_type(answer) in INDEXES:
             raise
         return None
     return index if index.is_index else None

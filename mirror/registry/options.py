@@ -73,8 +73,7 @@ class RetryPolicy:
         return failures >= self.attempts and waited_s >= patience_s
 
 
-_RETRY_FOR_S = 300.0
-"""A registry, or the node below it, restarts in less; the administrator has left the console."""
+_RETRY_FOR_S = 300.0  # a registry, or the node below it, restarts in less
 
 
 def patience(asked_s: float | None = None) -> RetryPolicy:

@@ -127,11 +127,7 @@ class Backoff:
         return self._tally.of_others(), sum(map(self._tally.of_others, self._helps))
 
     def wait(self, failure: TransientFailure) -> None:
-        """Wait before the next attempt.
-
-        Raises:
-            RegistryError: that of `failure`, when patience is at its end.
-        """
+        """Wait before the next attempt, or raise the error of `failure` once patience has ended."""
         answered, further = self._answered, self._further
         self._answered, self._further = self._others()
         others = self._answered > answered

@@ -131,11 +131,7 @@ class Transport:
         return Transport(self._wire, run)
 
     def check(self) -> None:
-        """Return if requests may be sent.
-
-        Raises:
-            CancelledError, DeadlineError: the run was stopped, or the client was closed.
-        """
+        """Raise CancelledError or DeadlineError if the run was stopped, or the client closed."""
         self.run.check()
         if self._wire.closing.requested:
             raise CancelledError(f"stopped, the connection to {self.host} was closed")
@@ -153,20 +149,12 @@ class Transport:
         return self._wire.base + path
 
     def at(self, repository: str, path: str) -> str:
-        """The address of `path` below a repository.
-
-        Raises:
-            InvalidReferenceError: that is not the name of a repository.
-        """
+        """The address of `path` below a repository, whose name is checked."""
         check_repository(repository)
         return f"{self._wire.base}/v2/{repository}/{path}"
 
     def resolved(self, location: str, base: str) -> str:
-        """The absolute address that `location` means in an answer from `base`.
-
-        Raises:
-            RegistryError: it is not an address.
-        """
+        """The absolute address that `location` means in an answer from `base`; see `Home`."""
         return self._home.resolved(location, base)
 
     def at_home(self, url: str) -> bool:
@@ -300,11 +288,7 @@ class Transport:
     def _guarded(
         self, method: str, url: str, gate: HostGate | None = None
     ) -> Generator[Admission, None, None]:
-        """The block is one request to `url`, which its host's gate lets through and hears about.
-
-        Raises:
-            TransientFailure, MirrorError: as `open`.
-        """
+        """The block is one request to `url`, which its host's gate lets through and hears about."""
         with (gate or self._wire.gate_of(url)).admitted(self.check, self.pause) as admission:
             try:
                 yield admission

@@ -115,11 +115,7 @@ def _refuses_wrong(transport: Transport, repository: str, *, in_chunks: bool) ->
 
 
 def location_of(transport: Transport, answer: WholeAnswer, default: str | None = None) -> str:
-    """Where an upload continues.
-
-    Raises:
-        RegistryError: the registry does not say it.
-    """
+    """Where an upload continues; raises RegistryError where the registry does not say it."""
     location = answer.headers.get("location") or default
     if location is None:
         raise RegistryError(
@@ -226,20 +222,15 @@ class Outgoing:
         )
 
 
-CHUNK = 16 << 20
-"""Bytes that a break costs, at most, and above which a blob is sent in chunks."""
-SHORT_CHUNK = 1 << 20
-"""What chunks shrink to on a line that keeps breaking; they grow again when some get through."""
-SMALLEST_CHUNK = 64 << 10
-"""What they shrink to where a registry or a proxy finds them too large."""
+CHUNK = 16 << 20  # bytes that a break costs, at most, and above which a blob is sent in chunks
+SHORT_CHUNK = 1 << 20  # on a line that keeps breaking; they grow again when some get through
+SMALLEST_CHUNK = 64 << 10  # where a registry or a proxy finds them too large
 _BREAKS_BEFORE_CHUNKS = 2
-_FRUITLESS = 2
-"""How many sessions of one form may come to nothing before the next form is tried."""
-
+_FRUITLESS = 2  # sessions of one form may come to nothing before the next form is tried
+# What a registry, or a proxy before it, answers for the form: to a whole blob in one PUT, and to a
+# chunk or a form that took the place of another.
 WANTS_CHUNKS = frozenset({405, 411, 413, 416, 501})
-"""Answers to a whole blob in one PUT that a registry or a proxy before it gives for its form."""
 WANTS_ANOTHER = WANTS_CHUNKS | {400, 404, 415}
-"""The same to a chunk, and to a form that took the place of another."""
 
 
 class Form:

@@ -42,12 +42,10 @@ from mirror.registry.upload_sessions import (
 
 _log = logging.getLogger(__name__)
 
-_WORTH_KEEPING = 1 << 20
-"""Bytes of a blob whose session is written down: smaller ones are as soon sent again."""
+_WORTH_KEEPING = 1 << 20  # bytes: what is smaller is as soon sent again as its session is asked
 _PROGRESS_BYTES = 64 << 10
 _FAULTS_OF_A_SESSION = 2
-_UNANSWERED = (405, 501)
-"""Of registries that do not tell how far a session got."""
+_UNANSWERED = (405, 501)  # of registries that do not tell how far a session got
 
 
 @dataclass(slots=True)

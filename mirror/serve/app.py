@@ -183,12 +183,11 @@ async def put_manifest(call: Call) -> Response:
 async def delete_manifest(call: Call) -> Response:
     """DELETE: by digest the manifest and its tags, by tag the tag alone."""
     store, reference = call.target, call.part("reference")
+    found = False
     if ":" in reference:
         found = await in_thread(store.delete_manifest, call.repository, Digest.parse(reference))
-    else:
-        found = valid_tag(reference) and await in_thread(
-            store.delete_tag, call.repository, reference
-        )
+    elif valid_tag(reference):
+        found = await in_thread(store.delete_tag, call.repository, reference)
     if not found:
         raise _no_manifest(reference)
     return empty(202)
@@ -323,12 +322,8 @@ def requested_range(header: str | None, size: int) -> tuple[int, int] | None:
         if match["last"] and int(match["last"]) < first:
             return None
     if first > last:
-        raise RefusedError(
-            416,
-            "BLOB_UNKNOWN",
-            f"the blob has {size} bytes",
-            headers={"Content-Range": f"bytes */{size}"},
-        )
+        told = {"Content-Range": f"bytes */{size}"}
+        raise RefusedError(416, "BLOB_UNKNOWN", f"the blob has {size} bytes", headers=told)
     return first, last
 
 
@@ -420,11 +415,9 @@ async def list_referrers(call: Call) -> Response:
 def _referrers(store: ReadableStore, repository: str, subject: Digest) -> list[dict[str, Any]]:
     entries = []
     for digest in store.referrers(repository, subject):
-        held = store.manifest(repository, digest)
-        if held is None:
-            continue  # deleted since the listing
-        manifest = Manifest.parse(held.raw, held.media_type, algorithm=digest.algorithm)
-        entries.append(referrer_json(manifest))
+        if held := store.manifest(repository, digest):  # else it was deleted since the listing
+            manifest = Manifest.parse(held.raw, held.media_type, algorithm=digest.algorithm)
+            entries.append(referrer_json(manifest))
     return entries
 
 
@@ -439,10 +432,8 @@ def _page(call: Call, names: Sequence[str], path: str) -> tuple[list[str], dict[
         limit = asked if limit is None else min(asked, limit)
     last = query.get("last")
     rest = [name for name in names if last is None or name > last]
-    if limit is None or len(rest) <= limit:
-        return rest, {}
     page = rest[:limit]
-    if not page:
-        return page, {}  # n=0 leaves no name to continue from
+    if len(page) == len(rest) or not page:  # n=0 leaves no name to continue from
+        return page, {}
     link = f"{path}?{urlencode({'n': limit, 'last': page[-1]})}"
     return page, {"Link": f'<{link}>; rel="next"'}

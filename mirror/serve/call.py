@@ -42,8 +42,7 @@ logger = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-CLIENT_GONE = 499
-"""The status that is recorded when the client hangs up before its answer (as in nginx)."""
+CLIENT_GONE = 499  # is recorded when the client hangs up before its answer (as in nginx)
 
 
 class RefusedError(Exception):
@@ -67,14 +66,6 @@ class Auth(ABC):
     def is_slow(self, authorization: str | None) -> bool:  # noqa: ARG002
         """Whether to judge this `Authorization` takes so long that no request may wait for it."""
         return False
-
-    def allows(self, request: Request, repository: str, actions: Set[str]) -> bool:
-        """Whether `check` would let it pass."""
-        try:
-            self.check(request, repository, actions)
-        except RefusedError:
-            return False
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +118,8 @@ async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwa
     return await asyncio.to_thread(function, *args, **kwargs)
 
 
+# Apart from the other threads, so that strangers who guess passwords hold up logins alone.
 _LOGINS = ThreadPoolExecutor(2, "login")
-"""Apart from the other threads, so that strangers who guess passwords hold up logins alone."""
 
 
 async def judged(
@@ -305,11 +296,9 @@ class BasicAuth(Auth):
         allowed = self._users.actions(header)
         if allowed is not None and (actions <= allowed if repository else allowed):
             return
-        if allowed is None or header is None:
-            raise RefusedError(
-                401, "UNAUTHORIZED", "authentication required", headers=self._challenge
-            )
-        raise RefusedError(403, "DENIED", "this account may not do that")
+        if allowed is not None and header is not None:
+            raise RefusedError(403, "DENIED", "this account may not do that")
+        raise RefusedError(401, "UNAUTHORIZED", "authentication required", headers=self._challenge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,16 +347,11 @@ class TokenAuth(Auth):
         grant = self._grant(request.headers.get("authorization"))
         catalogue = request.url.path == "/v2/_catalog"
         needed = {("", "catalog")} if catalogue else {(repository, one) for one in actions}
-        if grant is not None and (
-            needed <= grant.scopes if repository or catalogue else grant.welcome
-        ):
+        if grant and (needed <= grant.scopes if repository or catalogue else grant.welcome):
             return
-        raise RefusedError(
-            401,
-            "UNAUTHORIZED",
-            "authentication required" if grant is None else "the token does not cover this",
-            headers={"WWW-Authenticate": self._challenge(request, repository, actions, grant)},
-        )
+        challenge = {"WWW-Authenticate": self._challenge(request, repository, actions, grant)}
+        told = "authentication required" if grant is None else "the token does not cover this"
+        raise RefusedError(401, "UNAUTHORIZED", told, headers=challenge)
 
     def issue(self, authorization: str | None, scopes: list[str]) -> dict[str, object]:
         """Answer a request to `/token` with these `scopes`, each such as `repository:a/b:pull`.
@@ -390,10 +374,9 @@ class TokenAuth(Auth):
                 granted.add(("", "catalog"))
         token, now = secrets.token_urlsafe(32), time.monotonic()
         with self._lock:
-            self._grants = {
-                text: grant for text, grant in self._grants.items() if grant.expires_at > now
-            }
-            self._grants[token] = _Grant(now + self._expires_s, frozenset(granted), bool(allowed))
+            held = {text: one for text, one in self._grants.items() if one.expires_at > now}
+            grant = _Grant(now + self._expires_s, frozenset(granted), bool(allowed))
+            self._grants = {**held, token: grant}
         return {
             "token": token,
             "access_token": token,

@@ -18,15 +18,17 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from mirror.durable import make_folder, sync_file, sync_folder, write_at
 from mirror.errors import InvalidDigestError
 from mirror.oci import Digest, Manifest
 from mirror.oci.reference import check_repository, check_tag, valid_tag
 from mirror.serve.store import FilePiece, RunningDigest, StoredManifest
+
+_T = TypeVar("_T")
 
 _REREAD_BYTES = 1 << 20
 
@@ -122,20 +124,17 @@ class FolderStorage:
             return None
 
     def blob_size(self, repository: str, digest: Digest) -> int | None:
-        if not self._link(repository, "_blobs", digest).exists():
-            return None
-        try:
-            return self._content(digest).stat().st_size
-        except FileNotFoundError:
-            return None
+        return self._blob(repository, digest, lambda path: path.stat().st_size)
 
     def open_blob(self, repository: str, digest: Digest) -> _FileReader | None:
-        if not self._link(repository, "_blobs", digest).exists():
-            return None
-        try:
-            return _FileReader(self._content(digest))
-        except FileNotFoundError:
-            return None
+        return self._blob(repository, digest, _FileReader)
+
+    def _blob(self, repository: str, digest: Digest, do: Callable[[Path], _T]) -> _T | None:
+        """What `do` makes of a blob's file; None if the repository does not hold it."""
+        if self._link(repository, "_blobs", digest).exists():
+            with contextlib.suppress(FileNotFoundError):
+                return do(self._content(digest))
+        return None
 
     def referrers(self, repository: str, subject: Digest) -> Sequence[Digest]:
         return sorted(self._digests(self._referrers(repository, subject)))

@@ -283,8 +283,7 @@ def _send_file(
 ) -> None:
     """Send `count` bytes of a file to a socket that does not block; both are closed then.
 
-    Raises:
-        TimeoutError: the other side takes nothing for `late_s` seconds.
+    Raises TimeoutError where the other side takes nothing for `late_s` seconds.
     """
     taken = time.monotonic()
     try:

@@ -95,8 +95,7 @@ class BlobStaging(Protocol):
     def commit(self, repository: str, digest: Digest) -> None:
         """Make the bytes a blob of `repository`. The staging ends, even if this fails.
 
-        Raises:
-            DigestMismatchError: these bytes have another digest; nothing is kept.
+        Bytes of another digest are a DigestMismatchError, and nothing of them is kept.
         """
 
     def discard(self) -> None:

@@ -19,8 +19,7 @@ from mirror.oci.reference import check_repository
 from mirror.serve.call import Call, RefusedError, empty, in_thread
 from mirror.serve.store import BlobStaging
 
-CHUNK_BYTES = 1 << 20
-"""Bytes that pass from one thread to another at a time."""
+CHUNK_BYTES = 1 << 20  # that pass from one thread to another at a time
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/(?:\d+|\*))?")
 _LOCK_WAIT_S = 10.0
 
@@ -95,18 +94,18 @@ class Uploads:
         algorithm = query.get("digest-algorithm", "sha256")
         if algorithm not in ("sha256", "sha512"):
             raise RefusedError(400, "DIGEST_INVALID", "known algorithms are sha256 and sha512")
-        if "digest" in query:
-            digest = Digest.parse(query["digest"])
-            staging = await in_thread(call.target.stage, digest.algorithm)
-            try:
-                await receive_into(call.request, staging)
-                _check_length(call, staging.size)
-                await in_thread(staging.commit, call.repository, digest)
-            finally:
-                await in_thread(staging.discard)
-            return _created(call, digest)
-        staging = await in_thread(call.target.stage, algorithm)
-        return _progress(call, self.open(call.repository, staging), 202)
+        if "digest" not in query:
+            staging = await in_thread(call.target.stage, algorithm)
+            return _progress(call, self.open(call.repository, staging), 202)
+        digest = Digest.parse(query["digest"])
+        staging = await in_thread(call.target.stage, digest.algorithm)
+        try:
+            await receive_into(call.request, staging)
+            _check_length(call, staging.size)
+            await in_thread(staging.commit, call.repository, digest)
+        finally:
+            await in_thread(staging.discard)
+        return _created(call, digest)
 
     async def append(self, call: Call) -> Response:
         """PATCH: append the body. A `Content-Range` must begin where the upload ends."""
@@ -176,10 +175,9 @@ async def _mount(call: Call, digest: Digest, source: str) -> bool:
     """Mount a blob, and return whether that worked; otherwise the client uploads it."""
     try:
         check_repository(source)
-    except InvalidReferenceError:
-        return False
-    # A client that may not pull there must not find out by mounts what is there.
-    if not call.service.auth.allows(call.request, source, {"pull"}):
+        # A client that may not pull there must not find out by mounts what is there.
+        call.service.auth.check(call.request, source, {"pull"})
+    except (InvalidReferenceError, RefusedError):
         return False
     return await in_thread(call.target.mount_blob, source, call.repository, digest)
 
@@ -247,11 +245,9 @@ def _state(call: Call, session: Session) -> dict[str, str]:
 
 
 def _progress(call: Call, session: Session, status: int) -> Response:
-    headers = _state(call, session) | {"Docker-Upload-UUID": session.id}
-    return empty(status, headers)
+    return empty(status, _state(call, session) | {"Docker-Upload-UUID": session.id})
 
 
 def _created(call: Call, digest: Digest) -> Response:
-    return empty(
-        201, {"Location": call.url(f"blobs/{digest}"), "Docker-Content-Digest": str(digest)}
-    )
+    location = call.url(f"blobs/{digest}")
+    return empty(201, {"Location": location, "Docker-Content-Digest": str(digest)})

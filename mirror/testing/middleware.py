@@ -177,9 +177,7 @@ class _FaultyBody:
         self._action, self._scope, self._receive, self._send = action, scope, receive, send
         self._sent = 0
         match action:
-            case CorruptBody(at):
-                self._at = at
-            case CutResponse(after=at) | Stall(after=at):
+            case CorruptBody(at) | CutResponse(at) | Stall(at):
                 self._at = at
             case Drip():
                 self._at = -1
