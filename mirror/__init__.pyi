@@ -196,15 +196,15 @@ from mirror.operations.trees import list_releases as list_releases
 from mirror.operations.trees import read_release as read_release
 from mirror.operations.trees import registry_inventory as registry_inventory
 from mirror.operations.trees import replica_trees as replica_trees
-from mirror.registry.auth import Credentials as Credentials
 from mirror.registry.client import RegistryClient as RegistryClient
 from mirror.registry.client import RegistryReader as RegistryReader
 from mirror.registry.client import RegistryWriter as RegistryWriter
-from mirror.registry.credentials import find_credentials as find_credentials
 from mirror.registry.downloads import FileState as FileState
 from mirror.registry.options import ClientCertificate as ClientCertificate
 from mirror.registry.options import ConnectionOptions as ConnectionOptions
+from mirror.registry.options import Credentials as Credentials
 from mirror.registry.options import RetryPolicy as RetryPolicy
+from mirror.registry.options import find_credentials as find_credentials
 from mirror.registry.upload_journal import KeptUpload as KeptUpload
 from mirror.registry.upload_journal import UploadJournal as UploadJournal
 from mirror.registry.upload_sessions import OpenUpload as OpenUpload

@@ -1,9 +1,13 @@
 """A client of the OCI Distribution API: authentication, retries, resumed transfers, credentials."""
 
-from mirror.registry.auth import Credentials
 from mirror.registry.client import RegistryClient, RegistryReader, RegistryWriter
-from mirror.registry.credentials import find_credentials
-from mirror.registry.options import ClientCertificate, ConnectionOptions, RetryPolicy
+from mirror.registry.options import (
+    ClientCertificate,
+    ConnectionOptions,
+    Credentials,
+    RetryPolicy,
+    find_credentials,
+)
 from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import OpenUpload
 

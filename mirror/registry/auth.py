@@ -9,7 +9,6 @@ only where the registry's own host, spoken to without TLS, is that server, or th
 
 from __future__ import annotations
 
-import base64
 import logging
 import re
 import threading
@@ -21,11 +20,12 @@ from typing import Protocol, TypeAlias
 from urllib.parse import urlencode, urlsplit
 
 from mirror.documents import parse_json
-from mirror.errors import CancelledError, DeniedError, InputError, MirrorError, RegistryError, same
+from mirror.errors import CancelledError, DeniedError, MirrorError, RegistryError, same
 from mirror.registry.answers import Login, read_whole, unreadable
 from mirror.registry.connections import Connections
 from mirror.registry.hosts import check_address, host_of, path_of
 from mirror.registry.http1 import Body, Patience
+from mirror.registry.options import Credentials
 
 _log = logging.getLogger(__name__)
 
@@ -57,33 +57,6 @@ def merge_scopes(*groups: Iterable[str]) -> Scopes:
     return tuple(
         f"{resource}:{','.join(sorted(actions[resource]))}" for resource in sorted(actions)
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """A login for one registry: a name with a password, or an identity token, or both.
-
-    The `repr` shows no secret.
-
-    Raises:
-        InputError: a user name with a colon, which HTTP cannot carry (RFC 7617).
-    """
-
-    username: str = ""
-    password: str = field(default="", repr=False)
-    identity_token: str | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if ":" in self.username:
-            raise InputError("a registry user name cannot contain a colon; check the login")
-
-    @property
-    def basic(self) -> str | None:
-        """The `Authorization` header that proves it to a server directly; None without a name."""
-        if not self.username:
-            return None
-        pair = f"{self.username}:{self.password}".encode()
-        return f"Basic {base64.b64encode(pair).decode()}"
 
 
 class Carrier(Protocol):
@@ -130,7 +103,7 @@ class Authenticator:
         trusted_hosts: frozenset[str] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._host, self._secure, self._credentials = host, secure, credentials
+        self._host, self._credentials = host, credentials
         # Without TLS, whoever listens at the registry's own host has the login already.
         own = frozenset() if secure else frozenset({urlsplit(f"//{host}").hostname or ""})
         self._may_be_plain = trusted_hosts | own

@@ -12,8 +12,8 @@ from mirror.events import OnEvent, ignore
 from mirror.oci import Child, Descriptor, Digest, Manifest
 from mirror.registry import answers, downloads, manifests, upload_sessions, uploads
 from mirror.registry.answers import reworded
-from mirror.registry.auth import PUSH, Credentials
-from mirror.registry.options import ConnectionOptions
+from mirror.registry.auth import PUSH
+from mirror.registry.options import ConnectionOptions, Credentials
 from mirror.registry.transport import Transport, Wire
 from mirror.registry.upload_journal import UploadJournal
 from mirror.registry.upload_sessions import Content, OpenUpload

@@ -50,7 +50,6 @@ class Permit:
     began: float
     crowded: bool  # there were as many as the width allows
     counts: bool = True
-    is_probe: bool = False
 
 
 class HostState:
@@ -64,7 +63,7 @@ class HostState:
         self._limit_rate = options.limit_rate
         self._fastest = options.requests_per_s or inf
         self._most = options.max_connections
-        self.width, self.in_flight, self.successes = float(self._most), 0, 0
+        self.width, self.in_flight = float(self._most), 0
         self._ceiling, self._credit, self._probe_rounds = inf, 0.0, _FIRST_PROBE
         self._probe_at = -inf
         self._numbers = self._cut_at = 0
@@ -105,8 +104,8 @@ class HostState:
         self._started += 1
         self.in_flight += 1
         crowded = self.in_flight >= int(self.width)
-        permit = Permit(self._numbers, now, crowded, is_probe=self._failures > 0)
-        if permit.is_probe:
+        permit = Permit(self._numbers, now, crowded)
+        if self._failures:
             self._probe = permit
         if permit.number == 1:
             self._window_at = now
@@ -119,7 +118,6 @@ class HostState:
     def answered(self, permit: Permit, now: float, *, quick: bool) -> None:
         """The head of a proper answer came; `quick`: nothing but the host could delay it."""
         self._is_alive(now)
-        self.successes += 1
         self._speed_up(now)
         if quick:
             self._judge_latency(now - permit.began, now)

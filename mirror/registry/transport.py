@@ -19,18 +19,12 @@ from mirror.oci import Repository
 from mirror.oci.reference import check_repository
 from mirror.registry import answers, retries
 from mirror.registry.answers import Response, is_page, read_whole
-from mirror.registry.auth import (
-    Authenticator,
-    Credentials,
-    Scopes,
-    ask_token_server,
-    parse_challenges,
-)
+from mirror.registry.auth import Authenticator, Scopes, ask_token_server, parse_challenges
 from mirror.registry.connections import Connections
 from mirror.registry.gate import Admission, HostGate, StallWatch
 from mirror.registry.hosts import Home, Origin, host_of, path_of
 from mirror.registry.http1 import Body, Headers, Patience, WireError
-from mirror.registry.options import ConnectionOptions
+from mirror.registry.options import ConnectionOptions, Credentials
 from mirror.registry.retries import Backoff, TransientFailure
 from mirror.run import Cancellation, Run
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httptools
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -54,7 +55,7 @@ class FaultyServer:
         self.requests = RequestLog()
         self._host, self._port, self._tls = host, port, tls
         self._thread: ServerThread | None = None
-        self._app: ASGIApp
+        self._app: Starlette
 
     def _middleware(self) -> list[Middleware]:
         """The middleware around an app, the outermost first."""
@@ -333,10 +334,8 @@ class FaultyProxy(FaultyServer):
         if parts.scheme == "https":
             context = trust or ssl.create_default_context()
         at = (parts.hostname, parts.port or (443 if context else 80))
-        app: ASGIApp = _ForwardingApp(*at, context)
-        for layer in reversed(self._middleware()):
-            app = layer.cls(app, *layer.args, **layer.kwargs)
-        self._app = app
+        self._app = Starlette(middleware=self._middleware())
+        self._app.router.default = _ForwardingApp(*at, context)
 
 
 class _ForwardingApp:
@@ -346,9 +345,6 @@ class _ForwardingApp:
         self._host, self._port, self._context = host, port, context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _live(receive, send)
-            return
         try:
             reader, writer = await asyncio.open_connection(
                 self._host, self._port, ssl=self._context
@@ -371,12 +367,6 @@ class _ForwardingApp:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    for happened in ("startup", "shutdown"):
-        await receive()
-        await send({"type": f"lifespan.{happened}.complete"})
 
 
 async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWriter) -> None:

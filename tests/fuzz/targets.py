@@ -30,7 +30,7 @@ from mirror.oci.layer_stream import TarStream, decompressed
 from mirror.oci.layers import Layers, read_files
 from mirror.oci.root_fs import Leaf, RootFs
 from mirror.registry import ConnectionOptions, answers, http1
-from mirror.registry import credentials as stored
+from mirror.registry import options as stored
 from mirror.registry.answers import from_answer, from_token_server
 from mirror.registry.auth import Authenticator, parse_challenges
 from mirror.registry.downloads import _CONTENT_RANGE, FileState, _check_range

@@ -13,7 +13,7 @@ import pytest
 
 from mirror.errors import InputError
 from mirror.events import Event
-from mirror.registry import Credentials, credentials, find_credentials
+from mirror.registry import Credentials, find_credentials, options
 from mirror.registry.upload_journal import upload_journal
 
 SECRET = "s3cr3t"
@@ -198,7 +198,7 @@ def test_a_helper_that_fails_is_named(
     script: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr(credentials, "_HELPER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(options, "_HELPER_TIMEOUT_S", 1.0)
     helper(script)
     path = write(tmp_path / "c.json", {"credsStore": "test"})
     with pytest.raises(InputError, match=message) as caught:
