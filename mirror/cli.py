@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _COMMANDS = {
     "pull": ("pull.pull_command", "Pack a release tree into a bundle."),
-    "push": ("push.push_command", "Load a bundle into one or several registries."),
+    "push": ("sync.push_command", "Load a bundle into one or several registries."),
     "sync": ("sync.sync_command", "Bring replicas to what a leader holds."),
-    "fleet": ("sync.fleet_group", "The registries that follow one hub."),
+    "fleet": ("registries.fleet_group", "The registries that follow one hub."),
     "status": ("registries.status_command", "Show how complete registries are."),
     "diff": ("registries.diff_command", "Show what two inventories hold differently."),
     "prune": ("registries.prune_command", "Remove everything except what you keep."),

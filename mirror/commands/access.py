@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
@@ -17,10 +18,12 @@ from click.core import ParameterSource
 
 from mirror.commands.options import (
     FILE,
+    file_option,
     flag,
     given_by,
     grouped,
     option,
+    repeatable,
     warn_at_start,
 )
 from mirror.commands.process import PROFILE, Profile, tell
@@ -31,9 +34,11 @@ from mirror.layout import normalised_suffix
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, find_credentials
 from mirror.registry.options import BRIEF, ClientCertificate, patience
-from mirror.registry.upload_journal import upload_journal
-from mirror.sync.statement import UNSIGNED, StatementKeys
+from mirror.sync.statement import StatementKeys
 from mirror.sync.tree import RegistryTree
+
+if TYPE_CHECKING:
+    from mirror.commands.cluster import Cluster
 
 _STANDARD_INPUT = "-"
 
@@ -72,31 +77,43 @@ class AccessOptions:
         )
 
     def credentials(self, name: str) -> Credentials | None:
-        """The login at `host` or `host/path`, given or stored; None means anonymous."""
-        return credentials_for(name, self.login, self.password, self.whose)
+        """The login at `host` or `host/path`: what the user gave, or what docker or oras stored.
+
+        A password that is missing is asked for, where somebody sits at a terminal. None means
+        anonymous.
+        """
+        login, password, option = self.login, self.password, f"--{self.whose}-password"
+        if login and password is None and sys.stdin.isatty():
+            password = _STANDARD_INPUT
+        whose = f"Password of {login} at {name.partition('/')[0]}: " if login else "Password: "
+        password = read_secret(password, whose)
+        if login and not password:
+            raise InputError(
+                f"a password for {login} is missing; give it by {option} - (which asks for it, or "
+                f"reads a pipe) or by {_variable(option)}"
+            )
+        if password and not login:
+            raise InputError("a password was given without a login; name the user too")
+        return Credentials(login, password) if login and password else find_credentials(name)
 
     def given_credentials(self, host: str) -> Credentials | None:
         """The login at `host` if the command line has one; stored ones do not count."""
         return self.credentials(host) if self.login or self.password else None
 
     def root(self, text: str) -> Repository:
-        """The registry and path that `text` names.
-
-        Raises:
-            InputError: it asks for TLS, and the options for plain HTTP.
-        """
+        """The registry and path that `text` names. InputError: TLS there, and plain HTTP here."""
         if self.insecure and text.strip().startswith("https://"):
             raise InputError(
                 f"{text} asks for TLS and --insecure for plain HTTP; leave out one of the two"
             )
         return Repository.parse(text)
 
-    def for_one(self, names: Iterable[str]) -> AccessOptions:
-        """The same, unless a login for one host would go to the several that `names` are at.
+    def without_login(self) -> AccessOptions:
+        """The same without what one registry alone is to see."""
+        return replace(self, login=None, password=None, cert=None, cert_key=None)
 
-        Raises:
-            InputError: it would.
-        """
+    def check_for_one(self, names: Iterable[str]) -> None:
+        """Raise InputError if a login for one host would go to the several that `names` are at."""
         hosts = sorted({self.root(name).host for name in names})
         given = self.meant_for is None and (self.login or self.password or self.cert)
         if len(hosts) > 1 and not self.same_login and given:
@@ -105,54 +122,36 @@ class AccessOptions:
                 f"{', '.join(hosts)}. It would go to each of them; if it is meant for all, say so "
                 "with --same-login, else store a login for each with `docker login`"
             )
-        return self
 
     def to(self, root: Repository | str) -> TreeAccess:
         """The tree below `root` (host[:port]/path), reached in this way."""
         root = self.root(root) if isinstance(root, str) else root
-        suffix = normalised_suffix(self.modules_path_suffix)
         own = self
         if self.meant_for is not None and root.host not in self.meant_for:
-            own = replace(self, login=None, password=None, cert=None, cert_key=None)
+            own = self.without_login()
             named = ", ".join(sorted(self.meant_for))
             tell(f"the profile's login is for {named}, and not for {root.host}", "warning")
-        return TreeAccess(root, suffix, own.connection(), own.credentials(str(root)))
+        return own.tree(root, own.connection(), own.credentials(str(root)))
+
+    def tree(
+        self, root: Repository, connection: ConnectionOptions, credentials: Credentials | None
+    ) -> TreeAccess:
+        """The tree below `root`, reached in another way."""
+        suffix = normalised_suffix(self.modules_path_suffix)
+        return TreeAccess(root, suffix, connection, credentials)
 
 
 def access_options(**values: Any) -> AccessOptions:
     """What the options `registry` say; a profile's login is for the hosts that it names."""
-    return AccessOptions(**values, meant_for=profile_hosts("login", "password", "cert"))
+    return AccessOptions(**values, meant_for=profile_hosts())
 
 
-def profile_hosts(*secrets: str) -> frozenset[str] | None:
-    """The hosts that the profile names, if it names some and gives one of these parameters."""
-    if not given_by(ParameterSource.DEFAULT_MAP, *secrets):
+def profile_hosts() -> frozenset[str] | None:
+    """The hosts that the profile names, if it names some and gives a login or certificate."""
+    if not given_by(ParameterSource.DEFAULT_MAP, "login", "password", "license_key", "cert"):
         return None
     profile: Profile = click.get_current_context().meta[PROFILE]
     return profile.hosts or None
-
-
-def credentials_for(
-    name: str, login: str | None = None, password: str | None = None, whose: str = "registry"
-) -> Credentials | None:
-    """What the user gave, or what docker or oras stored for `host` or `host/path`.
-
-    A password that is missing is asked for, where somebody sits at a terminal.
-    """
-    host = name.partition("/")[0]
-    if login and password is None and sys.stdin.isatty():
-        password = _STANDARD_INPUT
-    password = read_secret(password, f"Password of {login} at {host}: " if login else "Password: ")
-    if login:
-        if not password:
-            raise InputError(
-                f"a password for {login} is missing; give it by --{whose}-password - (which asks "
-                f"for it, or reads a pipe) or by {_variable(f'--{whose}-password')}"
-            )
-        return Credentials(login, password)
-    if password:
-        raise InputError("a password was given without a login; name the user too")
-    return find_credentials(name)
 
 
 def signer(key_file: Path) -> tuple[Callable[[bytes], bytes], bytes]:
@@ -162,10 +161,8 @@ def signer(key_file: Path) -> tuple[Callable[[bytes], bytes], bytes]:
     """
     from mirror.signing import passphrase_from, public_half, sign
 
-    key = key_file.read_bytes()
-    prompt = None
-    if sys.stdin.isatty():
-        prompt = partial(getpass.getpass, f"Passphrase of {key_file}: ")
+    key, asked = key_file.read_bytes(), f"Passphrase of {key_file}: "
+    prompt = partial(getpass.getpass, asked) if sys.stdin.isatty() else None
     passphrase = cache(passphrase_from(prompt=prompt))
     return lambda data: sign(data, key, passphrase), public_half(key, passphrase)
 
@@ -213,13 +210,12 @@ def _host(text: str) -> str:
     return urlsplit(f"//{host}").hostname or host
 
 
-def secret(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+def secret(_ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
     """`value`, with a warning if everybody on this machine can see it."""
     typed = given_by(ParameterSource.COMMANDLINE, option.name)
     if typed and value and value != _STANDARD_INPUT:
         name = max(option.opts, key=len)
         warn_at_start(
-            ctx,
             "secret",
             f"what {name} was given shows in the process list and in the shell's history; better "
             f"give it as `{name} -`, which asks for it or reads it from a pipe, or by "
@@ -249,12 +245,12 @@ def _variable(name: str) -> str:
 def from_environment(text: str, name: str, *more: str, variable: str = "", **settings: Any) -> Any:
     """An option that an environment variable may give as well."""
     variable = variable or _variable(name)
-    return option(text, name, *more, envvar=variable, show_envvar=True, **settings)
+    return option(text, name, *more, envvar=variable, **settings)
 
 
 STORED = "without one, the credentials that docker or oras stored."
 
-_ca = {"ca": option("PEM file of additional authorities to trust.", type=FILE)}
+_ca = {"ca": file_option("PEM file of additional authorities to trust.")}
 _registry_options = {
     **login_options("registry", f"User of the registry; {STORED}", ["-u"], ["-p"]),
     "modules_path_suffix": option(
@@ -278,11 +274,10 @@ _registry_options = {
         "answered, a few seconds for one that has not]",
         callback=_read_by(parse_duration),
     ),
-    "trust_host": option(
+    "trust_host": repeatable(
         "Follow the registry to this host although it is in a private network, and send it the "
         "login as the registry's token server although that has no TLS. Repeatable.",
-        multiple=True,
-        metavar="HOST",
+        "--trust-host HOST",
     ),
 }
 
@@ -299,9 +294,7 @@ def _registry_access(*more: str, **others: Any) -> Any:
 
 
 bundle_access = grouped(
-    access_options,
-    insecure=flag("Read a bundle from an address that has no TLS."),
-    **_ca,
+    access_options, insecure=flag("Read a bundle from an address that has no TLS."), **_ca
 )
 """How to reach an address where a bundle is read in place, for a command without a registry."""
 registry_access = _registry_access("--key")
@@ -309,41 +302,38 @@ registry_access = _registry_access("--key")
 keyed_registry_access = _registry_access()
 """The same for a command whose `--key` is another one."""
 registries_access = _registry_access(
-    "--key",
-    same_login=flag("The login, or certificate, is meant for all registries named."),
+    "--key", same_login=flag("The login, or certificate, is meant for all registries named.")
 )
 """The same for a command that works on several."""
 
-sign_key_option = option(
+sign_key_option = file_option(
     "Sign the bundle with this private key (PEM or cosign's). MIRROR_SIGN_PASSWORD or a prompt "
-    "gives its passphrase.",
-    "--sign-key",
-    type=FILE,
+    "gives its passphrase."
 )
-_trusted_key = option(
-    "Believe only statements of registries that this public key (PEM) signed. Repeatable.",
-    "--trusted-key",
-    multiple=True,
-    type=FILE,
-)
-_allow_downgrade = flag(
-    "Let something older take the place of something newer; with keys, this is refused otherwise.",
-    "--allow-downgrade",
-)
-_sign_statement = option(
-    "Sign what the registry states afterwards with this private key (PEM or cosign's), for "
-    "replicas that trust its public half. MIRROR_SIGN_PASSWORD or a prompt gives its passphrase.",
-    "--sign-key",
-    type=FILE,
-)
-following_keys = grouped(statement_keys, trusted_key=_trusted_key, allow_downgrade=_allow_downgrade)
-publishing_keys = grouped(statement_keys, sign_key=_sign_statement, trusted_key=_trusted_key)
-pushing_keys = grouped(
-    statement_keys,
-    sign_key=_sign_statement,
-    trusted_key=_trusted_key,
-    allow_downgrade=_allow_downgrade,
-)
+_KEYS = {
+    "sign_key": file_option(
+        "Sign what the registry states afterwards with this private key (PEM or cosign's), for "
+        "replicas that trust its public half. MIRROR_SIGN_PASSWORD or a prompt gives its "
+        "passphrase."
+    ),
+    "trusted_key": repeatable(
+        "Believe only statements of registries that this public key (PEM) signed. Repeatable.",
+        type=FILE,
+    ),
+    "allow_downgrade": flag(
+        "Let something older take the place of something newer; with keys, this is refused "
+        "otherwise."
+    ),
+}
+
+
+def _keys(*names: str) -> Any:
+    return grouped(statement_keys, **{name: _KEYS[name] for name in names})
+
+
+following_keys = _keys("trusted_key", "allow_downgrade")
+publishing_keys = _keys("sign_key", "trusted_key")
+pushing_keys = _keys(*_KEYS)
 """Whose statements are believed, and how those are signed that a command publishes."""
 
 
@@ -360,21 +350,12 @@ class TreeAccess:
     credentials: Credentials | None
 
     @contextmanager
-    def open(self, on_event: OnEvent, *, storage: Path | None = None) -> Iterator[RegistryTree]:
+    def open(self, on_event: OnEvent) -> Iterator[RegistryTree]:
         """The tree, with a client that is closed at the end."""
         with RegistryClient(
             self.root.host, options=self.options, credentials=self.credentials, on_event=on_event
         ) as client:
-            yield RegistryTree(client, self.root, self.modules_suffix, storage)
-
-    @contextmanager
-    def open_for_uploads(self, on_event: OnEvent, state_dir: Path | None) -> Iterator[RegistryTree]:
-        """The same, with a journal of uploads."""
-        with (
-            self.open(on_event) as tree,
-            upload_journal(state_dir, self.root.host, on_event) as journal,
-        ):
-            yield replace(tree, journal=journal)
+            yield RegistryTree(client, self.root, self.modules_suffix)
 
 
 @contextmanager
@@ -383,10 +364,8 @@ def open_trees(
     access: AccessOptions,
     on_event: OnEvent,
     *,
-    storage: Mapping[str, Path] | None = None,
-    keys: StatementKeys = UNSIGNED,
     connections: int = 100,
-    masters: Mapping[str, TreeAccess] | None = None,
+    masters: Mapping[str, TreeAccess] = MappingProxyType({}),
 ) -> Iterator[list[RegistryTree]]:
     """Clients for all `registries`, closed at the end.
 
@@ -394,20 +373,74 @@ def open_trees(
     the cluster's, which goes to no other registry.
     """
     if masters:
-        access = replace(access, login=None, password=None, cert=None, cert_key=None)
-    access.for_one(name for name in registries if name not in (masters or {}))
+        access = access.without_login()
+    access.check_for_one(name for name in registries if name not in masters)
     with ExitStack() as opened:
         made = []
         for name in registries:
-            target = (masters or {}).get(name) or access.to(name)
+            target = masters.get(name) or access.to(name)
             if target.credentials is not None and access.password == _STANDARD_INPUT:
                 # Asked for once, and meant for all.
                 access = replace(access, password=target.credentials.password)
             asked = target.options.retries
             brief = replace(BRIEF, retry_for_s=asked.retry_for_s, from_start=asked.from_start)
             options = replace(target.options, retries=brief, max_connections=connections)
-            tree = replace(target, options=options).open(
-                on_event, storage=(storage or {}).get(name)
-            )
-            made.append(replace(opened.enter_context(tree), keys=keys))
+            tree = replace(target, options=options).open(on_event)
+            made.append(opened.enter_context(tree))
         yield made
+
+
+# -- clusters --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFiles:
+    """The files that describe a cluster; none where a command line names none."""
+
+    module_config: Path | None = None
+    sites_file: Path | None = None
+
+    def __bool__(self) -> bool:
+        return self.module_config is not None or self.sites_file is not None
+
+    def load(self) -> Cluster | None:
+        """The cluster; None without files."""
+        if self.module_config is not None:
+            from mirror.commands.cluster import Cluster  # with all that knows of modes
+
+            return Cluster.load(self.module_config, self.sites_file)
+        if self.sites_file is not None:
+            raise InputError("--sites goes with --module-config FILE, which says what mode it is")
+        return None
+
+    def reach(self, registry: str | None, access: AccessOptions, *, writes: bool) -> TreeAccess:
+        """The tree below `registry`, which may be a logical address, or None for the root."""
+        cluster = self.load()
+        if cluster is not None:
+            return cluster.reach(registry, access, writes=writes)
+        if registry is None:
+            raise InputError(
+                "name the REGISTRY (host[:port]/path), or the cluster's settings with "
+                "--module-config FILE"
+            )
+        return access.to(registry)
+
+
+def cluster_options(make: Callable[..., object], *, required: bool) -> Any:
+    """The options that name a cluster's files; a command gets what `make` makes of them."""
+    return grouped(
+        make,
+        module_config=file_option(
+            "YAML file with ModuleConfig deckhouse, which configures the cluster's registry.",
+            required=required,
+        ),
+        sites_file=file_option(
+            "With --module-config: YAML file with the cluster's masters, users, CA and public "
+            "domain.",
+            "--sites",
+        ),
+    )
+
+
+cluster_files = cluster_options(ClusterFiles, required=False)
+"""How to find the registry of a cluster by its own settings."""

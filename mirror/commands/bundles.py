@@ -27,21 +27,7 @@ from mirror.commands.access import (
     sign_key_option,
     signer,
 )
-from mirror.commands.options import (
-    BUNDLE,
-    BUNDLE_HERE,
-    FILE,
-    Work,
-    argument,
-    as_json,
-    command,
-    flag,
-    html_option,
-    located,
-    option,
-    running,
-    yes_option,
-)
+from mirror.commands.options import Work, argument, command, file_option, flag, option, repeatable
 from mirror.commands.process import handling, tell
 from mirror.config import PullConfig
 from mirror.documents import document
@@ -61,17 +47,19 @@ if TYPE_CHECKING:
 
 @command("inspect", "mirror inspect bundle --html report.html")
 def inspect_command(
-    bundle_dir: Path | str = argument(type=BUNDLE),
-    html_file: Path | None = html_option,
+    bundle_dir: Path | str = argument(type=options.BUNDLE),
+    html_file: Path | None = options.html_option,
     access: AccessOptions = bundle_access,
-    work: Work = as_json,
+    work: Work = options.as_json,
 ) -> None:
     """Show what is in the bundle in BUNDLE_DIR, or at an address: versions, counts, sizes.
 
     The command reads indexes, manifests and the installers' lists of components; `mirror verify`
     checks all other bytes.
     """
-    reader = work.enter_context(BundleReader([located(bundle_dir, access.connection(), work)]))
+    reader = work.enter_context(
+        BundleReader([options.located(bundle_dir, access.connection(), work)])
+    )
     found = inspect_bundle(reader)
     unread = ""
     if findings := reader.findings():
@@ -96,22 +84,20 @@ def _about(setting: str) -> str | None:
 @command("merge", "mirror merge bundle delta-1 delta-2 whole")
 def merge_command(
     paths: Sequence[Path | str] = argument(
-        nargs=-1, required=True, metavar="BASE [DELTA]... OUT", type=BUNDLE
+        nargs=-1, required=True, metavar="BASE [DELTA]... OUT", type=options.BUNDLE
     ),
     force: bool = flag("Replace the bundle that is in OUT."),
-    yes: bool = yes_option,
-    images_bundle_chunk_size: str | None = option(
-        _about("images_bundle_chunk_size"), "-c", "--images-bundle-chunk-size"
-    ),
+    yes: bool = options.yes_option,
+    images_bundle_chunk_size: str | None = option(_about("images_bundle_chunk_size"), "-c"),
     compress: str = option(_about("compress"), type=click.Choice(["none", "zstd"]), default="none"),
     gost_digest: bool = flag(_about("gost_digest")),
     dedupe: bool = flag(_about("dedupe")),
-    verify_key: Path | None = option(
-        "Check each bundle's signature with this public key (PEM).", type=FILE
+    verify_key: Path | None = file_option(
+        "Check each bundle's signature with this public key (PEM)."
     ),
     sign_key: Path | None = sign_key_option,
     access: AccessOptions = bundle_access,
-    work: Work = running,
+    work: Work = options.running,
 ) -> None:
     """Make a complete bundle in OUT out of BASE and the DELTAs that follow it, oldest first.
 
@@ -138,7 +124,7 @@ def merge_command(
         confirm_replacing(work, out, yes)
     report = merge(
         [
-            work.enter_context(BundleReader([located(one, access.connection(), work)]))
+            work.enter_context(BundleReader([options.located(one, access.connection(), work)]))
             for one in bundles
         ],
         out,
@@ -157,18 +143,16 @@ def inventory_command(
     output: Path = option(
         "Where to write the inventory; - is standard output.",
         "-o",
-        "--output",
+        "--output FILE",
         required=True,
         type=options.RESULT_FILE_OR_DASH,
-        metavar="FILE",
     ),
-    known: Sequence[Path] = option(
+    known: Sequence[Path] = repeatable(
         "A bundle or inventory with repositories that the registry may not list. Repeatable.",
-        multiple=True,
         type=options.PathHere(exists=True),
     ),
     access: AccessOptions = registry_access,
-    work: Work = running,
+    work: Work = options.running,
 ) -> None:
     """Write down what REGISTRY (host[:port]/path) holds, to be the base of the next delta.
 
@@ -271,12 +255,11 @@ _USER = login_options("registry", "Let in this user only.", ["-u"], ["-p"])
 
 @command("serve", "mirror serve /media/disk/bundle --listen 0.0.0.0:5000")
 def serve_command(
-    bundle_dir: Path | str | None = argument(required=False, type=BUNDLE_HERE),
-    bases: Sequence[Path | str] = option(
+    bundle_dir: Path | str | None = argument(required=False, type=options.BUNDLE_HERE),
+    bases: Sequence[Path | str] = repeatable(
         "A bundle that a delta was made against, or one between. Repeatable.",
         "--base",
-        multiple=True,
-        type=BUNDLE_HERE,
+        type=options.BUNDLE_HERE,
     ),
     storage: Path | None = option(
         "Without BUNDLE_DIR: the folder of a registry that takes pushes.",
@@ -288,22 +271,21 @@ def serve_command(
     ),
     where: str = option(
         "Where to serve; without HOST on all addresses of this machine.",
-        "--listen",
-        metavar="[HOST]:PORT",
+        "--listen [HOST]:PORT",
         default="127.0.0.1:5000",
     ),
     root: str | None = option(
         "The path below which the bundle is served.  [default: the path at its source]"
     ),
-    tls_cert: Path | None = option("Serve TLS with this certificate (PEM, with chain).", type=FILE),
-    tls_key: Path | None = option("The private key of --tls-cert (PEM).", type=FILE),
-    users: Path | None = option(
-        "Let in only the users of this file: lines that `htpasswd -B` writes.", type=FILE
+    tls_cert: Path | None = file_option("Serve TLS with this certificate (PEM, with chain)."),
+    tls_key: Path | None = file_option("The private key of --tls-cert (PEM)."),
+    users: Path | None = file_option(
+        "Let in only the users of this file: lines that `htpasswd -B` writes."
     ),
     login: str | None = _USER["login"],
     password: str | None = _USER["password"],
     access: AccessOptions = bundle_access,
-    work: Work = as_json,
+    work: Work = options.as_json,
 ) -> None:
     """Serve the bundle in BUNDLE_DIR (or at an address) as a registry, until Ctrl-C or SIGTERM.
 
@@ -332,7 +314,7 @@ def serve_command(
             held = FolderStorage(storage)
     else:
         paths = [
-            located(one, access.connection(), work)
+            options.located(one, access.connection(), work)
             for one in (bundle_dir, *bases)
             if one is not None
         ]

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import gethostname
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from click.core import ParameterSource
 from pydantic import SecretStr
 
 from mirror.commands import options
-from mirror.commands.access import AccessOptions, TreeAccess, credentials_for
 from mirror.commands.mode_render import (
     cache_proxies_option,
     images_of,
@@ -27,24 +26,13 @@ from mirror.commands.mode_render import (
     push_ingress_of,
     push_ingress_option,
 )
-from mirror.commands.options import (
-    FILE,
-    PathHere,
-    Work,
-    argument,
-    as_json,
-    command,
-    flag,
-    grouped,
-    option,
-)
+from mirror.commands.options import Work, argument, command, file_option, flag, option
 from mirror.commands.process import handling
 from mirror.controller.cluster import Controller
 from mirror.controller.kube import RESOURCES, KubeApi, Lease
 from mirror.controller.leading import lead
 from mirror.documents import read_documents
 from mirror.errors import InputError, UnreachableError
-from mirror.layout import normalised_suffix
 from mirror.modes.addressing import (
     ClusterRepository,
     RepositoryNames,
@@ -58,7 +46,10 @@ from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySet
 from mirror.nodeconfig.cluster import load_access, read_text
 from mirror.nodeconfig.render import MANIFESTS, RenderOptions
 from mirror.oci import Repository
-from mirror.registry import ConnectionOptions, Credentials
+from mirror.registry import ConnectionOptions, Credentials, find_credentials
+
+if TYPE_CHECKING:
+    from mirror.commands.access import AccessOptions, TreeAccess
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +85,9 @@ class Cluster:
         endpoint = Endpoint.of(route, given)
         credentials = endpoint.credentials
         if credentials is None:
-            credentials = credentials_for(f"{route.host}/{route.repository}")
+            credentials = find_credentials(f"{route.host}/{route.repository}")
         root = Repository(route.host, route.repository)
-        return TreeAccess(root, _suffix(asked), endpoint.connection(options), credentials)
+        return asked.tree(root, endpoint.connection(options), credentials)
 
     def replicas(self, asked: AccessOptions) -> dict[str, TreeAccess]:
         """The replicas of a cluster in Local mode by name, one for each master.
@@ -106,9 +97,7 @@ class Cluster:
         options = _connection(asked)
         given = asked.given_credentials(f"the replicas of {LOGICAL_HOST}")
         return {
-            str(root): TreeAccess(
-                root, _suffix(asked), endpoint.connection(options), endpoint.credentials
-            )
+            str(root): asked.tree(root, endpoint.connection(options), endpoint.credentials)
             for root, endpoint in replica_endpoints(self.settings, self.access, given)
         }
 
@@ -124,7 +113,7 @@ class Cluster:
         given = asked.given_credentials(host)
         if self.settings.kind.row.holds_own_images and access.account(RegistryUser.RW) is None:
             # What was given or stored for the push address stands in for the unknown password.
-            stored = access.public_host and credentials_for(f"{access.public_host}/{LOGICAL_PATH}")
+            stored = access.public_host and find_credentials(f"{access.public_host}/{LOGICAL_PATH}")
             given = given or stored or None
             if given is not None:
                 account = Account(RegistryUser.RW.value, SecretStr(""))  # `given` goes before it
@@ -135,10 +124,6 @@ class Cluster:
         if plane is Plane.API:  # single replicas: the Service is for those inside
             routes = tuple(route for route in routes if route.role is Role.MASTER)
         return routes, given
-
-
-def _suffix(asked: AccessOptions) -> str:
-    return normalised_suffix(asked.modules_path_suffix)
 
 
 def _connection(asked: AccessOptions) -> ConnectionOptions:
@@ -183,12 +168,12 @@ def _connect(kubeconfig: Path | None, in_cluster: bool) -> KubeApi:
     return KubeApi.connect(kubeconfig)
 
 
-api_options = grouped(
+api_options = options.grouped(
     _connect,
-    kubeconfig=option(
+    kubeconfig=file_option(
         "File with the cluster's API and the login there.  [env: KUBECONFIG]",
-        type=FILE,
         envvar="KUBECONFIG",
+        show_envvar=False,
     ),
     in_cluster=flag("The cluster in which this runs, as the Pod's service account."),
 )
@@ -200,11 +185,11 @@ force_option = flag(
 
 @command("apply", "mirror mode apply files --kubeconfig admin.conf --dry-run")
 def apply_command(
-    folder: Path = argument(type=PathHere(exists=True, file_okay=False)),
+    folder: Path = argument(type=options.PathHere(exists=True, file_okay=False)),
     api: KubeApi = api_options,
     force_conflicts: bool = force_option,
     dry_run: bool = flag("Let the cluster's API say what would change; change nothing."),
-    work: Work = as_json,
+    work: Work = options.as_json,
 ) -> None:
     """Bring the objects that `mirror mode render --out FOLDER` wrote into the cluster.
 
@@ -258,19 +243,18 @@ def controller_command(
     force_conflicts: bool = force_option,
     lease: str = option(
         "The Lease in d8-system that the acting controller holds; others wait for it.",
+        "--lease NAME",
         default="mirror-controller",
-        metavar="NAME",
     ),
-    digests: Path | None = option(
+    digests: Path | None = file_option(
         "images_digests.json of the release, or lines with digests: the required images.  "
-        "[default: what the platform's pods run]",
-        type=FILE,
+        "[default: what the platform's pods run]"
     ),
     images: tuple[str, ...] = images_option,
     push_ingress: tuple[str, ...] = push_ingress_option,
     cache_proxies: tuple[str, ...] = cache_proxies_option,
     once: bool = flag("Run one pass without the Lease, tell it, and end."),
-    work: Work = as_json,
+    work: Work = options.as_json,
 ) -> None:
     """Lead a cluster to the mode that its ModuleConfig deckhouse wants, step by step.
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mirror.commands.options import FILE, PathHere, Work, as_json, command, flag, option
+from mirror.commands import options
+from mirror.commands.options import Work, command, file_option, flag, option, repeatable
 from mirror.controller import rendered_state
 from mirror.documents import document
 from mirror.errors import InputError, RenderingError
@@ -46,61 +47,51 @@ FLAVOURS = ("deckhouse", "stock")
 IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 
 
-images_option = option(
+images_option = repeatable(
     "Images of pods: distribution, auth and (Local) mirror on masters; nginx of each node's "
     "balancer and relay. Without its images, a pod is not written.",
-    "--image",
-    multiple=True,
-    metavar="NAME=IMAGE",
+    "--image NAME=IMAGE",
 )
-cache_proxies_option = option(
+cache_proxies_option = repeatable(
     "Proxy through which caches (Proxy) and the in-cluster proxy (Direct) reach the upstream: "
     "HTTP_PROXY, HTTPS_PROXY or NO_PROXY. Repeatable.",
-    "--cache-proxy",
-    multiple=True,
-    metavar="NAME=VALUE",
+    "--cache-proxy NAME=VALUE",
 )
-push_ingress_option = option(
+push_ingress_option = repeatable(
     "The public address for pushes (Local mode): host=registry.example.com, and if needed "
     "class=NAME, tls-secret=NAME, allow=NETWORK,… Repeatable.",
-    "--push-ingress",
-    multiple=True,
-    metavar="NAME=VALUE",
+    "--push-ingress NAME=VALUE",
 )
 
 
 @command("render", "mirror mode render --module-config local.yaml --nodes a=10.0.0.1 --out files")
 def render_command(
-    config: Path = option(
+    config: Path = file_option(
         "ModuleConfig deckhouse, or its registry section: the mode to configure.",
         "--module-config",
-        type=FILE,
         required=True,
     ),
-    previous: Path | None = option(
-        "The present settings: render the transition, which keeps the old routes as well.",
-        "--from",
-        type=FILE,
+    previous: Path | None = file_option(
+        "The present settings: render the transition, which keeps the old routes as well.", "--from"
     ),
-    nodes: tuple[str, ...] = option(
+    nodes: tuple[str, ...] = repeatable(
         "Masters with addresses, or a YAML file of all nodes (name, address, master, ports).",
-        multiple=True,
+        "--nodes NAME=ADDRESS,…|FILE",
         required=True,
-        metavar="NAME=ADDRESS,…|FILE",
     ),
-    workers: tuple[str, ...] = option(
-        "Nodes without a replica of the registry.", multiple=True, metavar="NAME=ADDRESS,…"
+    workers: tuple[str, ...] = repeatable(
+        "Nodes without a replica of the registry.", "--workers NAME=ADDRESS,…"
     ),
     out: Path = option(
         "Folder for the trees nodes/NAME and in-cluster, and for the cluster's objects "
         "(manifests). Files no longer needed are removed.",
-        type=PathHere(file_okay=False),
+        type=options.PathHere(file_okay=False),
         required=True,
     ),
     secrets_path: Path | None = option(
         f"Where authority, keys and users are kept (0600)  [default: OUT/{SECRETS_FILE}]",
         "--secrets",
-        type=PathHere(dir_okay=False),
+        type=options.PathHere(dir_okay=False),
     ),
     flavour: str = option(
         "Whose containerd and registry: Deckhouse's or the stock ones.",
@@ -109,48 +100,39 @@ def render_command(
     ),
     containerd: str | None = option("Flavour of containerd alone.", type=click.Choice(FLAVOURS)),
     images: tuple[str, ...] = images_option,
-    nginx_modules: tuple[str, ...] = option(
-        "A module for nginx to load, such as Debian's ngx_stream_module.so.",
-        "--nginx-module",
-        multiple=True,
-        metavar="PATH",
+    nginx_modules: tuple[str, ...] = repeatable(
+        "A module for nginx to load, such as Debian's ngx_stream_module.so.", "--nginx-module PATH"
     ),
-    ingress_client_ca: Path | None = option(
-        "CA of the push ingress's client certificate (Local mode).", type=FILE
+    ingress_client_ca: Path | None = file_option(
+        "CA of the push ingress's client certificate (Local mode)."
     ),
-    source_cas: tuple[str, ...] = option(
+    source_cas: tuple[str, ...] = repeatable(
         "A module source's registry and its CA, for containerd on every node.",
-        "--source-ca",
-        multiple=True,
-        metavar="HOST=FILE",
+        "--source-ca HOST=FILE",
     ),
-    in_cluster_ports: tuple[str, ...] = option(
+    in_cluster_ports: tuple[str, ...] = repeatable(
         "A port of Direct mode's in-cluster proxy (registry, debug, token) that is not the "
         "module's own.",
-        "--in-cluster-port",
-        multiple=True,
-        metavar="NAME=PORT",
+        "--in-cluster-port NAME=PORT",
     ),
     cache_proxies: tuple[str, ...] = cache_proxies_option,
     push_ingress: tuple[str, ...] = push_ingress_option,
     switched: bool = flag("In a transition (--from): the components already read by the new way."),
-    rotated: tuple[str, ...] = option(
+    rotated: tuple[str, ...] = repeatable(
         "Begin to change the authority, the token keys or the users' passwords, without a gap: "
         "trust the new beside the old. --facts takes the next steps. Repeatable.",
         "--rotate",
-        multiple=True,
         type=click.Choice([one.value for one in Rotated]),
     ),
-    facts_file: Path | None = option(
+    facts_file: Path | None = file_option(
         "YAML file with facts about the cluster: a rotation under way takes its next step if every "
         "node has applied the files of the last one (nodes, version).",
         "--facts",
-        type=FILE,
     ),
     in_place: bool = flag(
         "Let files name their paths below OUT, for services that run without containers."
     ),
-    work: Work = as_json,
+    work: Work = options.as_json,
 ) -> None:
     """Write the configuration of nodes and services for a mode.
 

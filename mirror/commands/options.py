@@ -29,7 +29,7 @@ from mirror.errors import (
     paragraph,
     printable,
 )
-from mirror.events import OnEvent, Warned
+from mirror.events import Warned
 from mirror.reports.messages import Messages, fitted
 from mirror.reports.progress import FORMS, progress
 from mirror.reports.progress import logging_to_stderr as logging_to_stderr
@@ -154,20 +154,29 @@ def argument(**settings: Any) -> Any:
 def option(text: str | None, *names: str, **settings: Any) -> Any:
     """An option of the command, as the default of the parameter that receives it.
 
-    It is called as that parameter is, unless it has other `names`.
+    Its long name is that parameter's, unless there is one among its other `names`. These are
+    written as `--help` shows them: `--from LEADER`.
     """
-    shown = settings.get("default") is not None
+    settings.setdefault("show_default", settings.get("default") is not None)
+    settings.setdefault("show_envvar", "envvar" in settings)
+    if names:
+        last, _, metavar = names[-1].partition(" ")
+        names, settings["metavar"] = (*names[:-1], last), metavar or None
 
     def declare(name: str) -> click.Option:
-        known = names or (f"--{name.replace('_', '-')}",)
-        return click.Option([*known, name], help=text, **({"show_default": shown} | settings))
+        long = any(one.startswith("--") for one in names)
+        known = names if long else (*names, f"--{name.replace('_', '-')}")
+        return click.Option([*known, name], help=text, **settings)
 
     return declare
 
 
-def flag(text: str | None, *names: str, **settings: Any) -> Any:
-    """A switch that is off unless it is given."""
-    return option(text, *names, is_flag=True, **settings)
+flag = partial(option, is_flag=True)
+"""A switch that is off unless it is given."""
+file_option = partial(option, type=FILE)
+"""An option that names a file, which is there."""
+repeatable = partial(option, multiple=True)
+"""An option that may be given several times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +219,12 @@ def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Co
         return click.command(name, params=params, epilog=epilog)(called)
 
     return decorate
+
+
+def given_by(source: ParameterSource, *names: str | None) -> bool:
+    """Whether one of these parameters of the command has its value from there."""
+    ctx = click.get_current_context()
+    return any(ctx.get_parameter_source(name or "") is source for name in names)
 
 
 # -- the frame of a command ------------------------------------------------------------------------
@@ -257,8 +272,7 @@ class Work(ExitStack):
 
     def asks(self, yes: bool) -> bool:
         """Whether to ask before what cannot be undone: somebody is there, and has not agreed."""
-        there = sys.stdin.isatty() and sys.stderr.isatty()
-        return there and not yes and not self.as_json
+        return not yes and not self.as_json and sys.stdin.isatty() and sys.stderr.isatty()
 
     def look(
         self, operate: Callable[[Run], Shown], summary: Callable[[Shown, float], str]
@@ -313,15 +327,13 @@ class Work(ExitStack):
         """
         self.close()
         elapsed = time.monotonic() - self._started
-        document: Mapping[str, Any] = {}
-        lines: list[str] = []
         if self.as_json:
-            document = {**report.to_document(), **more, "elapsedSeconds": round(elapsed, 3)}
-        else:
-            text = summary(report, elapsed) + self._page
-            whole = whole or code == IntegrityError.exit_code
-            lines = [text if whole else self._fitted(text, sys.stdout)]
-        self.say(document, lines, code=code)
+            found = {**report.to_document(), **more, "elapsedSeconds": round(elapsed, 3)}
+            self.say(found, (), code=code)
+            return
+        text = summary(report, elapsed) + self._page
+        whole = whole or code == IntegrityError.exit_code
+        self.say({}, [text if whole else self._fitted(text, sys.stdout)], code=code)
 
     def say(self, document: Mapping[str, Any], lines: Iterable[str], *, code: int = 0) -> None:
         """Print the one or the other, and end the command if `code` is not 0."""
@@ -345,9 +357,9 @@ _AGREED = frozenset({"y", "yes", "д", "да"})
 _WARNINGS = "mirror.warnings"
 
 
-def warn_at_start(ctx: click.Context, about: str, text: str) -> None:
+def warn_at_start(about: str, text: str) -> None:
     """Warn once of a kind of thing, when the command begins: options are read before that."""
-    ctx.meta.setdefault(_WARNINGS, {}).setdefault(about, text)
+    click.get_current_context().meta.setdefault(_WARNINGS, {}).setdefault(about, text)
 
 
 def _work(**values: Any) -> Work:
@@ -375,24 +387,21 @@ _feedback = {
     "verbose": option(
         "Show each blob, archive, manifest and tag that is done; -vv also each request.",
         "-v",
-        "--verbose",
         count=True,
     ),
     "wide": flag("Print whole digests, and lines of any length."),
-    "quiet": flag("Show no progress, only warnings and the result.", "-q", "--quiet"),
+    "quiet": flag("Show no progress, only warnings and the result.", "-q"),
     "form": option(
         "Progress on standard error: bars, plain lines, or a line of JSON for each event (`mirror "
         "config schema progress`).  [default: bars on a terminal, else plain lines]",
         "--progress",
         type=click.Choice(FORMS),
         envvar="MIRROR_PROGRESS",
-        show_envvar=True,
     ),
     "log_format": option(
         "Form of warnings, errors and logs on standard error.  [default: text]",
         type=click.Choice(["text", "json"]),
         envvar="MIRROR_LOG_FORMAT",
-        show_envvar=True,
         is_eager=True,
         expose_value=False,
         callback=_messages("as_json", "json", True),
@@ -415,32 +424,26 @@ running = grouped(
     **_feedback,
 )
 
-# -- where values come from ------------------------------------------------------------------------
-
-
-def given_by(source: ParameterSource, *names: str | None) -> bool:
-    """Whether one of these parameters of the command has its value from there."""
-    ctx = click.get_current_context()
-    return any(ctx.get_parameter_source(name or "") is source for name in names)
-
-
-def tell_ignored_variables(on_event: OnEvent) -> None:
-    """Warn of the variable by which `d8 mirror` is given time, and which has no effect here."""
-    if os.environ.get("D8_MIRROR_TIMEOUT"):
-        on_event(
-            Warned(
-                "D8_MIRROR_TIMEOUT has no effect: a transfer may take any time as long as bytes "
-                "move, and a registry that stops answering is noticed without it"
-            )
-        )
-
-
 # -- options ---------------------------------------------------------------------------------------
 
-yes_option = flag("Do not ask; without a terminal nothing is asked anyway.", "-y", "--yes")
+yes_option = flag("Do not ask; without a terminal nothing is asked anyway.", "-y")
 html_option = option(
     "Write a self-contained HTML report with a map of sizes to this file.",
     "--html",
     type=RESULT_FILE,
 )
-tmp_dir_option = option("Accepted for compatibility; none is needed.", "--tmp-dir", hidden=True)
+
+
+def _for_d8(**_given: object) -> None:
+    """Take what `d8 mirror` is given to do with space and time, and warn that it is not needed."""
+    if os.environ.get("D8_MIRROR_TIMEOUT"):
+        warn_at_start(
+            "timeout",
+            "D8_MIRROR_TIMEOUT has no effect: a transfer may take any time as long as bytes move, "
+            "and a registry that stops answering is noticed without it",
+        )
+
+
+for_d8 = grouped(
+    _for_d8, tmp_dir=option("Accepted for compatibility; none is needed.", hidden=True)
+)

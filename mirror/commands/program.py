@@ -18,7 +18,8 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from mirror.bundle.seal import PARTIAL_SCHEMA_VERSION, SCHEMA_VERSION
-from mirror.commands.options import Work, argument, as_json, command, flag
+from mirror.commands import options
+from mirror.commands.options import Work, argument, command, flag
 from mirror.commands.process import PROFILE, Profile, print_json, show, tell
 from mirror.documents import read_mapping
 from mirror.errors import FileSystemError, InputError, InvalidReferenceError, MirrorError
@@ -36,9 +37,7 @@ def executable() -> Path | None:
 
 
 @command("version", "mirror version --json")
-def version_command(
-    work: Work = as_json,
-) -> None:
+def version_command(work: Work = options.as_json) -> None:
     """Print the version of this release, of Python, of its libraries, and of the bundles that it
     reads."""
     found = _about()
@@ -210,9 +209,7 @@ def schema(kind: str) -> dict[str, Any]:
 
 
 @command("schema", "mirror config schema pull")
-def config_schema(
-    kind: str = argument(type=click.Choice([*SCHEMAS]), default="pull"),
-) -> None:
+def config_schema(kind: str = argument(type=click.Choice([*SCHEMAS]), default="pull")) -> None:
     """Print the JSON Schema of a file: of `pull --config` unless another is named.
 
     \b

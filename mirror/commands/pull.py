@@ -20,9 +20,10 @@ from mirror.commands import options, program
 from mirror.commands.access import (
     STORED,
     AccessOptions,
+    ClusterFiles,
     TreeAccess,
     bundle_access,
-    credentials_for,
+    cluster_files,
     from_environment,
     login_options,
     profile_hosts,
@@ -31,19 +32,7 @@ from mirror.commands.access import (
     sign_key_option,
     signer,
 )
-from mirror.commands.cluster_files import ClusterFiles, cluster_files
-from mirror.commands.options import (
-    FILE,
-    Work,
-    argument,
-    as_json,
-    command,
-    flag,
-    grouped,
-    option,
-    tmp_dir_option,
-    yes_option,
-)
+from mirror.commands.options import Work, argument, command, file_option, flag, option
 from mirror.config import PullConfig
 from mirror.durable import os_errors
 from mirror.errors import InputError, InvalidReferenceError, NoSpaceError, printable
@@ -51,13 +40,9 @@ from mirror.events import Warned
 from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.operations.pull import PullPlan, clean, place_of, plan_patch, plan_pull
-from mirror.registry import Credentials
+from mirror.registry import Credentials, find_credentials
 from mirror.release.source import ReleaseSource, SourceTree
-from mirror.reports.bundles import (
-    clean_summary,
-    plan_summary,
-    pull_summary,
-)
+from mirror.reports.bundles import clean_summary, plan_summary, pull_summary
 
 if TYPE_CHECKING:
     from mirror.bundle.bucket import Bucket
@@ -88,7 +73,6 @@ def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -
             how |= {"type": int if isinstance(default, int) else str, "envvar": variables.get(name)}
             if get_origin(setting.annotation) is Literal:
                 how["type"] = click.Choice(get_args(setting.annotation))
-            how["show_envvar"] = True
         found[name] = option(text, *names, default=None, **how)
     return found
 
@@ -119,25 +103,24 @@ _LOGINS = {
 @command("pull", "mirror pull bundle --source registry.deckhouse.ru/deckhouse/ee --license -")
 def pull_command(
     bundle_dir: Path | str = argument(type=options.BUNDLE),
-    config_file: Path | None = option(
-        "YAML file with any of the settings below. Flags override it.", "--config", type=FILE
+    config_file: Path | None = file_option(
+        "YAML file with any of the settings below. Flags override it.", "--config"
     ),
     dry_run: bool = flag("Print what would be pulled; pull nothing."),
     base: str | None = option(
         "Make a delta that leaves out what this bundle (a folder or an address), inventory or "
         "registry holds. A registry is reached like the source, with its own stored login."
     ),
-    only: Path | None = option(
-        "Pull just what this file of `mirror repair --request` lists: a patch for that bundle.",
-        type=FILE,
+    only: Path | None = file_option(
+        "Pull just what this file of `mirror repair --request` lists: a patch for that bundle."
     ),
     shard: str | None = option(
         "Carry one of COUNT shares of a bundle in a bucket, as 3/8, which as many machines make "
         "together. `auto`: the share of a pod of a Kubernetes Indexed Job.",
-        metavar="N/COUNT",
+        "--shard N/COUNT",
     ),
     force: bool = flag("Replace the bundle that is in BUNDLE_DIR."),
-    yes: bool = yes_option,
+    yes: bool = options.yes_option,
     no_pull_resume: bool = flag("Start over; ignore what an interrupted pull left."),
     verbose_summary: bool = flag("List the versions of every module and package."),
     sign_key: Path | None = sign_key_option,
@@ -145,8 +128,8 @@ def pull_command(
     password: str | None = _LOGINS["password"],
     license_key: str | None = _LOGINS["license_key"],
     cluster: ClusterFiles = cluster_files,
-    tmp_dir: str | None = tmp_dir_option,
-    settings: Mapping[str, Any] = grouped(
+    _d8: None = options.for_d8,
+    settings: Mapping[str, Any] = options.grouped(
         dict,
         **_config_options(
             short={
@@ -158,7 +141,7 @@ def pull_command(
             variables={"cert": "D8_MIRROR_SOURCE_CERT", "cert_key": "D8_MIRROR_SOURCE_KEY"},
         ),
     ),
-    work: Work = as_json,
+    work: Work = options.as_json,
 ) -> None:
     """Pack a release tree into a bundle in BUNDLE_DIR, or in a bucket: s3://BUCKET/PREFIX.
 
@@ -172,14 +155,12 @@ def pull_command(
       '>=1.2 <1.5'     a constraint (also ~1.2.3, ^1.2, ||); quote it for the shell
       1.2.0            this and all later versions of its major version
     """
-    del tmp_dir
     if password and not login and options.given_by(ParameterSource.ENVIRONMENT, "password"):
         # d8 ignores it, too: scripts leave it set.
         work.on_event(Warned("D8_MIRROR_SOURCE_PASSWORD is not used: no login goes with it"))
         password = None
     if license_key and login:
         work.on_event(Warned("the licence key is not used, since --source-login is given"))
-    options.tell_ignored_variables(work.on_event)
     flags = {name: value for name, value in settings.items() if value not in (None, ())}
     lower = ParameterSource.DEFAULT_MAP
     profile = {name: flags.pop(name) for name in [*flags] if options.given_by(lower, name)}
@@ -197,7 +178,7 @@ def pull_command(
         config.bytes_per_s(),
         config.retry_for_s(),
         whose="source",
-        meant_for=profile_hosts("login", "password", "license_key", "cert"),
+        meant_for=profile_hosts(),
     )
     source = _source(config, access, license_key, cluster)
     tool = _tool(config)
@@ -282,9 +263,9 @@ def pull_command(
 def clean_command(
     bundle_dir: Path | str = argument(type=options.BUNDLE_HERE),
     dry_run: bool = flag("Print what would be removed; remove nothing."),
-    yes: bool = yes_option,
+    yes: bool = options.yes_option,
     access: AccessOptions = bundle_access,
-    work: Work = as_json,
+    work: Work = options.as_json,
 ) -> None:
     """Remove what interrupted pulls have left in BUNDLE_DIR, or in a bucket: s3://BUCKET/PREFIX.
 
@@ -397,7 +378,7 @@ def _base(base: str, source: TreeAccess, access: AccessOptions, *, given: bool) 
             f"--base {base}: there is no file or folder of that name here, and it is not a "
             f"registry (host[:port]/path): {err}"
         ) from err
-    login = credentials_for(str(root))
+    login = find_credentials(str(root))
     if root.host != source.root.host:
         options = replace(source.options, certificate=None)  # who we are at the source
         return replace(source, root=root, options=options, credentials=login)

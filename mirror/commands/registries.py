@@ -19,28 +19,15 @@ from mirror.bundle.share import Shard
 from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,
+    ClusterFiles,
+    cluster_files,
     keyed_registry_access,
     open_trees,
     publishing_keys,
     registries_access,
     registry_access,
 )
-from mirror.commands.cluster_files import ClusterFiles, cluster_files
-from mirror.commands.options import (
-    BUNDLE,
-    FILE,
-    RESULT_FILE,
-    Work,
-    argument,
-    as_json,
-    command,
-    flag,
-    html_option,
-    located,
-    option,
-    running,
-    yes_option,
-)
+from mirror.commands.options import Work, argument, command, file_option, flag, option, repeatable
 from mirror.commands.process import tell
 from mirror.commands.program import folder
 from mirror.errors import InputError, IntegrityError, InvalidReferenceError
@@ -49,14 +36,11 @@ from mirror.operations.compare import diff, history, status, verify
 from mirror.operations.prune import prune
 from mirror.operations.rollback import rollback
 from mirror.release.discovery import component_names
-from mirror.reports.bundles import (
-    bundle_summary,
-    registry_summary,
-    repair_summary,
-)
+from mirror.reports.bundles import bundle_summary, registry_summary, repair_summary
 from mirror.reports.registries import (
     diff_html,
     diff_summary,
+    fleet_summary,
     history_summary,
     prune_summary,
     rollback_summary,
@@ -79,7 +63,7 @@ def status_command(
     registries: Sequence[str] = argument(nargs=-1, required=True, metavar="REGISTRY..."),
     blobs: bool = flag("Also check every blob in every repository."),
     access: AccessOptions = registries_access,
-    work: Work = running,
+    work: Work = options.running,
 ) -> None:
     """Show how complete each REGISTRY (host[:port]/path) is, and how far behind the others.
 
@@ -95,9 +79,9 @@ def status_command(
 def diff_command(
     a: str = argument(shell_complete=folder),
     b: str = argument(shell_complete=folder),
-    html_file: Path | None = html_option,
+    html_file: Path | None = options.html_option,
     access: AccessOptions = registries_access,
-    work: Work = running,
+    work: Work = options.running,
 ) -> None:
     """Show the differences between A and B, by repository and tag, with sizes.
 
@@ -131,33 +115,32 @@ def _place(text: str, access: AccessOptions, work: Work) -> Location | str:
 
 @command("verify", "mirror verify bundle --against registry.example.com/dkp")
 def verify_command(
-    bundle_dir: Path | str = argument(type=BUNDLE),
+    bundle_dir: Path | str = argument(type=options.BUNDLE),
     against: str | None = option(
         "Check that this registry holds the whole bundle. With --module-config, optional, or a "
         "logical address.",
-        metavar="REGISTRY",
+        "--against REGISTRY",
     ),
     quick: bool = flag("Check structure and sizes only, not the bytes of layers."),
     deep: bool = flag("With --against: also read back and hash every byte."),
-    key_file: Path | None = option(
-        "Check the bundle's signature with this public key (PEM).", "--key", type=FILE
+    key_file: Path | None = file_option(
+        "Check the bundle's signature with this public key (PEM).", "--key"
     ),
     shard: str | None = option(
         "Check one of COUNT shares of the bundle, as 3/8, which as many machines verify together. "
         "`auto`: the share of a pod of a Kubernetes Indexed Job.",
-        metavar="N/COUNT",
+        "--shard N/COUNT",
     ),
     place: Path | str | None = option(
         "With --shard: where the shards gather what they find, a folder that all share or "
         "s3://bucket/prefix, new for each verification. The last to come tells the whole result.",
-        "--findings",
-        type=BUNDLE,
-        metavar="PLACE",
+        "--findings PLACE",
+        type=options.BUNDLE,
     ),
-    html_file: Path | None = html_option,
+    html_file: Path | None = options.html_option,
     access: AccessOptions = keyed_registry_access,
     cluster: ClusterFiles = cluster_files,
-    work: Work = running,
+    work: Work = options.running,
 ) -> None:
     """Prove that the bundle in BUNDLE_DIR, or at an address, is whole, or that a registry has it.
 
@@ -185,7 +168,9 @@ def verify_command(
     part = None if shard is None else Shard.parse(shard)
     key = key_file.read_bytes() if key_file is not None else None
     target = cluster.reach(against, access, writes=False) if registry else None
-    reader = work.enter_context(BundleReader([located(bundle_dir, access.connection(), work)]))
+    reader = work.enter_context(
+        BundleReader([options.located(bundle_dir, access.connection(), work)])
+    )
     if part is not None:
         from mirror.commands.pull import made_at  # few need these
         from mirror.operations.shards import verify_shard
@@ -229,23 +214,21 @@ def _write_page(
 @command("repair", "mirror repair bundle --from /mnt/copy --from registry/dkp")
 def repair_command(
     bundle_dir: Path = argument(type=options.PathHere(instead=_REPAIRED), shell_complete=folder),
-    others: Sequence[str] = option(
+    others: Sequence[str] = repeatable(
         "A folder with a copy, some of its files, or a patch, here or at an address; or a "
         "registry. Repeatable.",
-        "--from",
-        multiple=True,
-        metavar="OTHER",
+        "--from OTHER",
     ),
     request: Path | None = option(
         "Write what nobody has into this file, for `mirror pull --only` on the other side.",
-        type=RESULT_FILE,
+        type=options.RESULT_FILE,
     ),
-    key_file: Path | None = option(
-        "Check the bundle's signature with this public key (PEM).", "--key", type=FILE
+    key_file: Path | None = file_option(
+        "Check the bundle's signature with this public key (PEM).", "--key"
     ),
-    html_file: Path | None = html_option,
+    html_file: Path | None = options.html_option,
     access: AccessOptions = keyed_registry_access,
-    work: Work = running,
+    work: Work = options.running,
 ) -> None:
     """Bring back, in place, what is damaged or missing in the bundle in BUNDLE_DIR; verify it.
 
@@ -296,7 +279,7 @@ def history_command(
         "How many of the newest generations to show.", type=click.IntRange(min=1), default=10
     ),
     access: AccessOptions = registry_access,
-    work: Work = as_json,
+    work: Work = options.as_json,
 ) -> None:
     """List the generations of REGISTRY (host[:port]/path): every state that a push published.
 
@@ -313,14 +296,14 @@ def rollback_command(
     to: int | None = option(
         "The generation to go back to; 0 is the state before the first.  [default: the one before "
         "the current, or before an interrupted push]",
+        "--to GENERATION",
         type=click.IntRange(min=0),
-        metavar="GENERATION",
     ),
     dry_run: bool = flag("Check, and list the tags; change nothing."),
-    yes: bool = yes_option,
+    yes: bool = options.yes_option,
     keys: StatementKeys = publishing_keys,
     access: AccessOptions = registry_access,
-    work: Work = running,
+    work: Work = options.running,
 ) -> None:
     """Put the tags of REGISTRY (host[:port]/path) back to an earlier generation.
 
@@ -339,19 +322,18 @@ def rollback_command(
 @command("prune", "mirror prune registry.example.com/dkp --keep bundle --dry-run")
 def prune_command(
     registry: str = argument(),
-    keep: Sequence[str] = option(
+    keep: Sequence[str] = repeatable(
         "What to keep: a bundle's folder, a file with an inventory, or a generation by its number "
         "in `mirror history` (not how many to keep). Repeatable: all else goes.",
-        multiple=True,
+        "--keep WHAT",
         required=True,
-        metavar="WHAT",
         shell_complete=folder,
     ),
     dry_run: bool = flag("Print what would be removed; remove nothing."),
-    yes: bool = yes_option,
+    yes: bool = options.yes_option,
     keys: StatementKeys = publishing_keys,
     access: AccessOptions = registry_access,
-    work: Work = running,
+    work: Work = options.running,
 ) -> None:
     """Remove from REGISTRY (host[:port]/path) everything that is not in what you keep.
 
@@ -359,7 +341,8 @@ def prune_command(
     the kept inventories name. Afterwards the registry's own garbage collector frees the space.
     """
     kept = [_kept(one) for one in keep]
-    (tree,) = work.enter_context(open_trees([registry], access, work.on_event, keys=keys))
+    (tree,) = work.enter_context(open_trees([registry], access, work.on_event))
+    tree = replace(tree, keys=keys)
     if not dry_run and work.asks(yes):
         plan = work.look(lambda run: prune(tree, kept, dry_run=True, run=run), prune_summary)
         if plan.removal:
@@ -377,3 +360,45 @@ def _kept(text: str) -> Path | int:
     if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_GENERATION)):
         return int(text)
     raise InputError(f"--keep {text}: no such file or folder, and no number of a generation")
+
+
+# -- mirror fleet ----------------------------------------------------------------------------------
+
+
+@command("status", "mirror fleet status fleet.yaml")
+def fleet_status_command(
+    file: Path = argument(type=options.FILE),
+    prometheus: Path | None = option(
+        "Also write it to this file, for the textfile collector of Prometheus' node exporter.",
+        type=options.PathHere(dir_okay=False),
+    ),
+    html_file: Path | None = option(
+        "Also write it to this file, as a page for a browser.",
+        "--html",
+        type=options.PathHere(dir_okay=False),
+    ),
+    work: Work = options.as_json,
+) -> None:
+    """Show who of the fleet in FILE holds what the hub states, and how far behind the others are.
+
+    Each registry is asked once, and each daemon with `pages` in FILE for its /readyz. The exit code
+    is 3 if a member that answers is late, and 5 if all who are late do not answer.
+    """
+    from mirror.durable import write_durably
+    from mirror.reports.page import fleet_html
+    from mirror.watch.fleet import Fleet
+    from mirror.watch.monitoring import fleet_status
+
+    found = fleet_status(Fleet.load(file), run=work.run)
+    if prometheus is not None:
+        write_durably(prometheus, found.metrics())
+    if html_file is not None:
+        write_durably(html_file, fleet_html(found).encode())
+    work.show(found, fleet_summary, code=found.exit_code)
+
+
+fleet_group = click.Group(
+    "fleet",
+    commands=[fleet_status_command],
+    help="The registries that follow one hub, as one file describes them (docs/replication.md).",
+)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.commands.access import credentials_for
+from mirror.commands.access import AccessOptions
 from mirror.errors import InputError
 from mirror.serve import BasicAuth, MemoryStorage, User
 from mirror.testing import EmbeddedRegistry
@@ -119,11 +119,11 @@ def test_a_password_that_is_missing_is_asked_for_at_a_terminal(
 
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("getpass.getpass", getpass)
-    found = credentials_for("registry.example.com/dkp", "ci")
+    found = AccessOptions("ci").credentials("registry.example.com/dkp")
     assert found is not None
     assert (found.username, found.password) == ("ci", "typed")
     with pytest.raises(InputError, match="a password for ci is missing"):
-        credentials_for("registry.example.com/dkp", "ci")
+        AccessOptions("ci").credentials("registry.example.com/dkp")
     assert asked == ["Password of ci at registry.example.com: "] * 2
 
 
