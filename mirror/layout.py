@@ -123,6 +123,12 @@ def publication_stage(path: str, tag: str) -> int:
     return 2 if tag in CHANNELS else 1
 
 
+def stands_alone(path: str, tag: str) -> bool:
+    """Whether a tag promises nothing but its own image; installers and channels promise others."""
+    leads = path in (INSTALL, INSTALL_STANDALONE) or tag in CHANNELS
+    return publication_stage(path, tag) == 0 and not leads
+
+
 def join_path(*parts: str) -> str:
     """Join the parts of a repository's path, leaving out empty ones."""
     return "/".join(part for part in parts if part)

@@ -32,7 +32,7 @@ from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, by_archive
 from mirror.sync.content import Source
 from mirror.sync.failover import FailoverSource, Holder
 from mirror.sync.observation import Depth, findings_of, listed
-from mirror.sync.observe import Verification, check_content, check_tags, observe
+from mirror.sync.observe import Verification, observe
 from mirror.sync.publication import Goal, Publication
 from mirror.sync.publication_state import (
     PublicationState,
@@ -331,7 +331,7 @@ class PushWork:
         plan = by_archive(make_plan(goal.inventory, held, stage=publication_stage))
         stated = state.pending is None and state.newest_digest == goal.published.digest
         # The lead publishes only what is new; an interrupted publication of its own is finished.
-        new = None if stated or (leads and not goal.new) else goal.statement
+        stating = None if stated or (leads and not goal.new) else goal.statement
         places: list[Source | Holder] = [other.source() for other in others]
         places.append(Holder(tree.source(), held))
         source = FailoverSource(
@@ -340,16 +340,17 @@ class PushWork:
             name=f"{self.reader.name} or another registry" if others else None,
             on_event=run.on_event,
         )
-        publication = Publication(tree, state, new, seen=held, finish_first=leads)
+        publication = Publication(
+            tree, state, stating, seen=held, finish_first=leads, verification=self.verification
+        )
         try:
             if self.check_access:
-                target.check_access(plan, *([REPOSITORY] if new else []))
+                target.check_access(plan, *([REPOSITORY] if stating else []))
             report = publication.carry_out(
                 plan,
                 source,
                 target,
-                before_tags=lambda _interim: check_content(tree, plan, self.verification, run),
-                after_tags=lambda: check_tags(tree, plan, self.verification, run),
+                new_tags=publication.new_tags(plan, held),
                 held=sum(goal.inventory.blob_sizes().values()) - plan.blob_bytes,
                 run=run,
             )

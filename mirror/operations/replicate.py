@@ -15,10 +15,9 @@ from mirror.errors import IncompleteError, MirrorError, RegistryError, RegistryN
 from mirror.events import PhaseStarted
 from mirror.layout import (
     INDEX_REPOSITORIES,
-    INSTALL,
-    INSTALL_STANDALONE,
     component_of,
     publication_stage,
+    stands_alone,
 )
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
@@ -333,12 +332,14 @@ class Replication(RegistryTask):
         try:
             trust = self._leader.trust
             no_exchange = partial(trust.refuse_exchange, facts.published, facts.pending, standing)
-            report = Publication(
+            publication = Publication(
                 self._tree, standing, goal, retracts=True, announced=no_exchange
-            ).carry_out(
+            )
+            report = publication.carry_out(
                 plan,
                 self._copies,
                 repairing if self._damaged else self._place,
+                new_tags={} if self._damaged else publication.new_tags(plan, held),
                 independence=Independence(wanted, component_of, _awaited, errors, unclear),
                 before_tags=before_tags,
                 run=self._run,
@@ -435,9 +436,7 @@ def _awaited(path: str, tag: str) -> tuple[str, str] | None:
     """The component that must be complete before a tag may turn; None for the tag of an image."""
     if path in INDEX_REPOSITORIES:
         return component_of(f"{path}/{tag}")
-    if publication_stage(path, tag) > 0 or path in (INSTALL, INSTALL_STANDALONE):
-        return component_of(path)
-    return None
+    return None if stands_alone(path, tag) else component_of(path)
 
 
 def _misled(error: MirrorError) -> bool:

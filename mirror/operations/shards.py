@@ -41,7 +41,7 @@ from mirror.sync import Finding, Inventory, Plan, RepositoryContent, Source, mak
 from mirror.sync.failover import FailoverSource, Holder
 from mirror.sync.inventory import MALFORMED, canonical_json, text_of
 from mirror.sync.observation import Depth
-from mirror.sync.observe import Verification, check_content
+from mirror.sync.observe import Verification
 from mirror.sync.plan import by_archive, missing_content
 from mirror.sync.publication import Publication
 from mirror.sync.publication_state import PublicationState, read_state
@@ -175,13 +175,8 @@ def push_shard(
         try:
             if check_access:
                 target.check_access(plan, REPOSITORY)
-            done = Publication(tree, PublicationState()).carry_out(  # which turns no tag
-                plan,
-                source,
-                target,
-                before_tags=lambda _interim: check_content(tree, plan, verification, run),
-                run=run,
-            )
+            publication = Publication(tree, PublicationState(), verification=verification)
+            done = publication.carry_out(plan, source, target, run=run)  # which turns no tag
             sent = done.done.sent
         finally:
             target.release()

@@ -30,8 +30,9 @@ from mirror.events import OnEvent, Warned
 from mirror.events import ignore as ignore_events
 from mirror.oci import Digest, Manifest, Verifier
 from mirror.run import Run
-from mirror.sync.content import FileSource, Source
+from mirror.sync.content import FileSource, Source, Target
 from mirror.sync.inventory import Inventory
+from mirror.sync.plan import CopyBlob
 
 _log = logging.getLogger(__name__)
 
@@ -413,3 +414,31 @@ class BlobContent:
         if position > self._reported:
             self._on_bytes(position - self._reported)
             self._reported = position
+
+
+def copy_blob(
+    step: CopyBlob,
+    source: Source,
+    target: Target,
+    *,
+    on_bytes: Callable[[int], None] = lambda _count: None,
+    run: Run,
+) -> int:
+    """Bring one blob; return the bytes that moved.
+
+    If what `source`, a `FailoverSource`, gave first proves wrong, its next place gives the blob. A
+    client of several replicas says itself which of them is damaged, and then asks the others first.
+    """
+    content = BlobContent(source, step.source, step.digest, step.size, on_bytes=on_bytes, run=run)
+    damaged: set[str] = set()
+    while True:
+        try:
+            return target.put_blob(step, content)
+        except IntegrityError as err:
+            mismatch = isinstance(err, DigestMismatchError | SizeMismatchError)
+            if content.is_blamed_by(err) and isinstance(source, FailoverSource):
+                source.reject(step.digest, err)
+            elif not mismatch or content.is_blamed_by(err) or err.where in damaged:
+                raise
+            damaged.add(err.where)
+        content = content.restarted()

@@ -34,7 +34,7 @@ from mirror.sync.observation import (
     listed,
     speaks_of_damage,
 )
-from mirror.sync.plan import Plan
+from mirror.sync.plan import CopyBlob, PutManifest, PutTag
 
 
 def listed_tags(client: RegistryReader, repository: str) -> frozenset[str]:
@@ -322,9 +322,10 @@ _PAUSES_S = (0.2, 1.0)
 class Verification(StrEnum):
     """What a push asks the registry for, once that has accepted everything.
 
-    `NONE`: nothing. `TAGS`: before a tag turns, each manifest that was put and some of the blobs,
-    and afterwards each tag that turned; what the comparison had seen is not asked for again. `ALL`:
-    besides, every tag, manifest and blob of the bundle.
+    `NONE`: nothing. `TAGS`: some of the blobs before a manifest needs them; before a tag turns,
+    each manifest that was put, by its new tags if it has any; afterwards each tag that turned. What
+    the comparison had seen is not asked for again. `ALL`: besides, every tag, manifest and blob of
+    the bundle.
     """
 
     NONE = "none"
@@ -332,35 +333,43 @@ class Verification(StrEnum):
     ALL = "all"
 
 
-def check_content(place: ReadableTree, plan: Plan, verification: Verification, run: Run) -> None:
-    """Ask for the manifests that `plan` put, and for some of its blobs, before tags turn.
+def check_blobs(place: ReadableTree, steps: Sequence[CopyBlob], run: Run) -> None:
+    """Ask for some of the blobs that were sent, before a manifest needs them.
 
     Raises:
-        IncompleteError: something is not there.
+        IncompleteError: one is not there.
     """
-    if verification is Verification.NONE:
-        return
-    manifests = [Item(put.repository, put.digest) for wave in plan.manifests for put in wave]
-    blobs = [Item(path, step.digest, is_blob=True) for step in plan.blobs for path in step.into]
-    sample = blobs[:: max(1, -(-len(blobs) // _SAMPLE))]
-    if findings := _unkept(place, [*manifests, *sample], run):
+    blobs = [Item(path, step.digest, is_blob=True) for step in steps for path in step.into]
+    _check_kept(place, blobs[:: max(1, -(-len(blobs) // _SAMPLE))], "no tag was set", run)
+
+
+def check_manifests(place: ReadableTree, steps: Iterable[PutManifest], run: Run) -> None:
+    """Ask for the manifests that were put by their digest, before tags turn.
+
+    Raises:
+        IncompleteError: one is not there.
+    """
+    manifests = [Item(put.repository, put.digest) for put in steps]
+    _check_kept(place, manifests, "no version or channel was set", run)
+
+
+def _check_kept(place: ReadableTree, items: Sequence[Item], so_far: str, run: Run) -> None:
+    if findings := _unkept(place, items, run):
         raise IncompleteError(
-            f"{place.name}: {len(findings)} things that it accepted are not there, and no tag was "
-            "set; look for a cache or a proxy in front that keeps uploads to itself, and at the "
+            f"{place.name}: {len(findings)} things that it accepted are not there, and {so_far}; "
+            "look for a cache or a proxy in front that keeps uploads to itself, and at the "
             "registry's storage" + listed(findings),
             (),
         )
 
 
-def check_tags(place: ReadableTree, plan: Plan, verification: Verification, run: Run) -> None:
-    """Ask for the tags that `plan` set.
+def check_tags(place: ReadableTree, steps: Iterable[PutTag], run: Run) -> None:
+    """Ask for the tags that were set.
 
     Raises:
         IncompleteError: one of them names something else.
     """
-    if verification is Verification.NONE:
-        return
-    tags = [Item(put.repository, put.digest, put.tag) for stage in plan.tags for put in stage]
+    tags = [Item(put.repository, put.digest, put.tag) for put in steps]
     if findings := _unkept(place, tags, run):
         raise IncompleteError(
             f"{place.name}: {len(findings)} tags that it accepted do not name what was put; a "

@@ -6,6 +6,7 @@ and a transfer carries it out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -183,6 +184,28 @@ def _tags(wanted: Inventory, held: Inventory, stage: TagStage) -> tuple[tuple[Pu
             if there.get(tag) != digest:
                 stages.setdefault(stage(path, tag), []).append(PutTag(path, tag, digest))
     return tuple(tuple(stages[number]) for number in sorted(stages))
+
+
+NewTags = Mapping[PutManifest, Sequence[PutTag]]
+"""Manifests that go by their tags alone, which are new and may be seen at once."""
+
+
+def new_tags(
+    plan: Plan, held: Inventory, alone: Callable[[str, str], bool]
+) -> dict[PutManifest, list[PutTag]]:
+    """The manifests of `plan` that tags which nobody has seen may carry, each with those tags.
+
+    `held` is what the plan was made for; `alone` says of a (repository, tag) whether it promises
+    nothing but its own image. A registry that is given a manifest by its tag knows it by SHA-256.
+    """
+    puts = {put for wave in plan.manifests for put in wave if put.digest.algorithm == "sha256"}
+    found: dict[PutManifest, list[PutTag]] = {}
+    for step in itertools.chain(*plan.tags):
+        put = PutManifest(step.repository, step.digest)
+        there = held.repository(step.repository).tags
+        if put in puts and step.tag not in there and alone(step.repository, step.tag):
+            found.setdefault(put, []).append(step)
+    return found
 
 
 def places_written(plan: Plan) -> dict[str, bool]:

@@ -9,31 +9,32 @@ publication interrupted can finish it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
-from itertools import groupby
+from types import MappingProxyType
 
 from mirror.errors import (
     ConflictError,
     IncompleteError,
-    MirrorError,
     RegistryError,
     RegistryNotFoundError,
-    UnreachableError,
 )
 from mirror.events import PhaseStarted, Warned
-from mirror.layout import publication_stage
+from mirror.layout import publication_stage, stands_alone
 from mirror.oci import Digest
-from mirror.run import Run, for_each
+from mirror.run import Run
 from mirror.sync.content import Source, Target
 from mirror.sync.inventory import Inventory
+from mirror.sync.observation import Depth
+from mirror.sync.observe import Verification, check_blobs, check_manifests, check_tags
 from mirror.sync.plan import (
+    NewTags,
     Plan,
     PutTag,
-    TagStage,
     make_plan,
+    new_tags,
     tags_of_steps,
     tags_only,
 )
@@ -48,13 +49,13 @@ from mirror.sync.publication_state import (
     tags_to_finish,
     write_reached,
 )
+from mirror.sync.removal import deletes_tags, remove_tags
 from mirror.sync.statement import (
     REPOSITORY,
     SIGNATURE,
     Artifact,
     Statement,
     StatementKeys,
-    make_artifact,
     put_artifact,
 )
 from mirror.sync.transfer import Independence, Interim, TransferReport, transfer
@@ -130,6 +131,7 @@ class Publication:
             one takes its place.
         removals: tags that are to go when all others have turned, which takes a goal.
         retracts: where tags turn and no statement will cover them, the present one is removed.
+        verification: how much of what the registry accepts it is asked for, before others need it.
         heard: whether the run's listener gets an event for each item that is carried.
         announced: called before the first tag turns; a ConflictError withdraws the announcement.
 
@@ -144,6 +146,7 @@ class Publication:
     finish_first: bool = False
     removals: tuple[PutTag, ...] = ()
     retracts: bool = False
+    verification: Verification = Verification.NONE
     heard: bool = True
     announced: Callable[[], None] = lambda: None
 
@@ -170,24 +173,31 @@ class Publication:
         }
         return tuple(step for step in Step if wanted[step])
 
+    def new_tags(self, plan: Plan, held: Inventory) -> NewTags:
+        """The tags that may be set along with their manifests: see `mirror.sync.plan.new_tags`.
+
+        There are none after an interrupted publication, whose tags turn before those of this one.
+        """
+        return {} if self.state.pending else new_tags(plan, held, stands_alone)
+
     def carry_out(
         self,
         plan: Plan,
         source: Source,
         target: Target,
         *,
+        new_tags: NewTags = MappingProxyType({}),
         independence: Independence | None = None,
         before_tags: Callable[[Interim], None] = lambda _interim: None,
-        after_tags: Callable[[], None] = lambda: None,
         held: int = 0,
         run: Run,
     ) -> PublicationReport:
         """Carry the content of `plan` from `source` to `target`, then turn its tags.
 
         With `independence` everything is carried and turned that does not depend on what failed,
-        and the goal is stated only if nothing failed. `before_tags` is called before the first
-        step that others can see, `after_tags` when all have turned and nothing is stated yet; both
-        may raise. `held` is for listeners, as in `transfer`.
+        and the goal is stated only if nothing failed. `new_tags` are set with their manifests, as
+        nobody has seen them and they promise nothing else. `before_tags` is called before the first
+        other step that others can see, and may raise. `held` is for listeners, as in `transfer`.
 
         Raises:
             IncompleteError: some content could not be brought, or something that an interrupted
@@ -195,26 +205,41 @@ class Publication:
             ConflictError: somebody else set these tags or published something meanwhile.
             CancelledError: the run was stopped; the same operation again completes it.
         """
-        retracted = False
+        new = dict.fromkeys(itertools.chain(*new_tags.values()))
+        others = [step for step in itertools.chain(*plan.tags) if step not in new]
+        checks, retracted = self.verification is not Verification.NONE, False
+
+        def before_manifests() -> None:
+            if checks:
+                check_blobs(self.tree, plan.blobs, run)
+            if self.seen is not None and new:  # by one list of tags for each repository
+                _check_seen(self.tree, list(new), self.seen, run, Depth.PROBE)
 
         def prepare(interim: Interim) -> None:
             nonlocal retracted
             before_tags(interim)
+            if checks:
+                put = (one for one in interim.manifests if one not in new_tags)
+                check_manifests(self.tree, put, run)
+                check_tags(self.tree, new, run)
             steps = self.steps(complete=not interim.failures, turns=interim.turns)
             for step in itertools.takewhile(lambda step: step.value < Step.TURN.value, steps):
-                self._prepare(step, plan, run)
+                self._prepare(step, others, run)
             retracted = Step.RETRACT in steps and retract(self.tree, self.state, run)
 
         done = transfer(
             plan,
             source,
             target,
+            new_tags=new_tags,
+            before_manifests=before_manifests,
             before_tags=prepare,
             independence=independence,
             held=held,
             run=run if self.heard else run.quietly(),
         )
-        after_tags()
+        if checks:
+            check_tags(self.tree, others, run)
         removed: tuple[tuple[str, str], ...] = ()
         if self.goal is None or done.failures:
             return PublicationReport(done, retracted=retracted)
@@ -223,10 +248,10 @@ class Publication:
         _state(self.tree, self.goal.published)
         return PublicationReport(done, removed, self.goal.published)
 
-    def _prepare(self, step: Step, plan: Plan, run: Run) -> None:
+    def _prepare(self, step: Step, tags: Sequence[PutTag], run: Run) -> None:
         match step:
             case Step.CHECK_TAGS if self.seen is not None:
-                _check_tags(self.tree, plan, self.seen, run)
+                _check_seen(self.tree, tags, self.seen, run)
             case Step.CHECK_STATE:
                 # Without a goal this only finishes, which another may have done meanwhile.
                 goal = self.goal.published if self.goal else self.state.pending
@@ -281,13 +306,18 @@ def retract(tree: RegistryTree, state: PublicationState, run: Run) -> bool:
 # -- the single steps ------------------------------------------------------------------------------
 
 
-def _check_tags(tree: RegistryTree, plan: Plan, seen: Inventory, run: Run) -> None:
-    """Check that the tags of `plan` name what they named when it was made for `seen`.
+def _check_seen(
+    tree: RegistryTree,
+    steps: Sequence[PutTag],
+    seen: Inventory,
+    run: Run,
+    depth: Depth = Depth.AUDIT,
+) -> None:
+    """Check that the tags of `steps` name what they named when a plan was made for `seen`.
 
     Else what they name now would be forgotten, and no rollback could put it back.
     """
-    steps = [step for steps in plan.tags for step in steps]
-    now = tree.target(run).held(tags_only(tags_of_steps(steps)))
+    now = tree.target(run).held(tags_only(tags_of_steps(steps)), depth)
     for step in steps:
         before, after = (one.repository(step.repository).tags.get(step.tag) for one in (seen, now))
         # A tag that names what it should by now is one whose lost manifest has come back.
@@ -295,7 +325,7 @@ def _check_tags(tree: RegistryTree, plan: Plan, seen: Inventory, run: Run) -> No
             raise ConflictError(
                 f"{tree.name}: {step.repository or '/'}:{step.tag} was changed by somebody else "
                 f"meanwhile: it named {before or 'nothing'}, and names {after} now; "
-                "no tag was set: run it again, what has arrived is not sent twice"
+                "no tag was changed: run it again, what has arrived is not sent twice"
             )
 
 
@@ -358,92 +388,3 @@ def _state(tree: RegistryTree, published: Published) -> None:
     tags = (generation_tag(statement.generation), statement.inventory.digest().encoded, LATEST)
     for tag in tags:
         tree.client.put_manifest(repository, tag, manifest)
-
-
-# -- removing tags ---------------------------------------------------------------------------------
-
-TRIAL = make_artifact("application/vnd.deckhouse.mirror.probe.v1")
-"""The artifact of our own on which `deletes_tags` tries what a registry does."""
-
-
-def deletes_tags(tree: RegistryTree, tag: str) -> bool:
-    """Whether the registry deletes a tag when asked to, and keeps the manifest that it named.
-
-    Most registries that cannot refuse, but some would delete the manifest, with all its other
-    tags. So it is tried on a manifest of our own, beside the statements, under `tag`. Where it
-    cannot be deleted, `tag` goes on naming that manifest: pass one that is about to be set anyway.
-    """
-    client, repository, trial = tree.client, tree.locate(REPOSITORY), TRIAL.manifest
-    put_artifact(client, repository, TRIAL, tag)
-    try:
-        with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
-            client.delete_tag(repository, tag)
-        kept = client.resolve(repository, trial.digest) is not None
-        gone = client.resolve(repository, tag) is None
-    except UnreachableError:
-        raise
-    except RegistryError:
-        return False
-    finally:
-        with suppress(RegistryError):  # a few bytes, where even that is not allowed
-            client.delete_manifest(repository, trial.digest)
-    return kept and gone
-
-
-def remove_tags(
-    tree: RegistryTree, tags: Iterable[PutTag], *, stage: TagStage = publication_stage, run: Run
-) -> tuple[tuple[str, str], ...]:
-    """Delete tags of a registry that `deletes_tags`, the last stage first.
-
-    Returns the (repository, tag) of each that is gone, sorted; a warning names each other one.
-
-    Raises:
-        CancelledError: the run was stopped.
-    """
-
-    def drop(step: PutTag) -> None:
-        delete_tag(tree, step.repository, step.tag)
-
-    def stage_of(step: PutTag) -> int:
-        return stage(step.repository, step.tag)
-
-    gone: list[tuple[str, str]] = []
-    for _, steps in groupby(sorted(tags, key=stage_of, reverse=True), stage_of):
-        with closing(for_each(list(steps), drop, run=run)) as outcomes:
-            for step, outcome in outcomes:
-                if isinstance(outcome, MirrorError):
-                    name = f"{step.repository or '/'}:{step.tag}"
-                    run.on_event(Warned(f"{tree.name}: tag {name} could not be removed: {outcome}"))
-                else:
-                    gone.append((step.repository, step.tag))
-    return tuple(sorted(gone))
-
-
-def delete_tag(tree: RegistryTree, path: str, tag: str) -> None:
-    """Delete a tag of a registry that `deletes_tags`. One that is gone counts as deleted."""
-    with suppress(RegistryNotFoundError):
-        tree.client.delete_tag(tree.locate(path), tag)
-
-
-_ATTEMPTS = 3
-"""How often a tag is set and deleted again if the registry deletes its manifest and keeps it."""
-
-
-def drop_tag(tree: RegistryTree, path: str, tag: str) -> None:
-    """Delete a tag by way of a manifest of our own: no other manifest goes with it."""
-    repository = tree.locate(path)
-    # Nothing else names it, so that deleting it deletes this tag alone.
-    stand_in = make_artifact(
-        "application/vnd.deckhouse.mirror.removed-tag.v1",
-        annotations={"io.deckhouse.mirror.removed-tag": f"{path}:{tag}"},
-    )
-    for attempt in range(1, _ATTEMPTS + 1):
-        put_artifact(tree.client, repository, stand_in, tag)
-        try:
-            tree.client.delete_manifest(repository, stand_in.manifest.digest)
-        except RegistryNotFoundError:
-            # As above: deleted by a request that then failed, or whose answer was lost.
-            if attempt == _ATTEMPTS and tag in tree.listed_tags(path):
-                raise
-        else:
-            return

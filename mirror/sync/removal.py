@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from itertools import groupby
 from typing import TypeVar
 
 from mirror.errors import (
@@ -19,14 +20,17 @@ from mirror.errors import (
     PruneRefusedError,
     RegistryError,
     RegistryNotFoundError,
+    UnreachableError,
 )
+from mirror.events import Warned
+from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.oci.reference import referrers_tag
 from mirror.run import Run, for_each
 from mirror.sync.inventory import Inventory, RepositoryContent
 from mirror.sync.observation import Failure
-from mirror.sync.publication import delete_tag, deletes_tags, drop_tag
-from mirror.sync.statement import REPOSITORY
+from mirror.sync.plan import PutTag, TagStage
+from mirror.sync.statement import REPOSITORY, make_artifact, put_artifact
 from mirror.sync.tree import RegistryTree
 
 Item = TypeVar("Item")
@@ -306,3 +310,92 @@ def _drop_left_tags(tree: RegistryTree, path: str, manifests: Iterable[DropManif
                 drop_tag(tree, path, tag)
             elif found.digest == one.digest:
                 delete_tag(tree, path, tag)
+
+
+# -- single tags -----------------------------------------------------------------------------------
+
+TRIAL = make_artifact("application/vnd.deckhouse.mirror.probe.v1")
+"""The artifact of our own on which `deletes_tags` tries what a registry does."""
+
+
+def deletes_tags(tree: RegistryTree, tag: str) -> bool:
+    """Whether the registry deletes a tag when asked to, and keeps the manifest that it named.
+
+    Most registries that cannot refuse, but some would delete the manifest, with all its other
+    tags. So it is tried on a manifest of our own, beside the statements, under `tag`. Where it
+    cannot be deleted, `tag` goes on naming that manifest: pass one that is about to be set anyway.
+    """
+    client, repository, trial = tree.client, tree.locate(REPOSITORY), TRIAL.manifest
+    put_artifact(client, repository, TRIAL, tag)
+    try:
+        with suppress(RegistryNotFoundError):  # gone, by a request whose answer was lost
+            client.delete_tag(repository, tag)
+        kept = client.resolve(repository, trial.digest) is not None
+        gone = client.resolve(repository, tag) is None
+    except UnreachableError:
+        raise
+    except RegistryError:
+        return False
+    finally:
+        with suppress(RegistryError):  # a few bytes, where even that is not allowed
+            client.delete_manifest(repository, trial.digest)
+    return kept and gone
+
+
+def remove_tags(
+    tree: RegistryTree, tags: Iterable[PutTag], *, stage: TagStage = publication_stage, run: Run
+) -> tuple[tuple[str, str], ...]:
+    """Delete tags of a registry that `deletes_tags`, the last stage first.
+
+    Returns the (repository, tag) of each that is gone, sorted; a warning names each other one.
+
+    Raises:
+        CancelledError: the run was stopped.
+    """
+
+    def drop(step: PutTag) -> None:
+        delete_tag(tree, step.repository, step.tag)
+
+    def stage_of(step: PutTag) -> int:
+        return stage(step.repository, step.tag)
+
+    gone: list[tuple[str, str]] = []
+    for _, steps in groupby(sorted(tags, key=stage_of, reverse=True), stage_of):
+        with closing(for_each(list(steps), drop, run=run)) as outcomes:
+            for step, outcome in outcomes:
+                if isinstance(outcome, MirrorError):
+                    name = f"{step.repository or '/'}:{step.tag}"
+                    run.on_event(Warned(f"{tree.name}: tag {name} could not be removed: {outcome}"))
+                else:
+                    gone.append((step.repository, step.tag))
+    return tuple(sorted(gone))
+
+
+def delete_tag(tree: RegistryTree, path: str, tag: str) -> None:
+    """Delete a tag of a registry that `deletes_tags`. One that is gone counts as deleted."""
+    with suppress(RegistryNotFoundError):
+        tree.client.delete_tag(tree.locate(path), tag)
+
+
+_ATTEMPTS = 3
+"""How often a tag is set and deleted again if the registry deletes its manifest and keeps it."""
+
+
+def drop_tag(tree: RegistryTree, path: str, tag: str) -> None:
+    """Delete a tag by way of a manifest of our own: no other manifest goes with it."""
+    repository = tree.locate(path)
+    # Nothing else names it, so that deleting it deletes this tag alone.
+    stand_in = make_artifact(
+        "application/vnd.deckhouse.mirror.removed-tag.v1",
+        annotations={"io.deckhouse.mirror.removed-tag": f"{path}:{tag}"},
+    )
+    for attempt in range(1, _ATTEMPTS + 1):
+        put_artifact(tree.client, repository, stand_in, tag)
+        try:
+            tree.client.delete_manifest(repository, stand_in.manifest.digest)
+        except RegistryNotFoundError:
+            # As above: deleted by a request that then failed, or whose answer was lost.
+            if attempt == _ATTEMPTS and tag in tree.listed_tags(path):
+                raise
+        else:
+            return

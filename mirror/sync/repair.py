@@ -28,12 +28,11 @@ from mirror.events import BytesMoved
 from mirror.oci import Digest, Manifest, Verifier
 from mirror.run import Run
 from mirror.sync.content import PerItemErrors
-from mirror.sync.failover import BlobContent, FailoverSource
+from mirror.sync.failover import BlobContent, FailoverSource, copy_blob
 from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Failure, Finding, Item, speaks_of_damage
 from mirror.sync.observe import read_blob, read_manifest
 from mirror.sync.plan import CopyBlob
-from mirror.sync.transfer import copy_blob
 from mirror.sync.tree import RegistryTarget
 
 _log = logging.getLogger(__name__)

@@ -7,17 +7,15 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 from mirror.errors import (
-    DigestMismatchError,
     IncompleteError,
-    IntegrityError,
     MirrorError,
     NoSoundCopyError,
     NotFoundError,
     RegistryError,
-    SizeMismatchError,
 )
 from mirror.events import (
     BlobDone,
@@ -31,9 +29,17 @@ from mirror.oci import Digest, Manifest, ManifestNode
 from mirror.oci.reference import referrers_tag
 from mirror.run import ArchiveTally, Run, for_each
 from mirror.sync.content import PerItemErrors, Source, Target, graph
-from mirror.sync.failover import BlobContent, FailoverSource
+from mirror.sync.failover import copy_blob
 from mirror.sync.inventory import Inventory, InventoryBuilder
-from mirror.sync.plan import CopyBlob, Plan, PutManifest, PutTag, archives_of, make_plan
+from mirror.sync.plan import (
+    CopyBlob,
+    NewTags,
+    Plan,
+    PutManifest,
+    PutTag,
+    archives_of,
+    make_plan,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +108,8 @@ def transfer(
     source: Source,
     target: Target,
     *,
+    new_tags: NewTags = MappingProxyType({}),
+    before_manifests: Callable[[], None] = lambda: None,
     before_tags: Callable[[Interim], None] = lambda _interim: None,
     independence: Independence | None = None,
     earlier: int = 0,
@@ -113,8 +121,9 @@ def transfer(
     Listeners are told of bytes that are in place: `earlier` ones, which an interrupted transfer
     left there, and what is `held` anyway.
 
-    `before_tags` is called once, when all blobs and manifests are in place and no tag has turned;
-    it may raise.
+    A manifest of `new_tags` goes by these tags, in one request each, and not by its digest before.
+    `before_manifests` is called once, when all blobs are in place, and `before_tags`, when all
+    manifests are and no other tag has turned; both may raise.
 
     Within a step of that order items run in `run.threads`. An item that fails does not stop
     its siblings. What comes after them does not begin, so a tag never names what is not there;
@@ -126,36 +135,8 @@ def transfer(
         IncompleteError: some items failed; it lists each with its reason.
         CancelledError: `run` was stopped; what is done is done, and a new plan leaves it out.
     """
-    work = _Transfer(plan, source, target, independence, Run.of(run))
-    return work.carry_out(before_tags, earlier, held)
-
-
-def copy_blob(
-    step: CopyBlob,
-    source: Source,
-    target: Target,
-    *,
-    on_bytes: Callable[[int], None] = lambda _count: None,
-    run: Run,
-) -> int:
-    """Bring one blob; return the bytes that moved.
-
-    If what `source`, a `FailoverSource`, gave first proves wrong, its next place gives the blob. A
-    client of several replicas says itself which of them is damaged, and then asks the others first.
-    """
-    content = BlobContent(source, step.source, step.digest, step.size, on_bytes=on_bytes, run=run)
-    damaged: set[str] = set()
-    while True:
-        try:
-            return target.put_blob(step, content)
-        except IntegrityError as err:
-            mismatch = isinstance(err, DigestMismatchError | SizeMismatchError)
-            if content.is_blamed_by(err) and isinstance(source, FailoverSource):
-                source.reject(step.digest, err)
-            elif not mismatch or content.is_blamed_by(err) or err.where in damaged:
-                raise
-            damaged.add(err.where)
-        content = content.restarted()
+    work = _Transfer(plan, source, target, new_tags, independence, Run.of(run))
+    return work.carry_out(before_manifests, before_tags, earlier, held)
 
 
 class _Transfer:
@@ -166,6 +147,7 @@ class _Transfer:
         plan: Plan,
         source: Source,
         target: Target,
+        new_tags: NewTags,
         independence: Independence | None,
         run: Run,
     ) -> None:
@@ -176,10 +158,16 @@ class _Transfer:
         self._sent = 0
         self._large = threading.Semaphore(run.jobs)  # however many threads work
         self._archives = ArchiveTally(run.on_event)
+        self._new_tags = new_tags
+        self._set: set[PutTag] = set()  # of the new ones, those that are there
         self._turning = {(step.repository, step.tag) for stage in plan.tags for step in stage}
 
     def carry_out(
-        self, before_tags: Callable[[Interim], None], earlier: int, held: int
+        self,
+        before_manifests: Callable[[], None],
+        before_tags: Callable[[Interim], None],
+        earlier: int,
+        held: int,
     ) -> TransferReport:
         """Do it all, in order."""
         plan = self._plan
@@ -197,9 +185,10 @@ class _Transfer:
             for archive in archives_of(step):
                 self._archives.expect(archive, step.size)
         blobs = self._carry(plan.blobs, self._copy)
+        before_manifests()
         manifests = sum(self._carry(wave, self._put) for wave in plan.manifests)
         before_tags(self._interim())
-        tags = sum(map(self._turn, plan.tags))
+        tags = len(self._set) + sum(map(self._turn, plan.tags))
         return TransferReport(blobs, self._sent, manifests, tags, tuple(self._failures))
 
     def _interim(self) -> Interim:
@@ -217,7 +206,8 @@ class _Transfer:
         Distribution rewrites a manifest's file for each of its tags, and refuses an index that
         names it at that moment. So what is in an index gets its tags before the index does.
         """
-        done = self._carry(stage, self._name) - len(self._indexes)
+        left = [step for step in stage if step not in self._set]
+        done = self._carry(left, self._name) - len(self._indexes)
         done += sum(self._carry(tags, self._name) for tags in _parents_last(self._indexes))
         self._indexes.clear()
         return done
@@ -271,9 +261,8 @@ class _Transfer:
         return sent
 
     def _put(self, step: PutManifest) -> int:
-        sent = self._put_manifest(
-            step.repository, self._source.manifest(step.repository, step.digest)
-        )
+        manifest = self._source.manifest(step.repository, step.digest)
+        sent = self._put_manifest(step.repository, manifest, self._new_tags.get(step, ()))
         self._run.on_event(ManifestDone(step.repository, step.digest))
         return sent
 
@@ -282,6 +271,9 @@ class _Transfer:
         if manifest.is_index and step not in self._indexes:
             self._indexes[step] = manifest
             return 0
+        return self._put_tag(step, manifest)
+
+    def _put_tag(self, step: PutTag, manifest: Manifest) -> int:
         sent = self._settle(
             step.repository,
             manifest,
@@ -290,10 +282,18 @@ class _Transfer:
         self._run.on_event(TagDone(step.repository, step.tag, step.digest))
         return sent
 
-    def _put_manifest(self, repository: str, manifest: Manifest) -> int:
-        sent = self._settle(
-            repository, manifest, lambda: self._target.put_manifest(repository, manifest)
-        )
+    def _put_manifest(
+        self, repository: str, manifest: Manifest, tags: Sequence[PutTag] = ()
+    ) -> int:
+        """Store `manifest`, by its new `tags` if it has any; return the bytes that moved."""
+        sent = 0
+        for step in tags:
+            sent += self._put_tag(step, manifest)
+            self._set.add(step)
+        if not tags:
+            sent = self._settle(
+                repository, manifest, lambda: self._target.put_manifest(repository, manifest)
+            )
         subject = manifest.subject
         if subject and (repository, referrers_tag(subject.digest)) not in self._turning:
             self._target.list_referrer(repository, manifest)

@@ -140,10 +140,12 @@ def test_results_of_an_interrupted_run_are_told_as_json_too(
 
 # -- push --------------------------------------------------------------------------------------
 
+RELEASES = "/release(-channel)?"
 MOMENTS = {
     "blobs": ("POST", "/blobs/uploads/", ("PUT", "/blobs/uploads/", 6)),
     "manifests": ("PUT", "/manifests/sha256:", ("PUT", "/manifests/sha256:", 6)),
     "images": ("PUT", "/manifests/v1", ("PUT", "/manifests/v1", 3)),
+    "versions": ("PUT", f"{RELEASES}/manifests/v1", ("PUT", f"{RELEASES}/manifests/v1", 1)),
     "channels": ("PUT", f"/manifests/({CHANNELS})", ("PUT", f"/manifests/({CHANNELS})", 1)),
 }
 """While what is being sent the push is stopped: requests to slow down, and how many to await."""
@@ -168,7 +170,7 @@ def wire(target: EmbeddedRegistry) -> Iterator[Wire]:
     [
         *((signal.SIGINT, moment) for moment in MOMENTS),
         (signal.SIGKILL, "blobs"),
-        (signal.SIGKILL, "images"),
+        (signal.SIGKILL, "versions"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
@@ -192,8 +194,9 @@ def test_an_interrupted_push_leaves_no_dangling_tag_and_the_next_one_completes(
     assert lacking.code == 4, "the push was over before it was stopped"
 
     again = call_mirror(*arguments, "--json").succeeded()
-    if moment in ("images", "channels"):  # what had arrived is not sent again
+    if moment in ("images", "versions", "channels"):  # what had arrived is not sent again
         assert again.document["uploaded"]["blobs"] == 0
+    if moment in ("versions", "channels"):
         assert again.document["uploaded"]["manifests"] == 0
     against = ("verify", tiny_bundle, "--against", f"{target.address}/dkp/ee", "--deep")
     call_mirror(*against, *PLAIN).succeeded()

@@ -65,7 +65,8 @@ def once(act: Callable[[], object], kind: type[Event], words: str = "") -> OnEve
     done: list[Event] = []
 
     def listener(event: Event) -> None:
-        if not done and isinstance(event, kind) and words in getattr(event, "name", words):
+        told = getattr(event, "name", getattr(event, "repository", words))
+        if not done and isinstance(event, kind) and words in told:
             done.append(event)
             act()
 
@@ -101,7 +102,7 @@ def test_a_push_whose_announcement_another_one_replaced_states_nothing(
     load(other, replica)
     before = read_state(replica.tree).current
     rival = Statement(Inventory(), 7).artifact()
-    late = once(lambda: announce(replica.tree, rival), TagDone)
+    late = once(lambda: announce(replica.tree, rival), TagDone, "release")
     with pytest.raises(ConflictError) as told:
         load(sample, replica, late)
     assert str(told.value) == (

@@ -26,6 +26,7 @@ from mirror.errors import (
     MissingBaseError,
 )
 from mirror.events import Event, TagDone, TransferStarted
+from mirror.layout import publication_stage
 from mirror.oci import Digest
 from mirror.operations import shards
 from mirror.operations.push import push
@@ -234,6 +235,11 @@ def send_and_die(reader: BundleReader, target: Replica, text: str) -> None:
     target.registry.faults.clear()
 
 
+def turns(event: Event) -> bool:
+    """Whether a tag was set that leads to others: the push has announced what it will state."""
+    return isinstance(event, TagDone) and publication_stage(event.repository, event.tag) > 0
+
+
 def test_a_shard_that_comes_while_another_one_sets_the_tags_ends_well(
     reader: BundleReader, target: Replica, plain: Replica
 ) -> None:
@@ -241,7 +247,7 @@ def test_a_shard_that_comes_while_another_one_sets_the_tags_ends_well(
     others: list[PushShardReport] = []
 
     def meanwhile(event: Event) -> None:
-        if isinstance(event, TagDone) and not others:
+        if turns(event) and not others:
             others.append(send(reader, target, "1/2"))
 
     report = send(reader, target, "2/2", Run(jobs=1, on_event=meanwhile))
@@ -273,7 +279,7 @@ def test_a_push_that_finds_another_one_under_way_which_ends_meanwhile_ends_well(
         others: list[Future[object]] = []
 
         def meanwhile(event: Event) -> None:
-            if isinstance(event, TagDone) and not others:
+            if turns(event) and not others:
                 others.append(pool.submit(second))
                 found.wait(PATIENCE_S)
 

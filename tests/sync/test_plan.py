@@ -6,14 +6,24 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.sync import Inventory, InventoryBuilder, Plan, PutTag, by_archive, make_plan, union
-from mirror.sync.plan import CopyBlob, PutManifest
+from mirror.sync import (
+    Inventory,
+    InventoryBuilder,
+    MemoryStore,
+    Plan,
+    PutTag,
+    by_archive,
+    make_plan,
+    union,
+)
+from mirror.sync.plan import CopyBlob, PutManifest, new_tags
 from tests.support.inventories import (
     add_closed,
     fake_blob,
     fake_manifest,
     inventories,
     items,
+    put_image_by_sha512,
     sample_store,
     with_only,
     without,
@@ -228,6 +238,36 @@ def test_tags_appear_stage_by_stage(case: tuple[Inventory, Inventory]) -> None:
     order = [number for stage in numbers for number in stage]
     assert all(earlier < later for earlier, later in pairwise(order))
     assert plan.tag_count == sum(len(stage) for stage in plan.tags)
+
+
+@given(places())
+def test_a_manifest_goes_by_the_tags_that_nobody_has_seen_and_that_promise_nothing_else(
+    case: tuple[Inventory, Inventory],
+) -> None:
+    wanted, held = case
+    plan = make_plan(wanted, held, stage=stage_of)
+    found = new_tags(plan, held, lambda path, tag: stage_of(path, tag) == 0)
+    puts = {put for wave in plan.manifests for put in wave}
+    assert found.keys() <= puts
+    assert all(found.values())
+    assert {step for steps in found.values() for step in steps} == {
+        step
+        for stage in plan.tags
+        for step in stage
+        if step.tag not in held.repository(step.repository).tags
+        and stage_of(step.repository, step.tag) == 0
+        and PutManifest(step.repository, step.digest) in puts
+    }
+    for put, steps in found.items():
+        assert {(one.repository, one.digest) for one in steps} == {(put.repository, put.digest)}
+
+
+def test_a_manifest_that_goes_by_another_digest_than_sha256_is_put_by_it() -> None:
+    store = MemoryStore()
+    put_image_by_sha512(store, "a", "v1")
+    plan = make_plan(store.inventory(), Inventory())
+    assert plan.tag_count == 1
+    assert new_tags(plan, Inventory(), lambda _path, _tag: True) == {}
 
 
 def test_a_tag_that_names_something_else_is_moved_and_its_old_manifest_stays() -> None:

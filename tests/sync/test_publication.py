@@ -10,14 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirror.errors import StatementError
+from mirror.errors import ConflictError, StatementError
+from mirror.events import Event, OnEvent, TransferStarted, ignore
+from mirror.layout import publication_stage
 from mirror.oci import Digest, Manifest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.registry import ConnectionOptions, RegistryClient
+from mirror.run import Run
 from mirror.serve import MemoryStorage, put_blob
-from mirror.sync import Inventory
-from mirror.sync.plan import PutTag
-from mirror.sync.publication import Goal, Publication, Step, deletes_tags
+from mirror.sync import Inventory, MemoryStore
+from mirror.sync.plan import PutTag, make_plan, tags_of
+from mirror.sync.publication import Goal, Publication, Step, announce
 from mirror.sync.publication_state import (
     PublicationState,
     Published,
@@ -25,14 +28,17 @@ from mirror.sync.publication_state import (
     generations,
     kept_statements,
     next_statement,
+    read_state,
     read_statement,
     statement_digest,
 )
+from mirror.sync.removal import deletes_tags
 from mirror.sync.statement import MAX_GENERATION, REPOSITORY, Artifact, Statement, put_artifact
 from mirror.testing import EmbeddedRegistry
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import client_of, state, tree_of
 from tests.support.real_registry import RealRegistry
+from tests.support.replicas import ROOT, Replica, replicas
 
 
 def put(client: RegistryClient, artifact: Artifact, *tags: str) -> None:
@@ -193,6 +199,70 @@ def test_tags_turn_between_the_announcement_and_the_statement_or_without_both(
     # Nobody finds a statement that the tags contradict.
     assert (Step.RETRACT in steps) == (retracts and turns and not states)
     assert (Step.REMOVE in steps) == (states and removes)
+
+
+def carried(replica: Replica, store: MemoryStore, on_event: OnEvent = ignore) -> Publication:
+    """A publication of `store` that has been carried out."""
+    place, wanted = replica.tree.target(), store.inventory()
+    held = place.held(wanted)
+    plan = make_plan(wanted, held, stage=publication_stage)
+    state = read_state(replica.tree)
+    goal = Goal.of(Statement(wanted, state.generation + 1))
+    publication = Publication(replica.tree, state, goal, seen=held, finish_first=True)
+    new, run = publication.new_tags(plan, held), Run(on_event=on_event)
+    publication.carry_out(plan, store, place, new_tags=new, run=run)
+    return publication
+
+
+def test_an_image_goes_by_its_new_tags_and_all_others_by_digest_first() -> None:
+    store = sample_store()
+    with replicas(1) as (replica,):
+        replica.registry.requests.clear()
+        carried(replica, store)
+        puts = replica.registry.requests.matching("PUT", "/manifests/", 201)
+        assert tags_of(replica.held()) == tags_of(store.inventory())
+    content = store.inventory().repository("")
+    names = [one.path.rpartition("/")[2] for one in puts if "/deckhouse/manifests/" in one.path]
+    loose = content.manifests.keys() - content.tags.values()
+    assert loose, "the images of an index"
+    assert sorted(names) == sorted([*content.tags, *map(str, loose)])
+    names = [
+        one.path.rpartition("/")[2] for one in puts if "/deckhouse/release-channel/" in one.path
+    ]
+    (digest,) = set(store.inventory().repository("release-channel").tags.values())
+    assert names == [str(digest), "v1.0.0", "alpha"]
+    announced = [one.path for one in puts].index(f"/v2/{ROOT}/{REPOSITORY}/manifests/pending")
+    late = [one for one in puts[announced:] if REPOSITORY not in one.path]
+    assert {publication_stage(one.path.split("/")[4], one.path.rpartition("/")[2]) for one in late}
+
+
+def test_a_new_tag_that_somebody_else_sets_meanwhile_stops_it_before_any_is_set() -> None:
+    store, other = sample_store(), MemoryStore()
+    put_image(other, "modules/console", "v0.1.0", layers=(b"of somebody else",))
+    with replicas(1) as (replica,):
+
+        def meanwhile(event: Event) -> None:
+            if isinstance(event, TransferStarted):
+                replica.fill(other, generation=None)
+
+        with pytest.raises(
+            ConflictError, match=r"modules/console:v0\.1\.0 was changed by somebody"
+        ):
+            carried(replica, store, meanwhile)
+        assert tags_of(replica.held()) == tags_of(other.inventory())
+
+
+def test_no_tag_goes_early_after_an_interrupted_publication_whose_tags_turn_first() -> None:
+    """It would be turned back to what the interrupted one promised."""
+    store, interrupted_one = MemoryStore(), MemoryStore()
+    put_image(store, "modules/console", "v0.1.0", layers=(b"new",))
+    put_image(interrupted_one, "modules/console", "v0.1.0", layers=(b"old",))
+    with replicas(1) as (replica,):
+        replica.fill(interrupted_one, generation=None)
+        announce(replica.tree, Goal.of(Statement(interrupted_one.inventory(), 1)).artifact)
+        assert replica.storage.delete_tag(f"{ROOT}/modules/console", "v0.1.0")
+        assert carried(replica, store).state.pending is not None
+        assert tags_of(replica.held()) == tags_of(store.inventory())
 
 
 def test_tags_are_removed_on_the_way_to_a_statement_only(client: RegistryClient) -> None:

@@ -13,14 +13,16 @@ from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, R
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, PutTag, make_plan, transfer
 from mirror.sync.inventory import RepositoryContent
-from mirror.sync.publication import announce, deletes_tags, remove_tags
+from mirror.sync.publication import announce
 from mirror.sync.publication_state import read_state
 from mirror.sync.removal import (
     DropManifest,
     DropTag,
     Removal,
+    deletes_tags,
     plan_removal,
     remove,
+    remove_tags,
 )
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tree import RegistryTree
