@@ -191,16 +191,6 @@ def read_secret(secret: str | None, prompt: str) -> str | None:
 # -- options ---------------------------------------------------------------------------------------
 
 
-def _read_by(parse: Callable[[str], float]) -> Callable[..., float | None]:
-    def read(_ctx: click.Context, _option: click.Parameter, value: str | None) -> float | None:
-        try:
-            return None if value is None else parse(value)
-        except ValueError as err:
-            raise click.BadParameter(str(err)) from None
-
-    return read
-
-
 def _host(text: str) -> str:
     """The name of a host, without its port."""
     try:
@@ -266,13 +256,13 @@ _registry_options = {
         type=FILE,
     ),
     "limit_rate": option(
-        "Limit of the traffic with each registry: 20MB/s, 512KiB/s.", callback=_read_by(parse_rate)
+        "Limit of the traffic with each registry: 20MB/s, 512KiB/s.", read=parse_rate
     ),
     "retry_for": option(
         "How long to wait for a registry that is away or busy before giving up, counted from the "
         "last thing that got through: 30s, 5m, 1h30m.  [default: 5m for a registry that has "
         "answered, a few seconds for one that has not]",
-        callback=_read_by(parse_duration),
+        read=parse_duration,
     ),
     "trust_host": repeatable(
         "Follow the registry to this host although it is in a private network, and send it the "

@@ -92,8 +92,8 @@ def merge_command(
     compress: str = option(_about("compress"), type=click.Choice(["none", "zstd"]), default="none"),
     gost_digest: bool = flag(_about("gost_digest")),
     dedupe: bool = flag(_about("dedupe")),
-    verify_key: Path | None = file_option(
-        "Check each bundle's signature with this public key (PEM)."
+    verify_key: bytes | None = file_option(
+        "Check each bundle's signature with this public key (PEM).", read=Path.read_bytes
     ),
     sign_key: Path | None = sign_key_option,
     access: AccessOptions = bundle_access,
@@ -130,7 +130,7 @@ def merge_command(
         out,
         dedupe=dedupe,
         force=force,
-        key=verify_key.read_bytes() if verify_key is not None else None,
+        key=verify_key,
         packing=packing,
         run=work.run,
     )

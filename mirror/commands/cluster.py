@@ -18,14 +18,7 @@ from click.core import ParameterSource
 from pydantic import SecretStr
 
 from mirror.commands import options
-from mirror.commands.mode_render import (
-    cache_proxies_option,
-    images_of,
-    images_option,
-    proxies_of,
-    push_ingress_of,
-    push_ingress_option,
-)
+from mirror.commands.mode_render import cache_proxies_option, images_option, push_ingress_option
 from mirror.commands.options import Work, argument, command, file_option, flag, option
 from mirror.commands.process import handling
 from mirror.controller.cluster import Controller
@@ -44,6 +37,8 @@ from mirror.modes.endpoints import Endpoint, replica_endpoints
 from mirror.modes.routes import LOGICAL_HOST, LOGICAL_PATH, Plane, RegistryUser, Role
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import load_access, read_text
+from mirror.nodeconfig.objects import PushIngress
+from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.render import MANIFESTS, RenderOptions
 from mirror.oci import Repository
 from mirror.registry import ConnectionOptions, Credentials, find_credentials
@@ -246,13 +241,14 @@ def controller_command(
         "--lease NAME",
         default="mirror-controller",
     ),
-    digests: Path | None = file_option(
+    digests: str | None = file_option(
         "images_digests.json of the release, or lines with digests: the required images.  "
-        "[default: what the platform's pods run]"
+        "[default: what the platform's pods run]",
+        read=read_text,
     ),
-    images: tuple[str, ...] = images_option,
-    push_ingress: tuple[str, ...] = push_ingress_option,
-    cache_proxies: tuple[str, ...] = cache_proxies_option,
+    images: Images = images_option,
+    push_ingress: PushIngress | None = push_ingress_option,
+    cache_proxies: dict[str, str] = cache_proxies_option,
     once: bool = flag("Run one pass without the Lease, tell it, and end."),
     work: Work = options.as_json,
 ) -> None:
@@ -264,13 +260,9 @@ def controller_command(
     """
     controller = Controller(
         api,
-        RenderOptions(
-            images=images_of(images),
-            environment=proxies_of(cache_proxies),
-            push_ingress=push_ingress_of(push_ingress),
-        ),
+        RenderOptions(images=images, environment=cache_proxies, push_ingress=push_ingress),
         force=force_conflicts,
-        digests=None if digests is None else read_text(digests),
+        digests=digests,
     )
     work.callback(api.close)
     if once:

@@ -77,10 +77,11 @@ def show_command(cluster: Cluster = required_cluster, work: Work = options.as_js
 def resolve_command(
     reference: str = argument(metavar="REF"),
     cluster: Cluster = required_cluster,
-    plane: str | None = option(
+    plane: Plane | None = option(
         "Who asks: containerd on a node (cri), a pod (api), whoever pushes (operator), or a "
         "replica.  [default: all]",
         type=click.Choice([plane.value for plane in Plane]),
+        read=Plane,
     ),
     work: Work = options.as_json,
 ) -> None:
@@ -91,7 +92,7 @@ def resolve_command(
     (install:v1.70.0). This only reads files and contacts no registry.
     """
     asked = _asked(reference, cluster)
-    asking = [Plane(plane)] if plane else list(Plane)
+    asking = [plane] if plane else list(Plane)
     planes = {one.value: _routes(cluster, asked, one) for one in asking}
     if all("error" in way for way in planes.values()):
         raise RouteError(next(iter(planes.values()))["error"])
@@ -213,18 +214,21 @@ def plan_command(
     current_file: Path | None = file_option(
         "YAML file with the cluster's present ModuleConfig.", "--from"
     ),
-    state_file: Path | None = file_option(
+    state: RegistryState | None = file_option(
         "YAML or JSON file with the Secret registry-state: the present mode and any switch under "
         "way.",
-        "--state",
+        read=RegistryState.load,
     ),
-    target_file: Path = file_option(
-        "YAML file with the ModuleConfig to switch to.", "--to", required=True
+    target: RegistrySettings = file_option(
+        "YAML file with the ModuleConfig to switch to.",
+        "--to",
+        required=True,
+        read=RegistrySettings.load,
     ),
-    facts_file: Path | None = file_option(
+    facts: ClusterFacts | None = file_option(
         "YAML file with facts about the cluster (bootstrapped, static, nodes, …). The plan lists "
         "what it does not say as still to be checked.",
-        "--facts",
+        read=load_facts,
     ),
     rotated: tuple[str, ...] = repeatable(
         "Plan a rotation too: of the authority, the token keys or the users' passwords, as `mirror "
@@ -243,14 +247,12 @@ def plan_command(
     This changes nothing in the cluster. A refused switch ends with exit code 1, and the output
     names a path that reaches the target.
     """
-    facts = ClusterFacts() if facts_file is None else load_facts(facts_file)
-    target = RegistrySettings.load(target_file)
+    facts = facts or ClusterFacts()
     current: RegistrySettings | None = None
     if not installing:
-        state = None if state_file is None else RegistryState.load(state_file)
         current = _current(current_file, state)
         facts = _with_aborted(facts, state, target)
-    elif current_file is not None or state_file is not None:
+    elif current_file is not None or state is not None:
         raise InputError("--installing excludes --from and --state: there is no mode yet")
     plan = plan_switch(current, target, facts, strict=not undocumented)
     if rotated and plan.verdict is not Verdict.NOTHING:

@@ -47,20 +47,102 @@ FLAVOURS = ("deckhouse", "stock")
 IMAGE_NAMES = ("distribution", "auth", "mirror", "nginx")
 
 
+def _pairs(
+    texts: Iterable[str], what: str, expected: str, advice: str, names: Collection[str] = ()
+) -> dict[str, str]:
+    """NAME=VALUE as a mapping; each name once, and among `names` if there are any."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or name in found or (names and name not in names):
+            odd = f"{name} twice" if name in found else repr(text)
+            raise RenderingError(f"{what}: expected {expected}, found {odd}; {advice}")
+        found[name] = value
+    return found
+
+
+def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
+    files = [text for text in texts if "=" not in text and master]
+    for text in files:
+        if not Path(text).exists():
+            raise RenderingError(
+                f"nodes: expected NAME=ADDRESS or a YAML file of nodes, found {text!r}, which "
+                "is not a file; write master-0=10.0.0.1"
+            )
+    listed = (one for text in texts if text not in files for one in text.split(","))
+    named = _pairs(listed, "nodes", "NAME=ADDRESS", "write master-0=10.0.0.1")
+    return [
+        *(node for text in files for node in load_nodes(Path(text))),
+        *(Node(name, address, master) for name, address in named.items()),
+    ]
+
+
+def _images(texts: tuple[str, ...]) -> Images:
+    expected = f"NAME=IMAGE with each of {', '.join(IMAGE_NAMES)} at most once"
+    return Images(**_pairs(texts, "images", expected, "correct it", IMAGE_NAMES))
+
+
+def _ports(texts: tuple[str, ...]) -> Ports:
+    found: dict[str, int] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in ("registry", "debug", "token") or not (
+            number.isascii() and number.isdigit() and len(number) < 6
+        ):
+            raise RenderingError(
+                "in-cluster ports: expected NAME=PORT with registry, debug or token as the name, "
+                f"found {text!r}; write registry=7001"
+            )
+        found[name] = int(number)
+    return Ports(**found)
+
+
+def _proxies(texts: tuple[str, ...]) -> dict[str, str]:
+    """The environment of the caches, in both spellings: programs differ in which they read."""
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+    advice = "write HTTPS_PROXY=http://proxy.example.com:3128"
+    found = _pairs(texts, "cache proxies", f"NAME=VALUE of {', '.join(names)}", advice, names)
+    return found | {name.lower(): value for name, value in found.items()}
+
+
+def _push_ingress(texts: tuple[str, ...]) -> PushIngress | None:
+    """The ingress of `--push-ingress`; None without one."""
+    fields = {"host": "host", "class": "ingress_class", "tls-secret": "tls_secret"}
+    advice = "write host=registry.apps.example.com"
+    names = (*fields, "allow")
+    found = _pairs(texts, "push ingress", f"NAME=VALUE of {', '.join(names)}", advice, names)
+    if not found:
+        return None
+    if "host" not in found:
+        raise RenderingError(f"push ingress: expected a host, found none; {advice}")
+    allow = found.pop("allow", "")
+    given = {fields[name]: value for name, value in found.items()}
+    return PushIngress(**given, allow=tuple(allow.split(",")) if allow else ())
+
+
+def _sources(texts: tuple[str, ...]) -> dict[str, str]:
+    advice = "write registry.example=ca.crt"
+    found = _pairs(texts, "module sources", "HOST=FILE", advice)
+    return {host: read_text(Path(path)) for host, path in found.items()}
+
+
 images_option = repeatable(
     "Images of pods: distribution, auth and (Local) mirror on masters; nginx of each node's "
     "balancer and relay. Without its images, a pod is not written.",
     "--image NAME=IMAGE",
+    read=_images,
 )
 cache_proxies_option = repeatable(
     "Proxy through which caches (Proxy) and the in-cluster proxy (Direct) reach the upstream: "
     "HTTP_PROXY, HTTPS_PROXY or NO_PROXY. Repeatable.",
     "--cache-proxy NAME=VALUE",
+    read=_proxies,
 )
 push_ingress_option = repeatable(
     "The public address for pushes (Local mode): host=registry.example.com, and if needed "
     "class=NAME, tls-secret=NAME, allow=NETWORK,… Repeatable.",
     "--push-ingress NAME=VALUE",
+    read=_push_ingress,
 )
 
 
@@ -99,24 +181,26 @@ def render_command(
         default="deckhouse",
     ),
     containerd: str | None = option("Flavour of containerd alone.", type=click.Choice(FLAVOURS)),
-    images: tuple[str, ...] = images_option,
+    images: Images = images_option,
     nginx_modules: tuple[str, ...] = repeatable(
         "A module for nginx to load, such as Debian's ngx_stream_module.so.", "--nginx-module PATH"
     ),
-    ingress_client_ca: Path | None = file_option(
-        "CA of the push ingress's client certificate (Local mode)."
+    ingress_client_ca: str | None = file_option(
+        "CA of the push ingress's client certificate (Local mode).", read=read_text
     ),
-    source_cas: tuple[str, ...] = repeatable(
+    source_cas: dict[str, str] = repeatable(
         "A module source's registry and its CA, for containerd on every node.",
         "--source-ca HOST=FILE",
+        read=_sources,
     ),
-    in_cluster_ports: tuple[str, ...] = repeatable(
+    in_cluster_ports: Ports = repeatable(
         "A port of Direct mode's in-cluster proxy (registry, debug, token) that is not the "
         "module's own.",
         "--in-cluster-port NAME=PORT",
+        read=_ports,
     ),
-    cache_proxies: tuple[str, ...] = cache_proxies_option,
-    push_ingress: tuple[str, ...] = push_ingress_option,
+    cache_proxies: dict[str, str] = cache_proxies_option,
+    push_ingress: PushIngress | None = push_ingress_option,
     switched: bool = flag("In a transition (--from): the components already read by the new way."),
     rotated: tuple[str, ...] = repeatable(
         "Begin to change the authority, the token keys or the users' passwords, without a gap: "
@@ -148,12 +232,12 @@ def render_command(
         containerd=Containerd(containerd or flavour),
         distribution=Distribution(flavour),
         nginx=Nginx(modules=nginx_modules),
-        images=images_of(images),
-        environment=proxies_of(cache_proxies),
-        in_cluster_ports=_ports(in_cluster_ports),
-        push_ingress=push_ingress_of(push_ingress),
-        ingress_client_ca=None if ingress_client_ca is None else read_text(ingress_client_ca),
-        sources=_sources(source_cas),
+        images=images,
+        environment=cache_proxies,
+        in_cluster_ports=in_cluster_ports,
+        push_ingress=push_ingress,
+        ingress_client_ca=ingress_client_ca,
+        sources=source_cas,
         in_place_root=PurePosixPath(out.resolve()) if in_place else None,
     )
     settings = RegistrySettings.load(config)
@@ -209,86 +293,6 @@ def render_command(
     elif held is not None and held.rotation is not None:
         rows.append(f"Rotation of {', '.join(held.rotation.what)}: the old is trusted no more")
     work.say(result, [*rows, *(f"Note: {note}" for note in rendered.notes)])
-
-
-def _pairs(
-    texts: Iterable[str], what: str, expected: str, advice: str, names: Collection[str] = ()
-) -> dict[str, str]:
-    """NAME=VALUE as a mapping; each name once, and among `names` if there are any."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or name in found or (names and name not in names):
-            odd = f"{name} twice" if name in found else repr(text)
-            raise RenderingError(f"{what}: expected {expected}, found {odd}; {advice}")
-        found[name] = value
-    return found
-
-
-def _nodes(texts: tuple[str, ...], *, master: bool) -> list[Node]:
-    files = [text for text in texts if "=" not in text and master]
-    for text in files:
-        if not Path(text).exists():
-            raise RenderingError(
-                f"nodes: expected NAME=ADDRESS or a YAML file of nodes, found {text!r}, which "
-                "is not a file; write master-0=10.0.0.1"
-            )
-    listed = (one for text in texts if text not in files for one in text.split(","))
-    named = _pairs(listed, "nodes", "NAME=ADDRESS", "write master-0=10.0.0.1")
-    return [
-        *(node for text in files for node in load_nodes(Path(text))),
-        *(Node(name, address, master) for name, address in named.items()),
-    ]
-
-
-def images_of(texts: tuple[str, ...]) -> Images:
-    """The images of `--image`."""
-    expected = f"NAME=IMAGE with each of {', '.join(IMAGE_NAMES)} at most once"
-    return Images(**_pairs(texts, "images", expected, "correct it", IMAGE_NAMES))
-
-
-def _ports(texts: tuple[str, ...]) -> Ports:
-    found: dict[str, int] = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        if name not in ("registry", "debug", "token") or not (
-            number.isascii() and number.isdigit() and len(number) < 6
-        ):
-            raise RenderingError(
-                "in-cluster ports: expected NAME=PORT with registry, debug or token as the name, "
-                f"found {text!r}; write registry=7001"
-            )
-        found[name] = int(number)
-    return Ports(**found)
-
-
-def proxies_of(texts: tuple[str, ...]) -> dict[str, str]:
-    """The environment of the caches, in both spellings: programs differ in which they read."""
-    names = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-    advice = "write HTTPS_PROXY=http://proxy.example.com:3128"
-    found = _pairs(texts, "cache proxies", f"NAME=VALUE of {', '.join(names)}", advice, names)
-    return found | {name.lower(): value for name, value in found.items()}
-
-
-def push_ingress_of(texts: tuple[str, ...]) -> PushIngress | None:
-    """The ingress of `--push-ingress`; None without one."""
-    fields = {"host": "host", "class": "ingress_class", "tls-secret": "tls_secret"}
-    advice = "write host=registry.apps.example.com"
-    names = (*fields, "allow")
-    found = _pairs(texts, "push ingress", f"NAME=VALUE of {', '.join(names)}", advice, names)
-    if not found:
-        return None
-    if "host" not in found:
-        raise RenderingError(f"push ingress: expected a host, found none; {advice}")
-    allow = found.pop("allow", "")
-    given = {fields[name]: value for name, value in found.items()}
-    return PushIngress(**given, allow=tuple(allow.split(",")) if allow else ())
-
-
-def _sources(texts: tuple[str, ...]) -> dict[str, str]:
-    advice = "write registry.example=ca.crt"
-    found = _pairs(texts, "module sources", "HOST=FILE", advice)
-    return {host: read_text(Path(path)) for host, path in found.items()}
 
 
 def _summary(

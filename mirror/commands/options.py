@@ -146,6 +146,15 @@ def bundle_at(text: str, connection: ConnectionOptions, work: Work) -> Location 
 # -- how options are declared ----------------------------------------------------------------------
 
 
+def _read(
+    read: Callable[[Any], Any], _ctx: click.Context, _option: click.Parameter, value: Any
+) -> Any:
+    try:
+        return None if value is None else read(value)
+    except ValueError as err:
+        raise click.BadParameter(str(err)) from None
+
+
 def argument(**settings: Any) -> Any:
     """An argument of the command, as the default of the parameter that receives it."""
     return lambda name: click.Argument([name], **settings)
@@ -155,8 +164,10 @@ def option(text: str | None, *names: str, **settings: Any) -> Any:
     """An option of the command, as the default of the parameter that receives it.
 
     Its long name is that parameter's, unless there is one among its other `names`. These are
-    written as `--help` shows them: `--from LEADER`.
+    written as `--help` shows them: `--from LEADER`. A value is passed through `read`, if given.
     """
+    if "read" in settings:
+        settings["callback"] = partial(_read, settings.pop("read"))
     settings.setdefault("show_default", settings.get("default") is not None)
     settings.setdefault("show_envvar", "envvar" in settings)
     if names:
@@ -431,19 +442,4 @@ html_option = option(
     "Write a self-contained HTML report with a map of sizes to this file.",
     "--html",
     type=RESULT_FILE,
-)
-
-
-def _for_d8(**_given: object) -> None:
-    """Take what `d8 mirror` is given to do with space and time, and warn that it is not needed."""
-    if os.environ.get("D8_MIRROR_TIMEOUT"):
-        warn_at_start(
-            "timeout",
-            "D8_MIRROR_TIMEOUT has no effect: a transfer may take any time as long as bytes move, "
-            "and a registry that stops answering is noticed without it",
-        )
-
-
-for_d8 = grouped(
-    _for_d8, tmp_dir=option("Accepted for compatibility; none is needed.", hidden=True)
 )

@@ -113,12 +113,6 @@ def _replaced(err: UnicodeError) -> tuple[str, int]:
     return "".join(_IN_ASCII.get(one) or ascii(one)[1:-1] for one in text), err.end
 
 
-def error_lost() -> bool:
-    """Whether standard error was closed, or has lost something."""
-    raw = getattr(getattr(sys.stderr, "buffer", None), "raw", None)
-    return isinstance(raw, _CarefulStream) and raw.lost
-
-
 def show(text: str) -> None:
     """Print a result."""
     _print(text, sys.stdout)
@@ -127,7 +121,8 @@ def show(text: str) -> None:
 def tell(text: str, level: str = "info", *, surely: bool = False) -> None:
     """Print a message on standard error; where that is lost, `surely` prints it as a result."""
     _print(message(text, level, sys.stderr), sys.stderr)
-    if surely and error_lost():
+    raw = getattr(getattr(sys.stderr, "buffer", None), "raw", None)
+    if surely and isinstance(raw, _CarefulStream) and raw.lost:
         show(message(text, level))
 
 
@@ -247,7 +242,8 @@ class Group(click.Group):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        as_json = _asks_for_json(args)
+        # Even if the other arguments cannot be parsed.
+        as_json = "--json" in (args[: args.index("--")] if "--" in args else args)
         try:
             ctx = super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
@@ -277,12 +273,6 @@ class Group(click.Group):
                 if (lacking := shortage(error)) is None:
                     raise
                 _fail(ctx, lacking)
-
-
-def _asks_for_json(args: Sequence[str]) -> bool:
-    """Whether `--json` is among the arguments, even if the others cannot be parsed."""
-    options = args[: args.index("--")] if "--" in args else args
-    return "--json" in options
 
 
 def _report(

@@ -40,20 +40,8 @@ def executable() -> Path | None:
 def version_command(work: Work = options.as_json) -> None:
     """Print the version of this release, of Python, of its libraries, and of the bundles that it
     reads."""
-    found = _about()
-    lines = [
-        f"mirror {found['version']}",
-        f"bundles: format {' and '.join(map(str, found['bundleFormats']))}",
-        f"Python {found['python']}, {found['openssl']}, {found['platform']}",
-        *([f"one file: {found['executable']}"] if found["executable"] else []),
-        *(f"{name} {version}" for name, version in found["libraries"].items()),
-    ]
-    work.say(found, lines)
-
-
-def _about() -> dict[str, Any]:
     file = executable()
-    return {
+    found: dict[str, Any] = {
         "version": metadata.version(DISTRIBUTION),
         "bundleFormats": [SCHEMA_VERSION, PARTIAL_SCHEMA_VERSION],
         "python": platform.python_version(),
@@ -62,6 +50,14 @@ def _about() -> dict[str, Any]:
         "executable": None if file is None else str(file),
         "libraries": dict(sorted(_libraries().items())),
     }
+    lines = [
+        f"mirror {found['version']}",
+        f"bundles: format {' and '.join(map(str, found['bundleFormats']))}",
+        f"Python {found['python']}, {found['openssl']}, {found['platform']}",
+        *([f"one file: {found['executable']}"] if found["executable"] else []),
+        *(f"{name} {version}" for name, version in found["libraries"].items()),
+    ]
+    work.say(found, lines)
 
 
 def _libraries() -> dict[str, str]:
@@ -132,25 +128,42 @@ def folder(_ctx: click.Context, _param: click.Parameter, typed: str) -> list[Com
     return [CompletionItem(typed, type="file")]
 
 
+def _for_d8(**_given: object) -> None:
+    """Take what `d8 mirror` is given to do with space and time, and warn that it is not needed."""
+    if os.environ.get("D8_MIRROR_TIMEOUT"):
+        options.warn_at_start(
+            "timeout",
+            "D8_MIRROR_TIMEOUT has no effect: a transfer may take any time as long as bytes move, "
+            "and a registry that stops answering is noticed without it",
+        )
+
+
+for_d8 = options.grouped(
+    _for_d8, tmp_dir=options.option("Accepted for compatibility; none is needed.", hidden=True)
+)
+
 # -- the scripts -----------------------------------------------------------------------------------
 
-_PLACES = {
-    "bash": ("XDG_DATA_HOME", ".local/share", "bash-completion/completions/mirror"),
-    "zsh": ("XDG_DATA_HOME", ".local/share", "zsh/site-functions/_mirror"),
-    "fish": ("XDG_CONFIG_HOME", ".config", "fish/completions/mirror.fish"),
+_SHELLS = {
+    "bash": (
+        *("XDG_DATA_HOME", ".local/share", "bash-completion/completions/mirror"),
+        "new shells have it, if the package bash-completion is installed",
+    ),
+    "zsh": (
+        *("XDG_DATA_HOME", ".local/share", "zsh/site-functions/_mirror"),
+        "new shells have it, if .zshrc has this before compinit:\n  fpath=({folder} $fpath)",
+    ),
+    "fish": (
+        *("XDG_CONFIG_HOME", ".config", "fish/completions/mirror.fish"),
+        "new shells have it",
+    ),
 }
-"""Shell → the variable that names the base folder, its default, and the file below it."""
-
-_HINTS = {
-    "bash": "new shells have it, if the package bash-completion is installed",
-    "zsh": "new shells have it, if .zshrc has this before compinit:\n  fpath=({folder} $fpath)",
-    "fish": "new shells have it",
-}
+"""Shell → the variable that names the base folder, its default, the file below it, and a hint."""
 
 
 @command("completion", "mirror completion bash --install")
 def completion_command(
-    shell: str | None = argument(type=click.Choice([*_PLACES]), required=False),
+    shell: str | None = argument(type=click.Choice([*_SHELLS]), required=False),
     install: bool = flag("Write the script to where this user's shell looks for it."),
 ) -> None:
     """Print the script by which a shell completes commands, options and values of `mirror`.
@@ -159,16 +172,15 @@ def completion_command(
     bundle that the command line names.
     """
     if shell is None:
-        raise click.UsageError(f"Name the shell: {', '.join(_PLACES)}.")
+        raise click.UsageError(f"Name the shell: {', '.join(_SHELLS)}.")
     found = get_completion_class(shell)
     assert found is not None  # one of click's own
     script = found(click.Command("mirror"), {}, "mirror", "_MIRROR_COMPLETE").source().strip()
     if not install:
         show(script)
         return
-    variable, default, name = _PLACES[shell]
-    base = Path(os.environ.get(variable) or Path.home() / default)
-    file = base / name
+    variable, default, name, hint = _SHELLS[shell]
+    file = Path(os.environ.get(variable) or Path.home() / default, name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{script}\n", encoding="utf-8")
@@ -177,7 +189,7 @@ def completion_command(
             f"{file} cannot be written: {err.strerror}; print the script without --install, and "
             "put it where the shell looks for it"
         ) from err
-    tell(f"{file} is written; {_HINTS[shell].format(folder=file.parent)}")
+    tell(f"{file} is written; {hint.format(folder=file.parent)}")
 
 
 # -- mirror config ---------------------------------------------------------------------------------
@@ -340,18 +352,16 @@ def _check_keys(program: click.Group, settings: Mapping[str, Any], where: str) -
     """Refuse keys that no command has, and below a command's name those that it has not."""
     commands = dict(_commands(program))
     everywhere = {key for command in commands.values() for key, _ in _keys(command)}
+    _refuse_unknown(settings, everywhere | commands.keys(), where)
     for key, value in settings.items():
-        known = everywhere | commands.keys()
         if key in commands:
             if not isinstance(value, Mapping):
                 raise InputError(f"{where}.{key}: expected keys and values")
-            known = {name for name, _ in _keys(commands[key])}
-            _refuse_unknown(value, known, f"{where}.{key}")
-        else:
-            _refuse_unknown((key,), known, where)
+            own = {name for name, _ in _keys(commands[key])}
+            _refuse_unknown(value, own, f"{where}.{key}")
 
 
-def _refuse_unknown(keys: Any, known: set[str], where: str) -> None:
+def _refuse_unknown(keys: Iterable[str], known: set[str], where: str) -> None:
     for key in keys:
         if key not in known:
             near = get_close_matches(str(key), known, n=1)

@@ -128,7 +128,7 @@ def pull_command(
     password: str | None = _LOGINS["password"],
     license_key: str | None = _LOGINS["license_key"],
     cluster: ClusterFiles = cluster_files,
-    _d8: None = options.for_d8,
+    _d8: None = program.for_d8,
     settings: Mapping[str, Any] = options.grouped(
         dict,
         **_config_options(

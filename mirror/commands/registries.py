@@ -51,6 +51,9 @@ from mirror.sync.observation import Finding
 from mirror.sync.statement import MAX_GENERATION, StatementKeys
 from mirror.sync.tree import RegistrySource
 
+_KEY = file_option(
+    "Check the bundle's signature with this public key (PEM).", "--key", read=Path.read_bytes
+)
 _DIFFER = 3
 _REPAIRED = (
     "a bundle is repaired in a folder: copy it into one, repair that and put it back, or make it "
@@ -123,13 +126,12 @@ def verify_command(
     ),
     quick: bool = flag("Check structure and sizes only, not the bytes of layers."),
     deep: bool = flag("With --against: also read back and hash every byte."),
-    key_file: Path | None = file_option(
-        "Check the bundle's signature with this public key (PEM).", "--key"
-    ),
-    shard: str | None = option(
+    key: bytes | None = _KEY,
+    shard: Shard | None = option(
         "Check one of COUNT shares of the bundle, as 3/8, which as many machines verify together. "
         "`auto`: the share of a pod of a Kubernetes Indexed Job.",
         "--shard N/COUNT",
+        read=Shard.parse,
     ),
     place: Path | str | None = option(
         "With --shard: where the shards gather what they find, a folder that all share or "
@@ -157,7 +159,7 @@ def verify_command(
             "--quick is about a bundle and --against about a registry, where nothing is read back "
             "without --deep; drop one of them"
         )
-    if key_file is not None and registry:
+    if key is not None and registry:
         raise InputError(
             "--key is about a bundle and --against about a registry; use one at a time"
         )
@@ -165,18 +167,16 @@ def verify_command(
         raise InputError("--shard is for the bytes of a bundle: leave --against and --html out")
     if place is not None and shard is None:
         raise InputError("--findings goes with --shard N/COUNT; one machine gathers nothing")
-    part = None if shard is None else Shard.parse(shard)
-    key = key_file.read_bytes() if key_file is not None else None
     target = cluster.reach(against, access, writes=False) if registry else None
     reader = work.enter_context(
         BundleReader([options.located(bundle_dir, access.connection(), work)])
     )
-    if part is not None:
+    if shard is not None:
         from mirror.commands.pull import made_at  # few need these
         from mirror.operations.shards import verify_shard
 
         where = None if place is None else made_at(place, access, work, "a place of findings")
-        done = verify_shard(reader, part, where, key=key, quick=quick, run=work.run)
+        done = verify_shard(reader, shard, where, key=key, quick=quick, run=work.run)
         code = IntegrityError.exit_code if done.report.findings else 0
         work.show(done, verify_shard_summary, code=code)
     elif target is None:
@@ -223,9 +223,7 @@ def repair_command(
         "Write what nobody has into this file, for `mirror pull --only` on the other side.",
         type=options.RESULT_FILE,
     ),
-    key_file: Path | None = file_option(
-        "Check the bundle's signature with this public key (PEM).", "--key"
-    ),
+    key: bytes | None = _KEY,
     html_file: Path | None = options.html_option,
     access: AccessOptions = keyed_registry_access,
     work: Work = options.running,
@@ -251,7 +249,7 @@ def repair_command(
         bundle_dir,
         [one for one in places if not isinstance(one, str)],
         sources,
-        key=key_file.read_bytes() if key_file is not None else None,
+        key=key,
         run=work.run,
     )
     lacking = report.lacking.repositories

@@ -29,7 +29,7 @@ from mirror.commands.access import (
 )
 from mirror.commands.options import Work, argument, command, file_option, flag, option, repeatable
 from mirror.commands.process import PROFILE, Profile, handling
-from mirror.commands.program import folder
+from mirror.commands.program import folder, for_d8
 from mirror.errors import InputError, InvalidReferenceError
 from mirror.events import Warned
 from mirror.layout import MODULES
@@ -61,8 +61,9 @@ def push_command(
         "--file",
         type=options.PathHere(exists=True),
     ),
-    verify_key: Path | None = file_option(
-        "Refuse a bundle that was not signed with the key of this public key (PEM)."
+    verify_key: bytes | None = file_option(
+        "Refuse a bundle that was not signed with the key of this public key (PEM).",
+        read=Path.read_bytes,
     ),
     dry_run: bool = flag("Print what would be sent, by repository; write nothing."),
     check: str = option(
@@ -71,12 +72,13 @@ def push_command(
         type=click.Choice(["manifests", "blobs"]),
         default="manifests",
     ),
-    verification: str = option(
+    verification: Verification = option(
         "What to ask the registry for when it has accepted everything: what was put, with some of "
         "the blobs, and the tags; or everything, as always with --replica.",
         "--verify",
         type=click.Choice([one.value for one in Verification]),
         default=Verification.TAGS.value,
+        read=Verification,
     ),
     state_dir: Path | None = option(
         "Where to keep the state of uploads, so that a killed push continues within a blob.  "
@@ -100,14 +102,15 @@ def push_command(
         "all]",
         type=click.IntRange(min=1),
     ),
-    shard: str | None = option(
+    shard: Shard | None = option(
         "Send one of COUNT shares of the bundle, as 3/8, which as many machines push together; the "
         "last to come sets the tags. `auto`: the share of a pod of a Kubernetes Indexed Job.",
         "--shard N/COUNT",
+        read=Shard.parse,
     ),
     replica_login: str | None = _REPLICA["login"],
     replica_password: str | None = _REPLICA["password"],
-    _d8: None = options.for_d8,
+    _d8: None = for_d8,
     keys: StatementKeys = pushing_keys,
     access: AccessOptions = registry_access,
     cluster: ClusterFiles = cluster_files,
@@ -150,20 +153,20 @@ def push_command(
             "--shard is for one registry at a time; leave --replica out, and run the shards for "
             "each registry, or let `mirror sync` fill the others"
         )
-    part = None if shard is None else Shard.parse(shard)
-    key = verify_key.read_bytes() if verify_key is not None else None
     bundles = [one if options.is_address(one) else Path(one) for one in folders]
     paths_given = [*(options.located(one, access.connection(), work) for one in bundles), *files]
     reader = work.enter_context(BundleReader(paths_given, flattened=accept_flattened))
     blobs = check == "blobs"
     if dry_run:
         tree = replace(work.enter_context(target.open(work.on_event)), keys=keys)
-        if part is not None:
+        if shard is not None:
             from mirror.operations.shards import plan_push_shard  # few need it
 
-            plan = plan_push_shard(reader, tree, part, key=key, check_blobs=blobs, run=work.run)
+            plan = plan_push_shard(
+                reader, tree, shard, key=verify_key, check_blobs=blobs, run=work.run
+            )
         else:
-            plan = plan_push(reader, tree, key=key, check_blobs=blobs, run=work.run)
+            plan = plan_push(reader, tree, key=verify_key, check_blobs=blobs, run=work.run)
         names = component_names(reader, reader.carried())
         work.show(replace(plan, names=names), push_plan_summary)
         return
@@ -175,21 +178,21 @@ def push_command(
     writable = not no_access_check
     if others:
         result = push_to_all(
-            reader, trees, quorum=quorum, key=key, check_access=writable, run=work.run
+            reader, trees, quorum=quorum, key=verify_key, check_access=writable, run=work.run
         )
         work.show(result, quorum_summary)
         return
     how: dict[str, Any] = {
-        "key": key,
+        "key": verify_key,
         "check_access": writable,
         "check_blobs": blobs,
-        "verification": Verification(verification),
+        "verification": verification,
         "run": work.run,
     }
-    if part is not None:
+    if shard is not None:
         from mirror.operations.shards import push_shard
 
-        work.show(push_shard(reader, trees[0], part, **how), push_shard_summary)
+        work.show(push_shard(reader, trees[0], shard, **how), push_shard_summary)
     else:
         work.show(push(reader, trees[0], **how), push_summary)
 
@@ -274,15 +277,17 @@ def sync_command(
     ),
     dry_run: bool = flag("Print what would be done; change nothing."),
     yes: bool = options.yes_option,
-    foreign_layers: str = option(
+    foreign_layers: ForeignLayers = option(
         "Non-distributable layers (layers with `urls`) that the leader holds.",
         type=click.Choice([*map(str, ForeignLayers)]),
         default=str(ForeignLayers.CARRY),
+        read=ForeignLayers,
     ),
-    sparse_indexes: str = option(
+    sparse_indexes: SparseIndexes = option(
         "Multi-arch indexes that lack some images at a leader without a statement.",
         type=click.Choice([*map(str, SparseIndexes)]),
         default=str(SparseIndexes.REFUSE),
+        read=SparseIndexes,
     ),
     storage: Sequence[str] = repeatable(
         "With --deep: the data folder of that registry, in which damaged files may be removed to "
@@ -335,7 +340,7 @@ def sync_command(
             masters=masters,
         )
     )
-    rules = ContentRules(ForeignLayers(foreign_layers), SparseIndexes(sparse_indexes))
+    rules = ContentRules(foreign_layers, sparse_indexes)
     opened = [
         replace(tree, rules=rules, keys=keys, storage=folders.get(name))
         for tree, name in zip(opened, names, strict=True)
