@@ -28,7 +28,9 @@ def __getattr__(name: str) -> Any:
         return sorted(_homes())
     if name.startswith("_") or name not in _homes():
         raise AttributeError(f"module 'mirror' has no attribute {name!r}")
-    return getattr(import_module(_homes()[name]), name)
+    home = _homes()[name]
+    module = import_module(home)
+    return getattr(module, name) if hasattr(module, name) else import_module(f"{home}.{name}")
 
 
 def __dir__() -> list[str]:

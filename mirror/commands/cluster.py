@@ -26,6 +26,7 @@ from mirror.controller.kube import RESOURCES, KubeApi, Lease
 from mirror.controller.leading import lead
 from mirror.documents import read_documents
 from mirror.errors import InputError, UnreachableError
+from mirror.modes import LOGICAL_HOST, LOGICAL_PATH, Plane, RegistryUser, Role
 from mirror.modes.addressing import (
     ClusterRepository,
     RepositoryNames,
@@ -34,7 +35,6 @@ from mirror.modes.addressing import (
     routes_for,
 )
 from mirror.modes.endpoints import Endpoint, replica_endpoints
-from mirror.modes.routes import LOGICAL_HOST, LOGICAL_PATH, Plane, RegistryUser, Role
 from mirror.modes.settings import NO_ACCESS, Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import load_access, read_text
 from mirror.nodeconfig.objects import PushIngress

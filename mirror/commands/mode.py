@@ -26,11 +26,11 @@ from mirror.errors import (
     RouteError,
     common_exit_code,
 )
+from mirror.modes import LOGICAL_BASE, MODULE_ROLES, Mode, Plane, RegistryUser, Verdict
 from mirror.modes.addressing import RepositoryNames, Route, push_address, routes_for
 from mirror.modes.check import CheckReport, ItemState, check_images, connect_with, targets_for
-from mirror.modes.outcomes import ClusterFacts
+from mirror.modes.outcomes import Cause
 from mirror.modes.plan import SwitchPlan, plan_switch
-from mirror.modes.preconditions import Cause
 from mirror.modes.required import (
     RequiredSet,
     critical_modules,
@@ -40,8 +40,7 @@ from mirror.modes.required import (
     from_values,
     relaxed,
 )
-from mirror.modes.routes import LOGICAL_BASE, MODULE_ROLES, Mode, Plane, RegistryUser, Verdict
-from mirror.modes.settings import Account, CheckMode, RegistrySettings, Upstream
+from mirror.modes.settings import Account, CheckMode, ClusterFacts, RegistrySettings, Upstream
 from mirror.modes.state import RegistryState
 from mirror.nodeconfig.cluster import load_facts, read_document, read_modules
 from mirror.nodeconfig.rotation import RotationStep, possible_rotation, rotation_steps

@@ -16,8 +16,8 @@ from mirror.commands.options import Work, command, file_option, flag, option, re
 from mirror.controller import rendered_state
 from mirror.documents import document
 from mirror.errors import InputError, RenderingError
+from mirror.modes import NAMESPACE
 from mirror.modes.outcomes import StepOutcome
-from mirror.modes.routes import NAMESPACE
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import Node, Ports, load_facts, load_nodes, read_text
 from mirror.nodeconfig.objects import PushIngress

@@ -382,7 +382,7 @@ def _storage(
 
 def _full_name(name: str, masters: Mapping[str, TreeAccess]) -> str:
     """`name`, or the name of the master that it is a shorter form of: an address, `host:port`."""
-    from mirror.modes.routes import REGISTRY_PORT
+    from mirror.modes import REGISTRY_PORT
 
     for known, target in masters.items():
         host = target.root.host

@@ -19,11 +19,10 @@ from typing import Any, Protocol
 from pydantic import SecretStr
 
 from mirror.errors import InvalidStateError, MirrorError
-from mirror.modes import outcomes
-from mirror.modes.outcomes import ClusterFacts, ReplicaPod, StepOutcome
+from mirror.modes import ConditionType, ModeKind, Verdict, conditions_of, outcomes
+from mirror.modes.outcomes import ReplicaPod, StepOutcome
 from mirror.modes.plan import SwitchPlan, plan_switch
-from mirror.modes.routes import ConditionType, ModeKind, Verdict, conditions_of
-from mirror.modes.settings import RegistrySettings
+from mirror.modes.settings import ClusterFacts, RegistrySettings
 from mirror.modes.state import Reason, RegistryState, inputs_hash
 from mirror.nodeconfig import objects
 from mirror.nodeconfig.cluster import Node

@@ -26,18 +26,24 @@ from mirror.errors import (
     NotFoundError,
     RenderingError,
 )
-from mirror.modes import outcomes
-from mirror.modes.check import check_images, targets_for
-from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts, ReplicaPod, StepOutcome
-from mirror.modes.required import RequiredImage, RequiredSet, from_digest_list, relaxed
-from mirror.modes.routes import (
+from mirror.modes import (
     LOGICAL_BASE,
     LOGICAL_HOST,
     MODULE_LABELS,
     SECRET_STATE,
     UNKNOWN_VERSION,
+    outcomes,
 )
-from mirror.modes.settings import CheckMode, RegistrySettings
+from mirror.modes.check import check_images, targets_for
+from mirror.modes.outcomes import ReplicaPod, StepOutcome
+from mirror.modes.required import RequiredImage, RequiredSet, from_digest_list, relaxed
+from mirror.modes.settings import (
+    CheckMode,
+    ClusterFacts,
+    ContainerdConfig,
+    NodeFacts,
+    RegistrySettings,
+)
 from mirror.modes.state import RegistryState, inputs_hash
 from mirror.nodeconfig import pods
 from mirror.nodeconfig.cluster import Node

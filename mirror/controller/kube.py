@@ -26,7 +26,7 @@ from mirror.errors import (
     NotFoundError,
     UnreachableError,
 )
-from mirror.modes.routes import NAMESPACE
+from mirror.modes import NAMESPACE
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient

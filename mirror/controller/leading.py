@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mirror.controller import PAUSE_S, REST_S
 from mirror.errors import MirrorError
-from mirror.modes.routes import NAMESPACE
+from mirror.modes import NAMESPACE
 from mirror.run import Run
 
 if TYPE_CHECKING:

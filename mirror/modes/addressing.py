@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mirror.errors import ForbiddenByModeError, InvalidReferenceError, RouteError
-from mirror.modes.routes import (
+from mirror.modes import (
     BALANCER,
     LOGICAL_BASE,
     LOGICAL_HOST,

@@ -25,11 +25,11 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, ignore
+from mirror.modes import Plane, RegistryUser, Role
 from mirror.modes.addressing import LOGICAL_ROOT, Route, master_host, routes_for
 from mirror.modes.endpoints import Endpoint
 from mirror.modes.outcomes import StepOutcome
 from mirror.modes.required import RequiredImage, RequiredSet
-from mirror.modes.routes import Plane, RegistryUser, Role
 from mirror.modes.settings import NO_ACCESS, CheckMode, ClusterAccess, RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from mirror.errors import CancelledError, RegistryNotFoundError
 from mirror.events import OnEvent, ignore
+from mirror.modes import LOGICAL_PATH, Plane
 from mirror.modes.addressing import (
     LOGICAL_ROOT,
     ClusterRepository,
@@ -21,7 +22,6 @@ from mirror.modes.addressing import (
     routes_for,
 )
 from mirror.modes.endpoints import Endpoint, HealthMemory, Reading, ReadingPolicy
-from mirror.modes.routes import LOGICAL_PATH, Plane
 from mirror.modes.settings import NO_ACCESS, ClusterAccess, RegistrySettings
 from mirror.oci import Child, Descriptor, Digest, Manifest, Repository
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient, RegistryWriter

@@ -24,8 +24,8 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.events import EndpointDown, EndpointUp, OnEvent, Retrying, Warned, ignore
+from mirror.modes import BALANCED_ROLES, Plane, RegistryUser, Role
 from mirror.modes.addressing import LOGICAL_ROOT, Route, push_address, routes_for
-from mirror.modes.routes import BALANCED_ROLES, Plane, RegistryUser, Role
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.oci import Digest, Repository, verified
 from mirror.registry import (

@@ -13,18 +13,7 @@ from operator import or_
 from typing import Any
 
 from mirror.documents import document
-from mirror.modes.outcomes import ClusterFacts
-from mirror.modes.preconditions import (
-    Cause,
-    Doubt,
-    PlanWarning,
-    Refusal,
-    check_preconditions,
-    legal_path,
-    transition_refusal,
-    warnings_of,
-)
-from mirror.modes.routes import (
+from mirror.modes import (
     BALANCER,
     LOGICAL_BASE,
     LOGICAL_HOST,
@@ -34,9 +23,20 @@ from mirror.modes.routes import (
     Plane,
     Role,
     Verdict,
+    allowed,
     conditions_of,
+    legal_path,
+    not_supported,
 )
-from mirror.modes.settings import RegistrySettings, Upstream
+from mirror.modes.outcomes import (
+    Cause,
+    Doubt,
+    PlanWarning,
+    Refusal,
+    check_preconditions,
+    warnings_of,
+)
+from mirror.modes.settings import ClusterFacts, RegistrySettings, Upstream
 
 INSTALLED_WITH = "the registry of the installation"
 """Stands for the address of an upstream that these settings do not name."""
@@ -332,6 +332,27 @@ def _legacy_conflicts(
             "the images; complete a switch to configurable Unmanaged first",
             (ModeKind.UNMANAGED, ModeKind.LEGACY),
         )
+
+
+def transition_refusal(
+    current: ModeKind, target: ModeKind, aborted: ModeKind | None, *, strict: bool
+) -> Refusal | None:
+    """Why the switch itself is closed; None if it is open. `aborted` counts like `current`."""
+    for origin in (current, aborted):
+        if origin is None or allowed(origin, target, strict=strict):
+            continue
+        path = legal_path(current, target, aborted, strict=strict)
+        message = not_supported(origin, target)
+        if origin.row.switches[target] is Verdict.UNDOCUMENTED:
+            message += " (the cluster's documents advise against it)"
+        if origin is aborted:
+            message += f"; the switch to {aborted} was begun and not completed"
+        if path[0] is current:  # only a return opens the path
+            message += f"; go back to {path[0]} first, then to {' → '.join(path[1:])}"
+        else:
+            message += f"; go {' → '.join((current, *path))}"
+        return Refusal(Cause.NOT_SUPPORTED, message, path)
+    return None
 
 
 # -- steps -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How a cluster reaches its images: the registry's settings, and how to get at its replicas.
+"""How a cluster reaches its images: the registry's settings, how to get at its replicas, facts.
 
 All rules hold for constructors too. Secrets show in no `repr`, dump or message.
 """
@@ -16,9 +16,15 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, model_val
 from pydantic.alias_generators import to_camel
 
 from mirror.errors import InvalidSettingsError
-from mirror.modes import module_config
+from mirror.modes import (
+    UNKNOWN_VERSION,
+    Mode,
+    ModeKind,
+    RegistryUser,
+    StoreContent,
+    module_config,
+)
 from mirror.modes.module_config import INIT_PATHS, Mistake, find_registry, init_fields
-from mirror.modes.routes import Mode, ModeKind, RegistryUser
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,3 +311,62 @@ _TWICE = Mistake(
     "registry",
     "the registry is set here and in InitConfiguration.deckhouse too; keep one, best this one",
 )
+
+
+class ContainerdConfig(StrEnum):
+    """A node's label that tells whether its containerd has registry settings of its own."""
+
+    DEFAULT = "default"
+    CUSTOM = "custom"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """One node. `version` is that of the registry configuration which it has applied.
+
+    `services` is that of the configuration with which a master's own registry runs: its pod says it
+    (`registry.deckhouse.io/config-version`).
+    """
+
+    name: str
+    master: bool = False
+    ready: bool | None = None
+    schedulable: bool | None = None
+    cri: str | None = None
+    containerd_config: ContainerdConfig | None = None
+    version: str = UNKNOWN_VERSION
+    services: str = UNKNOWN_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """A cluster as it is before a switch.
+
+    `bootstrapped`: bootstrap is completely finished. `managed_by_dkp`: not a Managed Kubernetes.
+    `static`: without a cloud provider's machines. `queue_empty`: Deckhouse's queue of tasks.
+    `node_config_managed`: the Secret `registry-bashible-config` exists. `saved_parameters`: an
+    earlier mode left its parameters for the deprecated kind of Unmanaged. `images_present`: the
+    target's registry holds the required images. `stores`: what lies on the masters' disks.
+    `aborted`: the settings of a switch that was begun and not completed.
+    """
+
+    # As documents have it, with the nodes in it.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", alias_generator=to_camel, hide_input_in_errors=True
+    )
+
+    bootstrapped: bool | None = None
+    managed_by_dkp: bool | None = None
+    static: bool | None = None
+    queue_empty: bool | None = None
+    node_config_managed: bool | None = None
+    saved_parameters: bool | None = None
+    images_present: bool | None = None
+    nodes: tuple[NodeFacts, ...] | None = None
+    stores: frozenset[StoreContent] | None = None
+    aborted: RegistrySettings | None = None
+
+    @property
+    def masters(self) -> tuple[NodeFacts, ...] | None:
+        """The masters among the nodes."""
+        return None if self.nodes is None else tuple(node for node in self.nodes if node.master)

@@ -22,8 +22,7 @@ from pydantic import BaseModel, SecretStr
 from mirror.documents import StrictLoader, document, file_text, line
 from mirror.durable import write_if_changed
 from mirror.errors import InvalidStateError
-from mirror.modes.outcomes import StepOutcome
-from mirror.modes.routes import (
+from mirror.modes import (
     HASH_ANNOTATION,
     MODULE_LABELS,
     NAMESPACE,
@@ -32,7 +31,9 @@ from mirror.modes.routes import (
     Mode,
     ModeKind,
     conditions_of,
+    not_supported,
 )
+from mirror.modes.outcomes import StepOutcome
 
 
 class Reason(StrEnum):
@@ -143,11 +144,6 @@ def evaluate(
             waiting = f"Transitioning to {target.mode}"
             return set_condition(conditions, made(ConditionType.READY, False, waiting))
     return set_condition(conditions, made(ConditionType.READY, True, ""))
-
-
-def not_supported(before: ModeKind, after: ModeKind) -> str:
-    """The message of a forbidden switch."""
-    return f"mode transition from {before} to {after} not supported"
 
 
 # -- the Secret ------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from mirror import modes
 from mirror.errors import RenderingError
-from mirror.modes import routes
-from mirror.modes.routes import HASH_ANNOTATION, LOGICAL_PATH, REGISTRY_PORT, Plane, RegistryUser
+from mirror.modes import HASH_ANNOTATION, LOGICAL_PATH, REGISTRY_PORT, Plane, RegistryUser
 from mirror.modes.settings import Account, RegistrySettings, Upstream
 from mirror.nodeconfig import pods, pulling, services
 from mirror.nodeconfig.cluster import Node, Ports
@@ -231,7 +231,7 @@ def _secrets(now: Situation) -> Iterator[Object]:
         yield _secret("registry-pki", content, "registry/pki", {"type": "registry-pki"}, note)
     known = {user for side in now.sides for user in side.kind.row.users}
     for user in (one for one in RegistryUser if one in known):
-        name = f"{routes.SECRET_USER_PREFIX}{user}"
+        name = f"{modes.SECRET_USER_PREFIX}{user}"
         content = _user(now.kept.users[user], "passwordHash")
         yield _secret(name, content, "registry/user", {"type": "registry-user"}, note)
     if now.replicas is not None:
@@ -291,7 +291,7 @@ def _deckhouse_registry(now: Situation) -> Iterator[Object]:
     settings, upstream = now.components, now.components.upstream
     account = None if upstream is None else upstream.account
     if settings.managed:
-        host, path, scheme, ca = routes.LOGICAL_HOST, f"/{LOGICAL_PATH}", "https", now.kept.trusted
+        host, path, scheme, ca = modes.LOGICAL_HOST, f"/{LOGICAL_PATH}", "https", now.kept.trusted
         if (reader := settings.kind.row.planes[Plane.API].reader) is not None:
             account = now.kept.users[reader].account
     elif upstream is not None:
@@ -318,7 +318,7 @@ def _deckhouse_registry(now: Situation) -> Iterator[Object]:
 def _bashible_config(now: Situation) -> Iterator[Object]:
     """How nodes pull, for the program that configures them; nothing while nobody manages that."""
     settings, upstream = now.settings, now.settings.upstream
-    base = routes.LOGICAL_BASE if settings.managed else upstream and upstream.base
+    base = modes.LOGICAL_BASE if settings.managed else upstream and upstream.base
     if base is None or not any(side.configurable for side in now.sides):
         return
     # What is true of every node: the balancer where the module has it.

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mirror.errors import InvalidCertificateError
-from mirror.modes.routes import SERVICE_NAME
+from mirror.modes import SERVICE_NAME
 
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 

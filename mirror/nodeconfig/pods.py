@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from mirror.errors import RenderingError
-from mirror.modes.routes import MODULE_LABELS, NAMESPACE
+from mirror.modes import MODULE_LABELS, NAMESPACE
 from mirror.nodeconfig import tree
 from mirror.nodeconfig.cluster import Ports
 from mirror.nodeconfig.tree import SECRET, RenderedFile, Tree

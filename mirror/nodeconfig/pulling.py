@@ -32,7 +32,7 @@ from typing import Any
 import tomli_w
 
 from mirror.errors import RenderingError
-from mirror.modes.routes import (
+from mirror.modes import (
     CONTAINERD_HOSTS,
     HASH_ANNOTATION,
     LOGICAL_HOST,

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mirror.errors import RenderingError
-from mirror.modes.routes import RegistryUser
+from mirror.modes import RegistryUser
 from mirror.modes.settings import ClusterAccess, RegistrySettings, Upstream
 from mirror.nodeconfig import objects, pods, pulling, services, tree
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports, check_nodes

@@ -12,9 +12,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from mirror.errors import InputError, RenderingError
-from mirror.modes import outcomes
-from mirror.modes.outcomes import NodeFacts, StepOutcome
-from mirror.modes.routes import ModeKind, RegistryUser
+from mirror.modes import ModeKind, RegistryUser, outcomes
+from mirror.modes.outcomes import StepOutcome
+from mirror.modes.settings import NodeFacts
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.render import Rendered

@@ -21,7 +21,7 @@ from pydantic import SecretStr, ValidationError
 
 from mirror.documents import problems
 from mirror.errors import FileSystemError, InvalidCertificateError, RenderingError
-from mirror.modes.routes import RegistryUser
+from mirror.modes import RegistryUser
 from mirror.modes.settings import Account, CamelModel
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from mirror.errors import RenderingError
-from mirror.modes.routes import DATA_ROOT, HASH_ANNOTATION, LOGICAL_PATH, RegistryUser
+from mirror.modes import DATA_ROOT, HASH_ANNOTATION, LOGICAL_PATH, RegistryUser
 from mirror.modes.settings import Account, Upstream
 from mirror.nodeconfig import pods, tree
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports

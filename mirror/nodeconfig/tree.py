@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from mirror.documents import parse_json
 from mirror.durable import PRIVATE_FOLDER, Folder, os_errors, write_if_changed
 from mirror.errors import InvalidCertificateError, RenderingError
-from mirror.modes.routes import CONTAINERD_HOSTS
+from mirror.modes import CONTAINERD_HOSTS
 from mirror.nodeconfig.pki import clean_pem
 
 # -- the module's own paths ------------------------------------------------------------------------

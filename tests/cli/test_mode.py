@@ -11,8 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 import yaml
 
-from mirror.modes import check
-from mirror.modes.routes import LOGICAL_BASE
+from mirror.modes import LOGICAL_BASE, check
 from mirror.registry import ConnectionOptions
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.cluster_replicas import image, put

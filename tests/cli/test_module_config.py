@@ -15,8 +15,8 @@ from mirror.commands.access import AccessOptions
 from mirror.commands.cluster import Cluster
 from mirror.errors import ForbiddenByModeError, RouteError
 from mirror.events import ignore
+from mirror.modes import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT, Plane
 from mirror.modes.client import connect
-from mirror.modes.routes import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT, Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.cluster import load_access
 from mirror.operations.compare import verify

@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from mirror.controller.kube import KubeApi
-from mirror.modes.routes import LOGICAL_HOST, ConditionType, Mode
+from mirror.modes import LOGICAL_HOST, ConditionType, Mode
 from mirror.modes.state import RegistryState
 from mirror.nodeconfig.pods import PROXY_CONFIG, VERSION, VERSION_ANNOTATION
 from tests.support.kube_api import KubeCluster

@@ -11,7 +11,7 @@ import yaml
 
 from mirror.controller import rendered_state
 from mirror.controller.kube import KubeApi
-from mirror.modes.routes import Verdict
+from mirror.modes import Verdict
 from mirror.nodeconfig.service_secrets import parse_secrets
 from tests.controller.cluster_life import Life
 from tests.controller.leading import controller, settle, state_of

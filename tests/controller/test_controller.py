@@ -16,8 +16,9 @@ from mirror.controller.cluster import Controller, _ApiObserver
 from mirror.controller.kube import KubeApi, Lease
 from mirror.controller.leading import lead
 from mirror.errors import CancelledError, ConflictError, InvalidStateError, UnreachableError
-from mirror.modes.outcomes import ClusterFacts, NodeFacts, ReplicaPod, StepOutcome
-from mirror.modes.routes import ConditionType, Mode, ModeKind, RegistryUser, conditions_of
+from mirror.modes import ConditionType, Mode, ModeKind, RegistryUser, conditions_of
+from mirror.modes.outcomes import ReplicaPod, StepOutcome
+from mirror.modes.settings import ClusterFacts, NodeFacts
 from mirror.modes.state import RegistryState, inputs_hash
 from mirror.nodeconfig.service_secrets import ServiceSecrets, parse_secrets
 from tests.conftest import MakeEmbeddedRegistry

@@ -10,7 +10,7 @@ import yaml
 
 from mirror.controller.kube import KubeApi, Lease
 from mirror.errors import DeniedError, UnreachableError
-from mirror.modes.routes import ConditionType, Mode, ModeKind, conditions_of
+from mirror.modes import ConditionType, Mode, ModeKind, conditions_of
 from mirror.modes.state import RegistryState
 from tests.controller.cluster_life import Life, intercept
 from tests.controller.leading import controller

@@ -18,7 +18,7 @@ import mirror
 from examples import controller as example
 from examples.controller import Controller
 from mirror import ConditionType, Mode, Reconciled, RegistryState, RegistryUser, StepOutcome, Switch
-from mirror.modes.routes import ModeKind, conditions_of
+from mirror.modes import ModeKind, conditions_of
 from mirror.modes.settings import Account
 from mirror.nodeconfig.pulling import Containerd
 from mirror.nodeconfig.render import RenderOptions

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mirror.modes.outcomes import ClusterFacts, ContainerdConfig
+from mirror.modes import ModeKind, Verdict
+from mirror.modes.outcomes import Cause
 from mirror.modes.plan import plan_switch
-from mirror.modes.preconditions import Cause
-from mirror.modes.routes import ModeKind, Verdict
+from mirror.modes.settings import ClusterFacts, ContainerdConfig
 from tests.support.mode_samples import GOOD, SETTINGS
 
 PAGE = Path(__file__).parents[2] / "docs" / "modes.md"
@@ -56,7 +56,7 @@ GROUPS: dict[str, list[Statement]] = {
         Statement(
             "In Direct, Proxy and Local every image has the address "
             "`registry.d8-system.svc:5001/system/deckhouse`",
-            "modes.routes",
+            "modes",
             "mode show --module-config local.yaml",
             "images go by     registry.d8-system.svc:5001/system/deckhouse",
         ),
@@ -78,7 +78,7 @@ GROUPS: dict[str, list[Statement]] = {
         Statement(
             "Direct: another registry or login changes no image's address, and nothing restarts or "
             "is downloaded again",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("direct", "direct-other"),
             "TransitionContainerdConfigReady",
             hides="Restart",
@@ -109,7 +109,7 @@ GROUPS: dict[str, list[Statement]] = {
         ),
         Statement(
             "Local: works without any registry outside",
-            "modes.routes",
+            "modes",
             "mode resolve --module-config local.yaml --sites sites.yaml --plane replica install",
             "https://10.0.0.1:5001/system/deckhouse/install",
         ),
@@ -178,42 +178,42 @@ GROUPS: dict[str, list[Statement]] = {
     "Restrictions": [
         Statement(
             "A cluster is installed in mode Direct or Unmanaged",
-            "modes.preconditions",
+            "modes.outcomes",
             "mode plan --installing --to local.yaml",
             "a cluster cannot be installed in mode Local",
             code=1,
         ),
         Statement(
             "Mode and parameters change only after bootstrap",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("direct", "direct-other", _WRONG),
             "only after bootstrap has completely finished",
             code=1,
         ),
         Statement(
             "Every node runs containerd",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("deprecated", "direct", _WRONG),
             "Containerd or ContainerdV2: master-0 (Docker)",
             code=1,
         ),
         Statement(
             "Not in a Managed Kubernetes",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("deprecated", "unmanaged", _WRONG),
             "not be a Managed Kubernetes",
             code=1,
         ),
         Statement(
             "Proxy and Local only in static clusters",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("direct", "proxy", _WRONG),
             "works only in static clusters",
             code=1,
         ),
         Statement(
             "Before the first switch: custom settings of containerd are moved to `registry.d`",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("deprecated", "direct", _WRONG),
             "move custom registry settings from containerd's configuration to "
             "/etc/containerd/registry.d",
@@ -221,7 +221,7 @@ GROUPS: dict[str, list[Statement]] = {
         ),
         Statement(
             "Before the first switch: masters are Ready, and Deckhouse's queue is empty",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("unmanaged", "local", _WRONG),
             "Deckhouse's queue must be empty",
             code=1,
@@ -230,7 +230,7 @@ GROUPS: dict[str, list[Statement]] = {
     "Switching": [
         Statement(
             "The registry holds the required images before the switch begins",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("unmanaged", "proxy", _WRONG),
             "must hold all images that the cluster needs",
             code=1,
@@ -243,41 +243,41 @@ GROUPS: dict[str, list[Statement]] = {
         ),
         Statement(
             "Between Local and Proxy only by Direct or Unmanaged",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("local", "proxy"),
             "go Local → Direct → Proxy",
             code=1,
         ),
         Statement(
             "To the deprecated Unmanaged only from Unmanaged",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("direct", "deprecated"),
             "go Direct → Unmanaged → Unmanaged (legacy)",
             code=1,
         ),
         Statement(
             "A switch that was begun and not completed counts like one",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("unmanaged", "local", "facts-aborted"),
             "go back to Unmanaged first, then to Local",
             code=1,
         ),
         Statement(
             "The first switch to a managed mode restarts the platform's components",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("unmanaged", "direct"),
             "all components of the platform restart",
         ),
         Statement(
             "A cache that starts over a registry's store deletes it, and the reverse",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("unmanaged", "proxy", _WRONG),
             "DataLoss: when the Proxy replicas start, they delete all images",
             code=1,
         ),
         Statement(
             "Leaving the managed modes drops certificates and users",
-            "modes.preconditions",
+            "modes.outcomes",
             _plan("local", "unmanaged"),
             "drops the registry's certificates and the passwords",
         ),

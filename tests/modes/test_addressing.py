@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import InvalidReferenceError, RouteError
+from mirror.modes import ModeKind, Plane, RegistryUser, Role
 from mirror.modes.addressing import Route, logical, master_host, routes_for
-from mirror.modes.routes import ModeKind, Plane, RegistryUser, Role
 from mirror.modes.settings import NO_ACCESS, ClusterAccess, RegistrySettings
 from mirror.oci import Reference, Repository
 from tests.support.mode_samples import ACCOUNTS, SETTINGS, SITES

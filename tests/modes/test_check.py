@@ -22,6 +22,7 @@ from mirror.errors import (
     RouteError,
 )
 from mirror.events import Event, PhaseAdvanced, PhaseStarted
+from mirror.modes import ModeKind, RegistryUser, Role
 from mirror.modes.addressing import Route
 from mirror.modes.check import (
     CheckReport,
@@ -34,7 +35,6 @@ from mirror.modes.check import (
     targets_for,
 )
 from mirror.modes.required import RequiredImage, RequiredSet
-from mirror.modes.routes import ModeKind, RegistryUser, Role
 from mirror.modes.settings import CheckMode, ClusterAccess, RegistrySettings
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci.manifest import OCI_CONFIG, OCI_MANIFEST

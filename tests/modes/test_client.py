@@ -27,9 +27,9 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.events import EndpointDown, EndpointUp, Event, Retrying, Warned
+from mirror.modes import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT, SERVICE_NAME, Plane
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.endpoints import Endpoint, HealthMemory
-from mirror.modes.routes import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT, SERVICE_NAME, Plane
 from mirror.modes.settings import RegistrySettings
 from mirror.oci import Digest
 from mirror.oci.manifest import OCI_MANIFEST

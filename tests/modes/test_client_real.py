@@ -17,10 +17,10 @@ from pydantic import SecretStr
 
 from mirror.errors import RegistryNotFoundError
 from mirror.events import EndpointDown, EndpointUp, Event
+from mirror.modes import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT, Plane, RegistryUser
 from mirror.modes.check import serving_masters
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.endpoints import Endpoint, HealthMemory
-from mirror.modes.routes import LOGICAL_BASE, LOGICAL_PATH, REGISTRY_PORT, Plane, RegistryUser
 from mirror.modes.settings import Account, RegistrySettings
 from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient

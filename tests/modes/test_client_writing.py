@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mirror.errors import ForbiddenByModeError, RouteError, UnreachableError
+from mirror.modes import LOGICAL_PATH, REGISTRY_PORT, Plane
 from mirror.modes.client import ModeClient, connect
-from mirror.modes.routes import LOGICAL_PATH, REGISTRY_PORT, Plane
 from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.oci import Digest
 from mirror.serve import BasicAuth, MemoryStorage, User

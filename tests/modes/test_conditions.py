@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from mirror.errors import InvalidStateError
-from mirror.modes import outcomes
-from mirror.modes.outcomes import ContainerdConfig, ReplicaPod, StepOutcome
-from mirror.modes.routes import ConditionType, Mode, ModeKind, conditions_of
-from mirror.modes.settings import RegistrySettings
+from mirror.modes import ConditionType, Mode, ModeKind, conditions_of, outcomes
+from mirror.modes.outcomes import ReplicaPod, StepOutcome
+from mirror.modes.settings import ContainerdConfig, RegistrySettings
 from mirror.modes.state import (
     Condition,
     Conditions,

@@ -16,7 +16,7 @@ import mirror
 from examples.release_tree import build
 from mirror import ClusterAccess, Digest, ModeClient, Plane, RegistrySettings
 from mirror.errors import ForbiddenByModeError
-from mirror.modes.routes import RegistryUser
+from mirror.modes import RegistryUser
 from mirror.modes.settings import NO_ACCESS, Account
 from mirror.registry import RegistryClient
 from mirror.sync import MemoryStore, make_plan, transfer

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mirror.modes.module_config import PROXY_KEYS
-from mirror.modes.preconditions import legal_path
-from mirror.modes.routes import (
+from mirror.modes import (
     ConditionType,
     ModeKind,
     Plane,
@@ -18,7 +16,9 @@ from mirror.modes.routes import (
     Role,
     Verdict,
     conditions_of,
+    legal_path,
 )
+from mirror.modes.module_config import PROXY_KEYS
 from mirror.modes.settings import RegistrySettings
 from tests.support.tls import Authority
 

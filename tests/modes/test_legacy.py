@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mirror.errors import InvalidSettingsError
+from mirror.modes import Mode
 from mirror.modes.module_config import _HOST
-from mirror.modes.routes import Mode
 from mirror.modes.settings import RegistrySettings
 
 SECRET = "hunter2-s3cret"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mirror
-from mirror.modes.routes import TABLE, Mode, ModeKind, Plane, RegistryUser, Role
+from mirror.modes import TABLE, Mode, ModeKind, Plane, RegistryUser, Role
 
 PACKAGE = Path(mirror.__file__).parent
 

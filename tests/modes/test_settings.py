@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from mirror.errors import InputError, InvalidSettingsError
+from mirror.modes import Mode
 from mirror.modes.module_config import IMAGES_REPO_PATTERN
-from mirror.modes.routes import Mode
 from mirror.modes.settings import CheckMode, ProxySection, RegistrySettings, UpstreamSection
 from tests.support.tls import Authority
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.modes.routes import ModeKind, Verdict
+from mirror.modes import ModeKind, Verdict
 from tests.modes.statements import FILES, GROUPS, PAGE, PRECONDITIONS, Statement, cells, made
 from tests.support.program import call_mirror
 

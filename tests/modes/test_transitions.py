@@ -10,10 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.modes.outcomes import ClusterFacts, ContainerdConfig
-from mirror.modes.plan import SwitchPlan, plan_switch
-from mirror.modes.preconditions import Cause, Risk, allowed, legal_path
-from mirror.modes.routes import (
+from mirror.modes import (
     VIA_KINDS,
     ConditionType,
     Mode,
@@ -21,9 +18,13 @@ from mirror.modes.routes import (
     Plane,
     StoreContent,
     Verdict,
+    allowed,
     conditions_of,
+    legal_path,
 )
-from mirror.modes.settings import RegistrySettings
+from mirror.modes.outcomes import Cause, Risk
+from mirror.modes.plan import SwitchPlan, plan_switch
+from mirror.modes.settings import ClusterFacts, ContainerdConfig, RegistrySettings
 from tests.support.mode_samples import GOOD, SETTINGS, UPSTREAM, node
 
 C = ConditionType

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from mirror.errors import DeniedError
-from mirror.modes.routes import RegistryUser
+from mirror.modes import RegistryUser
 from tests.support.mode_stack import Registry, master
 from tests.support.runnable_images import client, image, push
 from tests.support.running_cluster import LOCAL, Cluster

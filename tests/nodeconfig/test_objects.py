@@ -18,7 +18,7 @@ import yaml
 from pydantic import SecretStr
 
 from mirror.errors import RenderingError
-from mirror.modes.routes import RegistryUser
+from mirror.modes import RegistryUser
 from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import RegistryState
 from mirror.nodeconfig.cluster import Node, Ports

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.errors import RenderingError
-from mirror.modes.routes import Mode
+from mirror.modes import Mode
 from mirror.nodeconfig.cluster import Node, Ports
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.pulling import Containerd, Nginx, balancer_files

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from mirror.errors import DeniedError, ForbiddenByModeError, UnreachableError
+from mirror.modes import LOGICAL_HOST, Plane, RegistryUser
 from mirror.modes.client import ModeClient, connect
-from mirror.modes.routes import LOGICAL_HOST, Plane, RegistryUser
 from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.nodeconfig.rotation import advance_rotation, begin_rotation
 from mirror.nodeconfig.service_secrets import Rotated

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from mirror.errors import DeniedError
-from mirror.modes.routes import RegistryUser
+from mirror.modes import RegistryUser
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.tree import SERVICE_CONFIG
 from mirror.oci import Digest

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from mirror.errors import DeniedError
-from mirror.modes.routes import RegistryUser
+from mirror.modes import RegistryUser
 from mirror.modes.settings import Account, RegistrySettings
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.services import Distribution

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from mirror.modes.routes import RegistryUser
+from mirror.modes import RegistryUser
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.render import write_cluster

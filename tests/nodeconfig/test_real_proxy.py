@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import DeniedError, RegistryNotFoundError
-from mirror.modes.routes import DATA_ROOT, RegistryUser
+from mirror.modes import DATA_ROOT, RegistryUser
 from mirror.nodeconfig.services import Distribution
 from mirror.nodeconfig.tree import SERVICE_CONFIG
 from tests.support.mode_stack import (

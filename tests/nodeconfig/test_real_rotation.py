@@ -13,9 +13,8 @@ import pytest
 import yaml
 
 from mirror.errors import DeniedError, UnreachableError
-from mirror.modes.outcomes import NodeFacts
-from mirror.modes.routes import RegistryUser
-from mirror.modes.settings import RegistrySettings
+from mirror.modes import RegistryUser
+from mirror.modes.settings import NodeFacts, RegistrySettings
 from mirror.nodeconfig import service_secrets
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.render import render

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from mirror.errors import DeniedError, MirrorError, UnreachableError
-from mirror.modes.routes import RegistryUser
+from mirror.modes import RegistryUser
 from mirror.nodeconfig.rotation import advance_rotation, begin_rotation
 from mirror.nodeconfig.service_secrets import Rotated
 from mirror.nodeconfig.services import Distribution

@@ -6,7 +6,7 @@ import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 
-from mirror.modes.routes import LOGICAL_HOST, ConditionType, ModeKind, RegistryUser, StoreContent
+from mirror.modes import LOGICAL_HOST, ConditionType, ModeKind, RegistryUser, StoreContent
 from mirror.nodeconfig.tree import BALANCER_CONFIG
 from tests.support.mode_stack import (
     ContainerdProcess,

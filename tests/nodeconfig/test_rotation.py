@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from mirror.errors import RenderingError
-from mirror.modes.routes import ModeKind, RegistryUser
+from mirror.modes import ModeKind, RegistryUser
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node, load_access
 from mirror.nodeconfig.render import access_of, render

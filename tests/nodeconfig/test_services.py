@@ -14,7 +14,7 @@ import yaml
 from starlette.routing import Route
 
 from mirror.errors import RenderingError
-from mirror.modes.routes import RegistryUser
+from mirror.modes import RegistryUser
 from mirror.modes.settings import RegistrySettings
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node, Ports

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from mirror.modes.routes import REGISTRY_PORT, RegistryUser
+from mirror.modes import REGISTRY_PORT, RegistryUser
 from mirror.modes.settings import Account, ClusterAccess
 from mirror.oci import Descriptor, Digest, Manifest
 from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, descriptor_json

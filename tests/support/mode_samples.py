@@ -6,9 +6,15 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts
-from mirror.modes.routes import ModeKind, RegistryUser, StoreContent
-from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
+from mirror.modes import ModeKind, RegistryUser, StoreContent
+from mirror.modes.settings import (
+    Account,
+    ClusterAccess,
+    ClusterFacts,
+    ContainerdConfig,
+    NodeFacts,
+    RegistrySettings,
+)
 
 UPSTREAM = {"imagesRepo": "nexus.corp.example:8443/dkp/ee", "username": "u", "password": "p"}
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from mirror.modes.routes import DATA_ROOT, REGISTRY_PORT
+from mirror.modes import DATA_ROOT, REGISTRY_PORT
 from mirror.nodeconfig.cluster import Node, Ports
 from mirror.nodeconfig.pulling import Nginx
 from mirror.nodeconfig.tree import BALANCER_CONFIG, SERVICE_CONFIG

@@ -11,12 +11,11 @@ from typing import Any
 
 import yaml
 
+from mirror.modes import DATA_ROOT, LOGICAL_HOST, ConditionType, Mode, Plane, StoreContent
 from mirror.modes.client import connect
-from mirror.modes.outcomes import ClusterFacts, ContainerdConfig, NodeFacts
+from mirror.modes.outcomes import Risk
 from mirror.modes.plan import SwitchPlan, plan_switch
-from mirror.modes.preconditions import Risk
-from mirror.modes.routes import DATA_ROOT, LOGICAL_HOST, ConditionType, Mode, Plane, StoreContent
-from mirror.modes.settings import RegistrySettings
+from mirror.modes.settings import ClusterFacts, ContainerdConfig, NodeFacts, RegistrySettings
 from mirror.nodeconfig.tree import PKI_CONFIG
 from mirror.registry import ConnectionOptions, RetryPolicy
 from tests.support.mode_stack import (

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mirror.modes.routes import CONTAINERD_HOSTS, RegistryUser
+from mirror.modes import CONTAINERD_HOSTS, RegistryUser
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.pulling import Containerd
