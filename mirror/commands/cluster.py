@@ -22,8 +22,8 @@ from mirror.commands.mode_render import cache_proxies_option, images_option, pus
 from mirror.commands.options import Work, argument, command, file_option, flag, option
 from mirror.commands.process import handling
 from mirror.controller.cluster import Controller
-from mirror.controller.kube import RESOURCES, KubeApi, Lease
-from mirror.controller.leading import lead
+from mirror.controller.kube import RESOURCES, KubeApi
+from mirror.controller.leading import Lease, lead
 from mirror.documents import read_documents
 from mirror.errors import InputError, UnreachableError
 from mirror.modes import LOGICAL_HOST, LOGICAL_PATH, Plane, RegistryUser, Role

@@ -43,8 +43,8 @@ from mirror.modes.required import (
 from mirror.modes.settings import Account, CheckMode, ClusterFacts, RegistrySettings, Upstream
 from mirror.modes.state import RegistryState
 from mirror.nodeconfig.cluster import load_facts, read_document, read_modules
-from mirror.nodeconfig.rotation import RotationStep, possible_rotation, rotation_steps
-from mirror.nodeconfig.service_secrets import Rotated
+from mirror.nodeconfig.render import possible_rotation
+from mirror.nodeconfig.service_secrets import Rotated, RotationStep, rotation_steps
 from mirror.oci import Digest, Reference, Repository
 from mirror.registry import ConnectionOptions
 

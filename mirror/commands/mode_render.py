@@ -23,15 +23,19 @@ from mirror.nodeconfig.cluster import Node, Ports, load_facts, load_nodes, read_
 from mirror.nodeconfig.objects import PushIngress
 from mirror.nodeconfig.pods import Images
 from mirror.nodeconfig.pulling import Containerd, Nginx
-from mirror.nodeconfig.render import MANIFESTS, Rendered, RenderOptions, render, write_cluster
-from mirror.nodeconfig.rotation import (
-    advance_rotation,
-    begin_rotation,
+from mirror.nodeconfig.render import (
+    MANIFESTS,
+    Rendered,
+    RenderOptions,
     possible_rotation,
+    render,
     rotation_outcome,
+    write_cluster,
 )
 from mirror.nodeconfig.service_secrets import (
     Rotated,
+    advance_rotation,
+    begin_rotation,
     prepare_secrets,
     read_secrets,
     renewed,

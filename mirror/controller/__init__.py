@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
-from mirror.errors import InvalidStateError, MirrorError
+from mirror.errors import InputError, InvalidStateError, MirrorError
 from mirror.modes import ConditionType, ModeKind, Verdict, conditions_of, outcomes
 from mirror.modes.outcomes import ReplicaPod, StepOutcome
 from mirror.modes.plan import SwitchPlan, plan_switch
@@ -27,9 +28,21 @@ from mirror.modes.state import Reason, RegistryState, inputs_hash
 from mirror.nodeconfig import objects
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.pods import PROXY, PROXY_CONFIG, Object
-from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render
-from mirror.nodeconfig.rotation import next_turn
-from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets, secrets_text
+from mirror.nodeconfig.render import (
+    Rendered,
+    RenderOptions,
+    access_of,
+    possible_rotation,
+    render,
+)
+from mirror.nodeconfig.service_secrets import (
+    ServiceSecrets,
+    advance_rotation,
+    begin_rotation,
+    prepare_secrets,
+    rotation_steps,
+    secrets_text,
+)
 
 PAUSE_S = 10.0
 """How long to wait for the cluster where nothing tells of a change."""
@@ -158,7 +171,7 @@ def reconcile(
     if target != current and begun != target:
         memory = {**memory, "begun": wanted}
         memory.pop("stage", None)
-        return Reconciled(plan, _remembering(state, memory), kept, requeue_s=0.0)
+        return Reconciled(plan, remembering(state, memory), kept, requeue_s=0.0)
     previous = facts.aborted if current == target else current
     saved = facts.saved_parameters is not False
     switch = Switch(target, previous, facts, nodes, kept, observer, options)
@@ -177,11 +190,11 @@ def reconcile(
     if target.managed and not state.in_flight:
         state, turned = _rotated(state, before, kept, rotate, nodes, now)
         if turned != kept:
-            return Reconciled(plan, _remembering(state, memory), turned, requeue_s=0.0)
+            return Reconciled(plan, remembering(state, memory), turned, requeue_s=0.0)
     rendered, step = switch.due(order[: reached + 1])
     return Reconciled(
         plan,
-        _remembering(state, memory),
+        remembering(state, memory),
         kept,
         rendered,
         step,
@@ -210,6 +223,41 @@ def _rotated(
     return replace(state, conditions=tuple(c for c in state.conditions if c != told)), kept
 
 
+@dataclass(frozen=True, slots=True)
+class RotationTurn:
+    """What a controller holds next, and what it tells; `outcome` is None where nothing rotates."""
+
+    kept: ServiceSecrets
+    outcome: StepOutcome | None = None
+    refused: bool = False
+
+
+def next_turn(
+    kept: ServiceSecrets,
+    request: str,
+    kind: ModeKind,
+    nodes: Sequence[Node],
+    now: datetime,
+    *,
+    complete: bool | None,
+) -> RotationTurn:
+    """What follows where everybody has applied what is held.
+
+    `request` has names of what to rotate, with commas; it waits for the rotation before it, of
+    which `complete` was told, None where there was none. `kind` is the mode that is reached.
+    """
+    rotation = kept.rotation
+    if rotation is None and (complete is False or not request):
+        return RotationTurn(kept, None if complete is None else StepOutcome(True))
+    try:
+        what = possible_rotation(rotation.what if rotation else request.split(","), kind)
+    except InputError as err:
+        return RotationTurn(kept, StepOutcome(False, str(err)), refused=True)
+    moved = advance_rotation(kept, nodes, now) if rotation else begin_rotation(kept, what, now)
+    step = rotation_steps(what)[0 if rotation is None else 1 if moved.rotation else 2]
+    return RotationTurn(moved, StepOutcome(False, step.action))
+
+
 def _refused(state: RegistryState, plan: SwitchPlan, now: datetime) -> RegistryState:
     if plan.current and len(plan.path) > 1:
         return state.refused(plan.current, plan.target, now)
@@ -231,7 +279,7 @@ def rendered_state(wanted: str, kept: ServiceSecrets, previous: str | None = Non
     target, before = (RegistrySettings.load(one) for one in (wanted, previous or wanted))
     memory = {"completed": previous or wanted, "secrets": secrets_text(kept)}
     state = RegistryState(inputs_hash(target), before.mode, target.mode)
-    return _remembering(state, memory | ({"begun": wanted} if previous else {}))
+    return remembering(state, memory | ({"begun": wanted} if previous else {}))
 
 
 _KEYS = {"completed", "begun", "stage", "secrets"}
@@ -243,12 +291,9 @@ def _memory(state: RegistryState) -> dict[str, Any]:
     Raises:
         InvalidStateError: it is of another program, such as Deckhouse's own module.
     """
-    found: Any = None if ModeKind(state.mode.value).row.managed else {}
-    if state.private is not None:
-        try:
-            found = json.loads(state.private.get_secret_value())
-        except ValueError:
-            found = None
+    found = noted(state)
+    if state.private is None and ModeKind(state.mode.value).row.managed:
+        found = None
     if not isinstance(found, dict) or found.keys() - _KEYS:
         raise InvalidStateError(
             "registry-state: another program wrote it, such as Deckhouse's module registry; let "
@@ -257,7 +302,15 @@ def _memory(state: RegistryState) -> dict[str, Any]:
     return found
 
 
-def _remembering(state: RegistryState, memory: Mapping[str, Any]) -> RegistryState:
+def noted(state: RegistryState) -> Any:
+    """The private part of the state, which need not be ours; None where it is not JSON."""
+    with suppress(ValueError):
+        return {} if state.private is None else json.loads(state.private.get_secret_value())
+    return None
+
+
+def remembering(state: RegistryState, memory: Mapping[str, Any]) -> RegistryState:
+    """The state with this private part."""
     return replace(state, private=SecretStr(json.dumps(memory)))
 
 

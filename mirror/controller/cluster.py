@@ -1,22 +1,34 @@
-"""The controller in a cluster: what a pass asks the API, and how its result is carried out.
+"""The controller in a cluster: what a pass asks the API, how its result is carried out, and when.
 
 It holds a Lease while it acts, and acts on nothing that it cannot read.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import SecretStr
-
-from mirror.controller import DEFAULTS, PAUSE_S, Reconciled, Switch, reconcile
-from mirror.controller.kube import MANAGER, KubeApi, Object, read_as_told
+from mirror.controller import (
+    DEFAULTS,
+    PAUSE_S,
+    Reconciled,
+    Switch,
+    noted,
+    reconcile,
+    remembering,
+)
+from mirror.controller.kube import (
+    MANAGER,
+    KubeApi,
+    Object,
+    has_condition,
+    notes_of,
+    read_as_told,
+    texts_of,
+)
 from mirror.documents import read_documents
 from mirror.errors import (
     CancelledError,
@@ -124,7 +136,7 @@ class Controller:
                 now,
                 installed=_installed(self.api.get("Secret", "deckhouse-registry")),
                 options=self.options,
-                rotate=_notes(secret).get(ROTATE, ""),
+                rotate=notes_of(secret).get(ROTATE, ""),
             )
         except RenderingError as err:
             return stopped("carried out", err)
@@ -154,16 +166,14 @@ class Controller:
     ) -> Mapping[str, Any] | None:
         """Keep state and secrets together, without what asked for a rotation that has `begun`."""
         if kept is not None:
-            memory = json.loads(state.private.get_secret_value()) if state.private else {}
-            memory["secrets"] = secrets_text(kept)
-            state = replace(state, private=SecretStr(json.dumps(memory)))
+            state = remembering(state, {**noted(state), "secrets": secrets_text(kept)})
         secret = state.to_secret()
         if before is not None:
             if before.get("data") == secret["data"]:
                 return before
             known = before["metadata"]
             labels = {**(known.get("labels") or {}), **secret["metadata"]["labels"]}
-            notes = {key: v for key, v in _notes(before).items() if key != ROTATE or not begun}
+            notes = {key: v for key, v in notes_of(before).items() if key != ROTATE or not begun}
             notes |= secret["metadata"]["annotations"]
             same = {"resourceVersion": known["resourceVersion"], "annotations": notes}
             secret["metadata"] = {**secret["metadata"], **same, "labels": labels}
@@ -214,8 +224,8 @@ class Controller:
 @read_as_told("the fields of an object")
 def _is_ours(one: Object) -> bool:
     return any(
-        field["manager"] == MANAGER and field["operation"] == "Apply"
-        for field in one["metadata"].get("managedFields") or ()
+        own["manager"] == MANAGER and own["operation"] == "Apply"
+        for own in one["metadata"].get("managedFields") or ()
     )
 
 
@@ -235,18 +245,17 @@ def _wanted(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 def _kept(state: RegistryState) -> ServiceSecrets | None:
     """The secrets that the last pass wrote down."""
-    with suppress(ValueError, AttributeError):
-        memory = json.loads(state.private.get_secret_value()) if state.private else {}
-        text = memory.get("secrets")
-        return None if text is None else parse_secrets(text, SECRET_STATE)
-    return None  # another program's, which the pass refuses
+    memory = noted(state)
+    text = memory.get("secrets") if isinstance(memory, dict) else None
+    # None may be another program's, which the pass refuses.
+    return None if text is None else parse_secrets(text, SECRET_STATE)
 
 
 def _installed(secret: Mapping[str, Any] | None) -> RegistrySettings | None:
     """The registry of the installation, as components read it; None where they read by us."""
     if secret is None:
         return None
-    data = _texts(secret)
+    data = texts_of(secret)
     if data.get("address", LOGICAL_HOST) == LOGICAL_HOST:
         return None
     given = {
@@ -256,13 +265,6 @@ def _installed(secret: Mapping[str, Any] | None) -> RegistrySettings | None:
         "registryCA": data.get("ca") or None,
     }
     return RegistrySettings.load({"kind": "InitConfiguration", "deckhouse": given})
-
-
-def _texts(secret: Mapping[str, Any]) -> dict[str, str]:
-    """What a Secret holds."""
-    with read_as_told(f"Secret {secret['metadata']['name']}"):
-        data = secret.get("data") or {}
-        return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
 
 @read_as_told("a Node")
@@ -279,7 +281,7 @@ def _nodes(api: KubeApi) -> list[tuple[Node, NodeFacts]]:
         facts = NodeFacts(
             name,
             master,
-            ready=_condition(status, "Ready"),
+            ready=has_condition(status, "Ready"),
             schedulable=not (one.get("spec") or {}).get("unschedulable", False),
             cri=_cri((status.get("nodeInfo") or {}).get("containerRuntimeVersion")),
             containerd_config=(ContainerdConfig(configured) if configured in _CONFIGURED else None),
@@ -295,12 +297,6 @@ def _cri(version: str | None) -> str | None:
     if name != "containerd":
         return name or None
     return "Containerd" if number.startswith("1.") else "ContainerdV2"
-
-
-def _condition(status: Mapping[str, Any], kind: str) -> bool:
-    return any(
-        one["type"] == kind and one["status"] == "True" for one in status.get("conditions") or ()
-    )
 
 
 class _ApiObserver:
@@ -345,7 +341,7 @@ class _ApiObserver:
     def _running(self) -> Iterable[RequiredImage]:
         """What the pods of the platform run, by digest, out of its own repository."""
         secret = self._api.get("Secret", "deckhouse-registry")
-        data = _texts(secret) if secret is not None else {}
+        data = texts_of(secret) if secret is not None else {}
         bases = {LOGICAL_BASE, data.get("address", "") + data.get("path", "")}
         for pod in self._api.list("Pod", None):
             space, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
@@ -367,7 +363,7 @@ class _ApiObserver:
             pod = there.get(node.name, {})
             notes = pod.get("metadata", {}).get("annotations") or {}
             version = notes.get(pods.VERSION_ANNOTATION, UNKNOWN_VERSION)
-            ready = _condition(pod.get("status") or {}, "Ready")
+            ready = has_condition(pod.get("status") or {}, "Ready")
             found.append(ReplicaPod(node.name, bool(facts.ready), ready, version))
         return found
 
@@ -385,7 +381,7 @@ class _ApiObserver:
             )
         there = self._api.get("Deployment", pods.PROXY)
         count, status = wanted["spec"]["replicas"], (there or {}).get("status") or {}
-        if there is None or _note(there, VERSION) != _note(wanted, VERSION):
+        if there is None or notes_of(there).get(VERSION) != notes_of(wanted).get(VERSION):
             return outcomes.in_cluster_proxy(count, 0)
         if status.get("observedGeneration", 0) < there["metadata"].get("generation", 0):
             return outcomes.in_cluster_proxy(count, 0)
@@ -406,8 +402,8 @@ class _ApiObserver:
         if current:
             self._restart(version)
         there = self._api.list("Pod", selector="app=deckhouse")
-        new = [pod for pod in there if _note(pod, VERSION) == version]
-        ready = [pod for pod in new if _condition(pod.get("status") or {}, "Ready")]
+        new = [pod for pod in there if notes_of(pod).get(VERSION) == version]
+        ready = [pod for pod in new if has_condition(pod.get("status") or {}, "Ready")]
         return outcomes.registry_switch(
             secret_current=current,
             annotated=current,
@@ -419,7 +415,7 @@ class _ApiObserver:
         """Let Deckhouse's own pod start anew with the registry that it reads now."""
         there = self._api.get("Deployment", _DECKHOUSE)
         template = (there or {}).get("spec", {}).get("template", {})
-        if there is not None and _note(template, VERSION) != version:
+        if there is not None and notes_of(template).get(VERSION) != version:
             self._owner._act()
             # As it was read: a request that is late must not start it anew for what was before.
             known = {"resourceVersion": there["metadata"]["resourceVersion"]}
@@ -434,7 +430,7 @@ class _ApiObserver:
 
 
 def _is_static(secret: Mapping[str, Any]) -> bool | None:
-    text = _texts(secret).get("cluster-configuration.yaml")
+    text = texts_of(secret).get("cluster-configuration.yaml")
     if text is None:
         return None
     documents = read_documents(text, "Secret d8-cluster-configuration", "expected keys and values")
@@ -444,11 +440,3 @@ def _is_static(secret: Mapping[str, Any]) -> bool | None:
 def _named(rendered: Rendered, kind: str, name: str) -> Object | None:
     found = (one for one in rendered.objects if one["kind"] == kind)
     return next((one for one in found if one["metadata"]["name"] == name), None)
-
-
-def _notes(one: Mapping[str, Any] | None) -> Mapping[str, str]:
-    return ((one or {}).get("metadata") or {}).get("annotations") or {}
-
-
-def _note(one: Mapping[str, Any], name: str) -> str | None:
-    return _notes(one).get(name)

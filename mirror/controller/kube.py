@@ -6,13 +6,12 @@ Messages quote no value of a Secret.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,6 +85,25 @@ def read_as_told(what: str) -> Iterator[None]:
     except (LookupError, TypeError, AttributeError, ValueError):
         said = f"{what}: the answer has not the form that the API gives it"
         raise UnreachableError(f"{said}; ask it with kubectl", where=what) from None
+
+
+def texts_of(secret: Mapping[str, Any]) -> dict[str, str]:
+    """What a Secret holds."""
+    with read_as_told(f"Secret {secret['metadata']['name']}"):
+        data = secret.get("data") or {}
+        return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+
+def has_condition(status: Mapping[str, Any], kind: str) -> bool:
+    """Whether a status says that a condition is true."""
+    return any(
+        one["type"] == kind and one["status"] == "True" for one in status.get("conditions") or ()
+    )
+
+
+def notes_of(one: Object | None) -> Mapping[str, str]:
+    """The annotations of an object, if it is there."""
+    return ((one or {}).get("metadata") or {}).get("annotations") or {}
 
 
 class KubeApi:
@@ -365,81 +383,3 @@ def _refused(where: str, status: int, content: bytes) -> MirrorError:
     if status == 429 or status >= 500:
         return UnreachableError(message, where=where, status=status)
     return MirrorError(message)
-
-
-# -- one of several --------------------------------------------------------------------------------
-
-
-class Lease:
-    """The right to act, which one of several programs has at a time.
-
-    Whoever holds it renews it. It is free when nobody has renewed it for `duration_s` by our own
-    clock: what others wrote into it says that they live, and not what time it is. We count on it
-    for two thirds of that since our last renewal began, so that we stop before another begins.
-    """
-
-    def __init__(self, api: KubeApi, name: str, identity: str, *, duration_s: float = 15.0) -> None:
-        self._api, self._name, self.identity = api, name, identity
-        self._duration_s = duration_s
-        self._held_until, self._released = float("-inf"), False
-        self._seen: tuple[str, float] = ("", 0.0)
-        """The version of the Lease that we saw last, and when we saw it first."""
-
-    @property
-    def held(self) -> bool:
-        """Whether we may act now."""
-        return time.monotonic() < self._held_until
-
-    def renew(self) -> bool:
-        """Renew it, or take it if it is free; whether we hold it now.
-
-        Raises:
-            MirrorError: the API did not answer, or refused it.
-        """
-        begun = time.monotonic()
-        found = self._api.get("Lease", self._name)
-        spec: Object = {} if found is None else found.get("spec") or {}
-        holder = str(spec.get("holderIdentity") or "")
-        version = "" if found is None else found["metadata"]["resourceVersion"]
-        if version != self._seen[0]:
-            self._seen = (version, begun)
-        if holder not in ("", self.identity):
-            self._held_until = float("-inf")
-            with read_as_told(f"Lease {self._name}"):
-                given = float(spec.get("leaseDurationSeconds") or 0)
-            if begun < self._seen[1] + max(given, self._duration_s):
-                return False
-        if self._released:
-            return False
-        try:
-            self._write(found, self.identity)
-        except ConflictError:  # somebody was faster
-            return False
-        self._held_until = begun + self._duration_s * 2 / 3
-        return True
-
-    def release(self) -> None:
-        """Let another take it at once, and take it no more.
-
-        Raises:
-            MirrorError: as `renew`.
-        """
-        self._held_until, self._released = float("-inf"), True
-        found = self._api.get("Lease", self._name)
-        if found is not None and (found.get("spec") or {}).get("holderIdentity") == self.identity:
-            with suppress(ConflictError):
-                self._write(found, "")
-
-    def _write(self, found: dict[str, Any] | None, holder: str) -> None:
-        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
-        spec = dict(found.get("spec") or {}) if found else {}
-        if spec.get("holderIdentity") != holder:
-            with read_as_told(f"Lease {self._name}"):
-                spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + bool(found)
-            spec["acquireTime"] = now
-        spec |= {"holderIdentity": holder, "renewTime": now}
-        spec["leaseDurationSeconds"] = max(1, round(self._duration_s))
-        version = {"resourceVersion": found["metadata"]["resourceVersion"]} if found else {}
-        metadata = {"name": self._name, "namespace": NAMESPACE, **version}
-        kind = {"apiVersion": RESOURCES["Lease"].version, "kind": "Lease"}
-        self._api.put({**kind, "metadata": metadata, "spec": spec})

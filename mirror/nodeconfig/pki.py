@@ -81,6 +81,14 @@ class KeyPair:
         return key
 
 
+@dataclass(frozen=True, slots=True)
+class Leaves:
+    """The certificates of the two services of a node or of the in-cluster proxy."""
+
+    auth: KeyPair
+    distribution: KeyPair
+
+
 def node_names(address: str | None) -> tuple[str, ...]:
     """The names a registry's leaf must carry; no `address` for the in-cluster proxy."""
     own = () if address is None or address in LOOPBACK_NAMES else (address,)
@@ -237,6 +245,18 @@ def pair_to_use(
     if held is not None and _sound(held, authorities, hosts, now):
         return held
     return issue(authorities.signing, name, hosts, now)
+
+
+def leaves_to_use(
+    held: Leaves | None, authorities: Authorities, address: str | None, now: datetime.datetime
+) -> Leaves:
+    """The same for both services of a node at `address`; None is the in-cluster proxy."""
+    hosts = node_names(address)
+    auth, distribution = (held.auth, held.distribution) if held else (None, None)
+    return Leaves(
+        pair_to_use(auth, authorities, AUTH_NAME, hosts, now),
+        pair_to_use(distribution, authorities, DISTRIBUTION_NAME, hosts, now),
+    )
 
 
 def parse_certificates(pem: str, where: str) -> list[x509.Certificate]:

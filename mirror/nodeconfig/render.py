@@ -6,21 +6,22 @@ A transition keeps the old mirrors before the new ones, and the services of both
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from mirror.errors import RenderingError
-from mirror.modes import RegistryUser
-from mirror.modes.settings import ClusterAccess, RegistrySettings, Upstream
+from mirror.errors import InputError, RenderingError
+from mirror.modes import ModeKind, RegistryUser, outcomes
+from mirror.modes.outcomes import StepOutcome
+from mirror.modes.settings import ClusterAccess, NodeFacts, RegistrySettings, Upstream
 from mirror.nodeconfig import objects, pods, pulling, services, tree
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports, check_nodes
 from mirror.nodeconfig.pki import KeyPair
 from mirror.nodeconfig.pods import Object
-from mirror.nodeconfig.service_secrets import ServiceSecrets, hashed
+from mirror.nodeconfig.service_secrets import LENDERS, Rotated, ServiceSecrets, hashed
 from mirror.nodeconfig.tree import PUBLIC, SECRET, SERVICE_CONFIG, RenderedFile, Tree, TreeChanges
 
 IN_CLUSTER = SERVICE_CONFIG / "in-cluster"
@@ -389,3 +390,47 @@ def _authority(upstream: Upstream) -> RenderedFile:
 
 def _hmac(kept: ServiceSecrets, text: str) -> bytes:
     return hmac.digest(kept.http_secret.encode(), text.encode(), "sha256")
+
+
+# -- rotation --------------------------------------------------------------------------------------
+
+
+def rotation_outcome(nodes: Sequence[NodeFacts] | None, rendered: Rendered) -> StepOutcome:
+    """Whether every node has applied the files of the present step, `rendered`. Pure."""
+    told = {node.name for node in nodes or ()}
+    unknown = sorted(rendered.nodes.keys() - told)
+    if unknown:
+        return StepOutcome(
+            False, f"nobody has said which version these nodes have applied: {', '.join(unknown)}"
+        )
+    return outcomes.containerd_config(nodes or (), rendered.version)
+
+
+def possible_rotation(
+    names: Collection[str], kind: ModeKind, *, by_agent: bool = True
+) -> list[Rotated]:
+    """What `names` say, where that mode can have it. Pure.
+
+    Masters take their files from the module's agent, which reads `registry-node-config-…`, unless
+    it is not `by_agent`.
+
+    Raises:
+        InputError: a name is unknown, or the mode cannot have it.
+    """
+    if unknown := [one for one in names if one not in list(Rotated)]:
+        raise InputError(
+            f"rotation: expected {', '.join(Rotated)}, found {unknown[0][:20]!r}; correct it"
+        )
+    if not kind.row.managed:
+        raise InputError(
+            "rotation: in mode Unmanaged the cluster has no authority and logins of its own; "
+            "switch to Direct, Proxy or Local first"
+        )
+    users = kind.row.users
+    if by_agent and Rotated.USERS in names and users and not {*LENDERS.values()} <= {*users}:
+        raise InputError(
+            "rotation: the masters' agent lets one login of each user in, and caches have no user "
+            "whose place a second one could take; switch to Direct, where it is carried out, and "
+            "back"
+        )
+    return [Rotated(one) for one in names]

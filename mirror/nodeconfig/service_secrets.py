@@ -9,12 +9,13 @@ import base64
 import datetime
 import secrets
 import string
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import bcrypt
 from pydantic import SecretStr, ValidationError
@@ -25,18 +26,13 @@ from mirror.modes import RegistryUser
 from mirror.modes.settings import Account, CamelModel
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.pki import Authorities, KeyPair
+from mirror.nodeconfig.pki import Authorities, KeyPair, Leaves
 from mirror.nodeconfig.tree import SECRET, RenderedFile, write_file
 
-PASSWORD_LENGTH = 16
-HTTP_SECRET_LENGTH = 25
 BCRYPT_COST = 10
-LENDERS = {
-    RegistryUser.RO: RegistryUser.MIRROR_PULLER,
-    RegistryUser.RW: RegistryUser.MIRROR_PUSHER,
-}
+_U = RegistryUser
+LENDERS = {_U.RO: _U.MIRROR_PULLER, _U.RW: _U.MIRROR_PUSHER}
 """Whose place in `registry-node-config-…` a second login takes: they may do the same, or more."""
-_ALPHANUMERICS = string.ascii_letters + string.digits
 _B64 = string.ascii_uppercase + string.ascii_lowercase + string.digits
 _TO_BCRYPT = bytes.maketrans(f"{_B64}+/".encode(), f"./{_B64}".encode())
 
@@ -59,14 +55,6 @@ def _matches(password: str, password_hash: str) -> bool:
         return bcrypt.checkpw(password.encode(), password_hash.encode())
     except ValueError:
         return False
-
-
-@dataclass(frozen=True, slots=True)
-class Leaves:
-    """The certificates of the two services of a node or of the in-cluster proxy."""
-
-    auth: KeyPair
-    distribution: KeyPair
 
 
 class Rotated(StrEnum):
@@ -137,6 +125,21 @@ class ServiceSecrets:
         """The pair that signs tokens, the next one and those before."""
         return Authorities(self.token, self.token_successor, self.token_former)
 
+    def signed_by(
+        self, authorities: Authorities, tokens: Authorities, **changes: Any
+    ) -> ServiceSecrets:
+        """The same with these authorities and token pairs, and these fields."""
+        return replace(
+            self,
+            authority=authorities.signing,
+            successor=authorities.successor,
+            former=authorities.former,
+            token=tokens.signing,
+            token_successor=tokens.successor,
+            token_former=tokens.former,
+            **changes,
+        )
+
     def accepted(self, user: RegistryUser) -> tuple[HashedAccount, ...]:
         """The accounts by which the token server lets a user in."""
         also = self.beside.get(user)
@@ -149,7 +152,7 @@ class ServiceSecrets:
 
 def new_account(name: str) -> Account:
     """A login with a fresh password."""
-    return Account(name, SecretStr(_random(PASSWORD_LENGTH)))
+    return Account(name, SecretStr(_random(16)))
 
 
 def hashed(account: Account, *, salt: bytes | None = None) -> HashedAccount:
@@ -179,56 +182,29 @@ def prepare_secrets(
     """
     authorities = pki.authorities_to_use(held.authorities if held else None, now)
     tokens = pki.tokens_to_use(held.tokens if held else None, authorities, now)
-    rotation = held.rotation if held else None
-    signers = authorities
-    if (
-        rotation is not None
-        and rotation.phase is RotationPhase.USED
-        and Rotated.AUTHORITY in rotation.what
-    ):
+    signers, rotation = authorities, held.rotation if held else None
+    if rotation and rotation.phase is RotationPhase.USED and Rotated.AUTHORITY in rotation.what:
         signers = authorities.alone()  # what the old one signed is used no more
     leaves = dict(held.nodes) if held else {}
     for node in nodes:
         if node.master:
-            leaves[node.name] = _leaves(leaves.get(node.name), signers, node.address, now)
+            known = leaves.get(node.name)
+            leaves[node.name] = pki.leaves_to_use(known, signers, node.address, now)
+    in_cluster = pki.leaves_to_use(held.in_cluster if held else None, signers, None, now)
     users = {}
     for user in RegistryUser:
-        known = held.users.get(user) if held else None
-        if known is None or not known.matches():  # keep a known password; the hash was unsound
-            known = hashed(known.account if known else new_account(user.value))
-        users[user] = known
-    return ServiceSecrets(
-        authorities.signing,
-        tokens.signing,
-        held.http_secret if held else _random(HTTP_SECRET_LENGTH),
-        users,
-        leaves,
-        _leaves(held.in_cluster if held else None, signers, None, now),
-        authorities.successor,
-        authorities.former,
-        tokens.successor,
-        tokens.former,
-        held.beside if held else {},
-        rotation,
-    )
-
-
-def _leaves(
-    held: Leaves | None, authorities: Authorities, address: str | None, now: datetime.datetime
-) -> Leaves:
-    hosts = pki.node_names(address)
-    auth, distribution = (held.auth, held.distribution) if held else (None, None)
-    return Leaves(
-        pki.pair_to_use(auth, authorities, pki.AUTH_NAME, hosts, now),
-        pki.pair_to_use(distribution, authorities, pki.DISTRIBUTION_NAME, hosts, now),
-    )
+        one = held.users.get(user) if held else None
+        if one is None or not one.matches():  # keep a known password; the hash was unsound
+            one = hashed(one.account if one else new_account(user.value))
+        users[user] = one
+    if held is None:
+        secret = _random(25)
+        held = ServiceSecrets(authorities.signing, tokens.signing, secret, users, {}, in_cluster)
+    return held.signed_by(authorities, tokens, users=users, nodes=leaves, in_cluster=in_cluster)
 
 
 def renewed(before: ServiceSecrets | None, after: ServiceSecrets) -> tuple[str, ...]:
-    """What is new in `after`, in words; nothing where `before` is None, as all of it is.
-
-    For people; of users only those that were added.
-    """
+    """What is new in `after`, in words; nothing where `before` is None, as all of it is."""
     if before is None:
         return ()
     told = []
@@ -250,19 +226,12 @@ def renewed(before: ServiceSecrets | None, after: ServiceSecrets) -> tuple[str, 
     }
     for place, (old, new) in places.items():
         for service in ("auth", "distribution"):
-            pair = getattr(new, service)
-            pairs[f"{service} of {place}"] = (getattr(old, service, None), pair)
+            pairs[f"{service} of {place}"] = (getattr(old, service, None), getattr(new, service))
     told += [f"{what} {_named(new)}" for what, (old, new) in pairs.items() if old != new]
     told += [f"user {user}" for user in after.users if user not in before.users]
     known = {one.account.name for user in before.users for one in before.accepted(user)}
-    return (
-        *told,
-        *(
-            f"login {one.account.name}"
-            for one in after.beside.values()
-            if one.account.name not in known
-        ),
-    )
+    logins = (one.account.name for one in after.beside.values())
+    return (*told, *(f"login {name}" for name in logins if name not in known))
 
 
 def _named(pair: KeyPair) -> str:
@@ -270,7 +239,114 @@ def _named(pair: KeyPair) -> str:
 
 
 def _random(length: int) -> str:
-    return "".join(secrets.choice(_ALPHANUMERICS) for _ in range(length))
+    letters = string.ascii_letters + string.digits
+    return "".join(secrets.choice(letters) for _ in range(length))
+
+
+# -- rotation: a walk of three steps ---------------------------------------------------------------
+# First the new is trusted beside the old, then it is used, then the old is gone. The next step may
+# be taken when every node has applied the files of the last one: so nothing new is used before
+# everybody knows it.
+
+
+@dataclass(frozen=True, slots=True)
+class RotationStep:
+    """One step: what the files say, what is done for it, and what must be true before the next.
+
+    `phase` is None for the last, after which no rotation is under way.
+    """
+
+    phase: RotationPhase | None
+    action: str
+    condition: str
+
+
+_THINGS = dict(zip(Rotated, ("authority", "token pair", "passwords"), strict=True))
+
+
+def rotation_steps(what: Collection[Rotated]) -> tuple[RotationStep, ...]:
+    """The walk of a rotation, in order. Pure.
+
+    Raises:
+        ValueError: `what` is empty.
+    """
+    things = ", ".join(_THINGS[one] for one in _all_of(what))
+    applied = "every node has applied these files, the masters one after the other"
+    return (
+        RotationStep(RotationPhase.TRUSTED, f"trust what is new beside the old: {things}", applied),
+        RotationStep(RotationPhase.USED, f"use what is new, and trust the old: {things}", applied),
+        RotationStep(None, f"trust the old no more: {things}", applied),
+    )
+
+
+def begin_rotation(
+    kept: ServiceSecrets, what: Collection[Rotated], now: datetime.datetime
+) -> ServiceSecrets:
+    """Take the first step. `now` has its zone.
+
+    Raises:
+        RenderingError: a rotation is under way already.
+        ValueError: `what` is empty.
+    """
+    if kept.rotation is not None:
+        raise RenderingError(
+            f"a rotation of {', '.join(kept.rotation.what)} is under way and has come to "
+            f"{kept.rotation.phase}; complete it first: leave --rotate out, and render with "
+            "--facts FILE when the nodes have applied its files"
+        )
+    rotated = _all_of(what)
+    authorities, tokens = kept.authorities, kept.tokens
+    if Rotated.AUTHORITY in rotated:
+        authorities = authorities.with_successor(pki.create_authority(now))
+        # One that the old authority signed would have to go with it.
+        tokens = replace(tokens, successor=None)
+    if Rotated.TOKEN in rotated:
+        signer = authorities.successor or authorities.signing
+        tokens = tokens.with_successor(pki.issue(signer, pki.TOKEN_NAME, (), now))
+    beside = _next_accounts(kept) if Rotated.USERS in rotated else kept.beside
+    rotation = Rotation(rotated, RotationPhase.TRUSTED)
+    return kept.signed_by(authorities, tokens, beside=beside, rotation=rotation)
+
+
+def advance_rotation(
+    kept: ServiceSecrets, nodes: Sequence[Node], now: datetime.datetime
+) -> ServiceSecrets:
+    """Take the next step; every node must have applied the files of the last one.
+
+    Return what is held unchanged if no rotation is under way. `nodes` are all nodes.
+    """
+    rotation = kept.rotation
+    if rotation is None:
+        return kept
+    if rotation.phase is RotationPhase.TRUSTED:
+        then, change = replace(rotation, phase=RotationPhase.USED), Authorities.taken_over
+        users, beside = {**kept.users, **kept.beside}, kept.users
+    else:
+        then, change = None, Authorities.alone
+        users, beside = {**kept.users}, {}
+    if Rotated.USERS not in rotation.what:
+        users, beside = {**kept.users}, kept.beside
+    authorities, tokens = (
+        change(pairs) if one in rotation.what else pairs
+        for one, pairs in ((Rotated.AUTHORITY, kept.authorities), (Rotated.TOKEN, kept.tokens))
+    )
+    moved = kept.signed_by(authorities, tokens, users=users, beside=beside, rotation=then)
+    return prepare_secrets(moved, nodes, now)
+
+
+def _all_of(what: Collection[Rotated]) -> tuple[Rotated, ...]:
+    if not what:
+        raise ValueError("nothing is to be rotated")
+    also = {Rotated.TOKEN} if Rotated.AUTHORITY in what else set[Rotated]()
+    return tuple(one for one in Rotated if one in {*what, *also})
+
+
+def _next_accounts(kept: ServiceSecrets) -> dict[RegistryUser, HashedAccount]:
+    """Another account for each user: the token server knows one password for each name."""
+    return {
+        user: hashed(new_account(f"{user}-2" if one.account.name == user.value else user.value))
+        for user, one in kept.users.items()
+    }
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -329,13 +405,12 @@ def parse_secrets(text: str | bytes, where: str) -> ServiceSecrets:
         except InvalidCertificateError as err:
             problem = str(err).partition(";")[0]
             raise RenderingError(f"{where}: authority: {problem}; {_REPAIR}") from err
-    both = {"users": found.users, "beside": found.beside}
     accounts = {
         name: {
             user: HashedAccount(Account(one.name, SecretStr(one.password)), one.password_hash)
-            for user, one in users.items()
+            for user, one in getattr(found, name).items()
         }
-        for name, users in both.items()
+        for name in ("users", "beside")
     }
     return ServiceSecrets(**{**dict(found), **accounts})
 
@@ -364,9 +439,9 @@ def secrets_text(kept: ServiceSecrets) -> str:
                 password=one.account.password.get_secret_value(),
                 password_hash=one.password_hash,
             )
-            for user, one in sorted(users.items())
+            for user, one in sorted(getattr(kept, name).items())
         }
-        for name, users in (("users", kept.users), ("beside", kept.beside))
+        for name in ("users", "beside")
     }
     fields = {name: getattr(kept, name) for name in _Secrets.model_fields}
     nodes = dict(sorted(kept.nodes.items()))

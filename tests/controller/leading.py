@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mirror.controller import Reconciled
+from mirror.controller import Reconciled, RotationTurn, next_turn
 from mirror.controller.cluster import Controller
 from mirror.controller.kube import KubeApi
 from mirror.modes.outcomes import StepOutcome
@@ -16,7 +16,6 @@ from mirror.modes.settings import RegistrySettings
 from mirror.modes.state import RegistryState, inputs_hash
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.render import Rendered, RenderOptions, render
-from mirror.nodeconfig.rotation import RotationTurn, next_turn
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets, secrets_text
 from tests.controller.cluster_life import Life
 from tests.support.kube_api import KubeCluster

@@ -13,8 +13,8 @@ import yaml
 
 from mirror.controller import Switch
 from mirror.controller.cluster import Controller, _ApiObserver
-from mirror.controller.kube import KubeApi, Lease
-from mirror.controller.leading import lead
+from mirror.controller.kube import KubeApi
+from mirror.controller.leading import Lease, lead
 from mirror.errors import CancelledError, ConflictError, InvalidStateError, UnreachableError
 from mirror.modes import ConditionType, Mode, ModeKind, RegistryUser, conditions_of
 from mirror.modes.outcomes import ReplicaPod, StepOutcome
@@ -402,7 +402,7 @@ def test_a_lease_is_one_s_at_a_time_and_goes_over_when_it_is_not_renewed(
     api: KubeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("mirror.controller.kube.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mirror.controller.leading.time.monotonic", lambda: now[0])
     one, two = Lease(api, "l", "one"), Lease(api, "l", "two")
     assert one.renew()
     assert not two.renew()

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from mirror.controller.cluster import Controller
-from mirror.controller.kube import RESOURCES, KubeApi, Lease
+from mirror.controller.kube import RESOURCES, KubeApi
+from mirror.controller.leading import Lease
 from mirror.errors import MirrorError
 from mirror.modes.outcomes import StepOutcome
 from mirror.nodeconfig.render import RenderOptions

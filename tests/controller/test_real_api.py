@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mirror.controller.kube import KubeApi, Lease
+from mirror.controller.kube import KubeApi
+from mirror.controller.leading import Lease
 from mirror.errors import DeniedError, UnreachableError
 from mirror.modes import ConditionType, Mode, ModeKind, conditions_of
 from mirror.modes.state import RegistryState

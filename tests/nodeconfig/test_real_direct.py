@@ -14,8 +14,7 @@ from mirror.errors import DeniedError, ForbiddenByModeError, UnreachableError
 from mirror.modes import LOGICAL_HOST, Plane, RegistryUser
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.settings import ClusterAccess, RegistrySettings
-from mirror.nodeconfig.rotation import advance_rotation, begin_rotation
-from mirror.nodeconfig.service_secrets import Rotated
+from mirror.nodeconfig.service_secrets import Rotated, advance_rotation, begin_rotation
 from mirror.registry import ConnectionOptions, RetryPolicy
 from tests.support.mode_stack import (
     ContainerdProcess,

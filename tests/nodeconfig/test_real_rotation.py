@@ -17,9 +17,13 @@ from mirror.modes import RegistryUser
 from mirror.modes.settings import NodeFacts, RegistrySettings
 from mirror.nodeconfig import service_secrets
 from mirror.nodeconfig.cluster import Node
-from mirror.nodeconfig.render import render
-from mirror.nodeconfig.rotation import advance_rotation, begin_rotation, rotation_outcome
-from mirror.nodeconfig.service_secrets import Rotated, RotationPhase
+from mirror.nodeconfig.render import render, rotation_outcome
+from mirror.nodeconfig.service_secrets import (
+    Rotated,
+    RotationPhase,
+    advance_rotation,
+    begin_rotation,
+)
 from mirror.nodeconfig.tree import SERVICE_CONFIG
 from tests.support.mode_stack import ContainerdProcess, balancer, in_tree, master
 from tests.support.mode_stage import Pulling

@@ -16,8 +16,7 @@ import pytest
 
 from mirror.errors import DeniedError, MirrorError, UnreachableError
 from mirror.modes import RegistryUser
-from mirror.nodeconfig.rotation import advance_rotation, begin_rotation
-from mirror.nodeconfig.service_secrets import Rotated
+from mirror.nodeconfig.service_secrets import Rotated, advance_rotation, begin_rotation
 from mirror.nodeconfig.services import Distribution
 from tests.support.ingress import ingress
 from tests.support.kubelet import Kubelet

@@ -15,26 +15,22 @@ import yaml
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store
 
+from mirror.controller import RotationTurn, next_turn
 from mirror.errors import RenderingError
 from mirror.modes import ModeKind, RegistryUser
 from mirror.nodeconfig import pki
 from mirror.nodeconfig.cluster import Node, load_access
-from mirror.nodeconfig.render import access_of, render
-from mirror.nodeconfig.rotation import (
-    RotationTurn,
-    advance_rotation,
-    begin_rotation,
-    next_turn,
-    rotation_outcome,
-    rotation_steps,
-)
+from mirror.nodeconfig.render import access_of, render, rotation_outcome
 from mirror.nodeconfig.service_secrets import (
     Rotated,
     RotationPhase,
     ServiceSecrets,
+    advance_rotation,
+    begin_rotation,
     prepare_secrets,
     read_secrets,
     renewed,
+    rotation_steps,
     write_secrets,
 )
 from mirror.nodeconfig.tree import PKI_CONFIG, SERVICE_CONFIG
