@@ -9,15 +9,11 @@ stage before its objects are rolled out. A stage that was rolled out is never ta
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
-
-from pydantic import SecretStr
 
 from mirror.errors import InputError, InvalidStateError, MirrorError
 from mirror.modes import ConditionType, ModeKind, Verdict, conditions_of, outcomes
@@ -171,7 +167,7 @@ def reconcile(
     if target != current and begun != target:
         memory = {**memory, "begun": wanted}
         memory.pop("stage", None)
-        return Reconciled(plan, remembering(state, memory), kept, requeue_s=0.0)
+        return Reconciled(plan, state.remembering(memory), kept, requeue_s=0.0)
     previous = facts.aborted if current == target else current
     saved = facts.saved_parameters is not False
     switch = Switch(target, previous, facts, nodes, kept, observer, options)
@@ -190,11 +186,11 @@ def reconcile(
     if target.managed and not state.in_flight:
         state, turned = _rotated(state, before, kept, rotate, nodes, now)
         if turned != kept:
-            return Reconciled(plan, remembering(state, memory), turned, requeue_s=0.0)
+            return Reconciled(plan, state.remembering(memory), turned, requeue_s=0.0)
     rendered, step = switch.due(order[: reached + 1])
     return Reconciled(
         plan,
-        remembering(state, memory),
+        state.remembering(memory),
         kept,
         rendered,
         step,
@@ -279,7 +275,7 @@ def rendered_state(wanted: str, kept: ServiceSecrets, previous: str | None = Non
     target, before = (RegistrySettings.load(one) for one in (wanted, previous or wanted))
     memory = {"completed": previous or wanted, "secrets": secrets_text(kept)}
     state = RegistryState(inputs_hash(target), before.mode, target.mode)
-    return remembering(state, memory | ({"begun": wanted} if previous else {}))
+    return state.remembering(memory | ({"begun": wanted} if previous else {}))
 
 
 _KEYS = {"completed", "begun", "stage", "secrets"}
@@ -291,7 +287,7 @@ def _memory(state: RegistryState) -> dict[str, Any]:
     Raises:
         InvalidStateError: it is of another program, such as Deckhouse's own module.
     """
-    found = noted(state)
+    found = state.noted()
     if state.private is None and ModeKind(state.mode.value).row.managed:
         found = None
     if not isinstance(found, dict) or found.keys() - _KEYS:
@@ -300,18 +296,6 @@ def _memory(state: RegistryState) -> dict[str, Any]:
             "one of them lead this cluster, and go back to Unmanaged with the other one first"
         )
     return found
-
-
-def noted(state: RegistryState) -> Any:
-    """The private part of the state, which need not be ours; None where it is not JSON."""
-    with suppress(ValueError):
-        return {} if state.private is None else json.loads(state.private.get_secret_value())
-    return None
-
-
-def remembering(state: RegistryState, memory: Mapping[str, Any]) -> RegistryState:
-    """The state with this private part."""
-    return replace(state, private=SecretStr(json.dumps(memory)))
 
 
 # -- the steps -------------------------------------------------------------------------------------

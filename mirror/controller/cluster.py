@@ -16,9 +16,7 @@ from mirror.controller import (
     PAUSE_S,
     Reconciled,
     Switch,
-    noted,
     reconcile,
-    remembering,
 )
 from mirror.controller.kube import (
     MANAGER,
@@ -166,7 +164,7 @@ class Controller:
     ) -> Mapping[str, Any] | None:
         """Keep state and secrets together, without what asked for a rotation that has `begun`."""
         if kept is not None:
-            state = remembering(state, {**noted(state), "secrets": secrets_text(kept)})
+            state = state.remembering({**state.noted(), "secrets": secrets_text(kept)})
         secret = state.to_secret()
         if before is not None:
             if before.get("data") == secret["data"]:
@@ -245,7 +243,7 @@ def _wanted(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 def _kept(state: RegistryState) -> ServiceSecrets | None:
     """The secrets that the last pass wrote down."""
-    memory = noted(state)
+    memory = state.noted()
     text = memory.get("secrets") if isinstance(memory, dict) else None
     # None may be another program's, which the pass refuses.
     return None if text is None else parse_secrets(text, SECRET_STATE)

@@ -27,12 +27,12 @@ from mirror.errors import (
 from mirror.events import OnEvent, PhaseAdvanced, PhaseStarted, ignore
 from mirror.modes import Plane, RegistryUser, Role
 from mirror.modes.addressing import LOGICAL_ROOT, Route, master_host, routes_for
-from mirror.modes.endpoints import Endpoint
+from mirror.modes.endpoints import Endpoint, credentials_of
 from mirror.modes.outcomes import StepOutcome
 from mirror.modes.required import RequiredImage, RequiredSet
 from mirror.modes.settings import NO_ACCESS, CheckMode, ClusterAccess, RegistrySettings
 from mirror.oci import Digest
-from mirror.registry import ConnectionOptions, Credentials, RegistryClient
+from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run, for_each, gather
 
 MOST_ERRORS = 5
@@ -115,15 +115,12 @@ class RegistryResult:
         different = {str(item.error): item for item in reversed(self.errors)}
         shown = [*reversed(different.values())][:MOST_ERRORS]
         for item in shown:
-            lines += (
-                f"- source: {item.image.source}",
-                f"  image: {self.target.address(item.image)}",
-                f"  error: {item.error}",
-            )
+            address = self.target.address(item.image)
+            lines.append(f"- source: {item.image.source}\n  image: {address}")
+            lines.append(f"  error: {item.error}")
         if left := len(self.errors) - len(shown):
-            lines.append(
-                f"  ...and {left} more like it" if len(different) == 1 else "  ...and more"
-            )
+            more = f"{left} more like it" if len(different) == 1 else "more"
+            lines.append(f"  ...and {more}")
         return "\n".join(lines)
 
 
@@ -213,20 +210,16 @@ def targets_for(
     if not settings.kind.row.holds_own_images:
         (route,) = routes_for(LOGICAL_ROOT, settings, Plane.REPLICA, access)
         return (CheckTarget(route.host, route),)
-    routes = routes_for(LOGICAL_ROOT, settings, Plane.API, access)
-    masters = [route for route in routes if route.role is Role.MASTER]
-    named = zip(access.masters, masters, strict=True)
-    if not masters:
+    if not access.masters:
         # Nothing asked would be nothing missing.
         routes_for(LOGICAL_ROOT, settings, Plane.REPLICA, access)
+    routes = routes_for(LOGICAL_ROOT, settings, Plane.API, access)
+    named = zip(access.masters, (r for r in routes if r.role is Role.MASTER), strict=True)
     return tuple(CheckTarget(access.names.get(a, a), route) for a, route in named)
 
 
 Connect = Callable[[Route], RegistryClient]
-"""Makes a client for where a route leads, with its trust and login; the check closes it.
-
-Its options should be `impatient`: a question is cheap, and the next check asks it again.
-"""
+"""Makes a client for where a route leads, with its trust and login; the check closes it."""
 
 
 def check_images(
@@ -241,10 +234,11 @@ def check_images(
 ) -> CheckReport:
     """Ask every target for every required image; all targets at once, each by `workers` threads.
 
-    Without `connect`, clients have `impatient` options. A registry that does not answer at all, or
-    refuses the login, is asked once. After `limit_s` seconds questions under way fail with `Request
-    timeout`, and the rest stay pending. With `again`, an earlier report about the same, the call
-    asks only for what that did not find, pending images first.
+    `connect` makes a client for where a route leads; without it, clients have `impatient` options.
+    A registry that does not answer at all, or refuses the login, is asked once. After `limit_s`
+    seconds questions under way fail with `Request timeout`, and the rest stay pending. With
+    `again`, an earlier report about the same, the call asks only for what that did not find,
+    pending images first.
 
     Raises:
         CancelledError: `run` was stopped.
@@ -309,10 +303,9 @@ class _Asker:
         except IndexError:
             return False
         image = self.items[number].image
-        if self._hopeless is not None:
-            self.items[number] = ItemResult(image, ItemState.FAILED, self._hopeless)
-        else:
-            self.items[number] = self._ask(image)
+        hopeless = self._hopeless
+        failed = None if hopeless is None else ItemResult(image, ItemState.FAILED, hopeless)
+        self.items[number] = failed or self._ask(image)
         self._run.on_event(PhaseAdvanced())
         return True
 
@@ -352,9 +345,7 @@ def serving_masters(
 
     Those whose node is not known go by their address. All are asked at once, each once.
     """
-    account, login = access.account(RegistryUser.RO), None
-    if account is not None:
-        login = Credentials(account.name, account.password.get_secret_value())
+    login = credentials_of(access.account(RegistryUser.RO))
     hasty = impatient(options or ConnectionOptions())
     run = Run.of(run).with_jobs(max(1, len(access.masters)))
 
@@ -365,12 +356,8 @@ def serving_masters(
             return True
         return False
 
-    asked = gather(access.masters, serves, run=run)
-    return frozenset(
-        access.names.get(address, address)
-        for address, answers in zip(access.masters, asked, strict=True)
-        if answers
-    )
+    asked = zip(access.masters, gather(access.masters, serves, run=run), strict=True)
+    return frozenset(access.names.get(address, address) for address, answers in asked if answers)
 
 
 def connect_with(options: ConnectionOptions, on_event: OnEvent = ignore) -> Connect:

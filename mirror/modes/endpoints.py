@@ -65,12 +65,9 @@ class Endpoint:
     @classmethod
     def of(cls, route: Route, credentials: Credentials | None = None) -> Endpoint:
         """Where `route` leads; `credentials` take the place of its own."""
-        if credentials is None and route.credential is not None:
-            account = route.credential
-            credentials = Credentials(account.name, account.password.get_secret_value())
         return cls(
-            *(route.scheme, route.host, route.ca, credentials, route.role in BALANCED_ROLES),
-            route.certificate,
+            *(route.scheme, route.host, route.ca, credentials or credentials_of(route.credential)),
+            *(route.role in BALANCED_ROLES, route.certificate),
             _CA_FROM.get(route.role, "as `caFile` in the sites"),
         )
 
@@ -91,6 +88,13 @@ class Endpoint:
             credentials=self.credentials,
             on_event=on_event,
         )
+
+
+def credentials_of(account: Account | None) -> Credentials | None:
+    """The same login, as connections take it."""
+    if account is None:
+        return None
+    return Credentials(account.name, account.password.get_secret_value())
 
 
 def replica_endpoints(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from mirror.documents import file_bytes, parse_json, read_documents
 from mirror.errors import InputError, InvalidSettingsError
+from mirror.modes import Mode
 
 _EXPECTED = (
     "expected a ModuleConfig named deckhouse, its settings, the registry section itself, or an "
@@ -217,12 +218,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,40}", re.ASCII)
 _MIN_TTL_S = 5 * 60
 _MAX_TTL_S = (1 << 63) // 10**9  # what the cluster keeps durations in: 64 bits of nanoseconds
 
-MODES = ("Direct", "Proxy", "Local", "Unmanaged")
 SECTIONS = {"direct": "Direct", "unmanaged": "Unmanaged", "proxy": "Proxy"}
 """Section → the mode it belongs to. `Local` has none."""
-
-SECTION_KEYS = ("imagesRepo", "scheme", "ca", "username", "password", "license", "checkMode")
-PROXY_KEYS = (*SECTION_KEYS, "ttl")
 
 
 class Mistake(NamedTuple):
@@ -295,7 +292,7 @@ def certificates(pem: str) -> str | None:
     return None
 
 
-def section(path: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Mistake]:
+def section(path: str, given: Mapping[str, Any], keys: Sequence[str]) -> Iterator[Mistake]:
     """What is wrong with a section: at most one finding per field. Secrets are plain text here."""
     for key in given:
         if key not in keys:
@@ -365,9 +362,9 @@ def registry(path: str, given: Mapping[str, Any]) -> Iterator[Mistake]:
         if key != "mode" and key not in SECTIONS:
             yield _unknown(path, key, ("mode", *SECTIONS))
     mode = "Unmanaged" if given.get("mode") is None else given["mode"]
-    if not isinstance(mode, str) or mode not in MODES:
+    if not isinstance(mode, str) or mode not in [*Mode]:
         shown = mode[:20] if isinstance(mode, str) else _kind(mode)
-        yield Mistake(f"{path}mode", f"Unknown registry mode: {shown}; expected {', '.join(MODES)}")
+        yield Mistake(f"{path}mode", f"Unknown registry mode: {shown}; expected {', '.join(Mode)}")
         return
     for name, owner in SECTIONS.items():
         present = given.get(name) is not None

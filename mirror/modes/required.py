@@ -17,9 +17,6 @@ from mirror.modes.settings import CheckMode
 from mirror.oci import Digest, Reference
 from mirror.sync.inventory import Inventory
 
-MAIN_CONTAINER = "deckhouse"
-"""The container whose image is the platform's own."""
-
 
 @dataclass(frozen=True, slots=True)
 class RequiredImage:
@@ -79,13 +76,11 @@ def from_values(
     if not isinstance(digests, Mapping) or not digests:
         raise RequiredImagesError("the values have no digests at global.modulesImages.digests")
     chosen = {module: of for module, of in digests.items() if kebab(str(module)) in wanted}
-    found = list(_module_images(chosen, "global.modulesImages.digests"))
-    if not found:
-        raise RequiredImagesError(
-            "global.modulesImages.digests has no digest of a critical module: "
-            f"{', '.join(sorted(wanted)[:10])}"
-        )
-    return RequiredSet.of(CheckMode.DEFAULT, [*found, *_deployment_images(deployment)])
+    none = (
+        "global.modulesImages.digests has no digest of a critical module: "
+        f"{', '.join(sorted(wanted)[:10])}"
+    )
+    return _all(_module_images(chosen, "global.modulesImages.digests"), none, deployment)
 
 
 def from_digest_list(
@@ -95,10 +90,7 @@ def from_digest_list(
 
     It is a release's `images_digests.json`, a JSON list, or lines that end with a digest.
     """
-    found = list(_listed(text, where))
-    if not found:
-        raise RequiredImagesError(f"{where} has no digest in it")
-    return RequiredSet.of(CheckMode.DEFAULT, [*found, *_deployment_images(deployment)])
+    return _all(_listed(text, where), f"{where} has no digest in it", deployment)
 
 
 def from_inventory(
@@ -110,9 +102,17 @@ def from_inventory(
         for path, content in sorted(inventory.repositories.items())
         for tag, digest in sorted(content.tags.items())
     ]
-    if not found:
-        raise RequiredImagesError("the inventory names no image")
-    return RequiredSet.of(CheckMode.DEFAULT, [*found, *_deployment_images(deployment)])
+    return _all(found, "the inventory names no image", deployment)
+
+
+def _all(
+    found: Iterable[RequiredImage], none: str, deployment: Mapping[str, Any] | None
+) -> RequiredSet:
+    """`found` and the platform's own; `none` is the message where nothing was found."""
+    every = list(found)
+    if not every:
+        raise RequiredImagesError(none)
+    return RequiredSet.of(CheckMode.DEFAULT, [*every, *_deployment_images(deployment)])
 
 
 def required_images(
@@ -135,8 +135,8 @@ def required_images(
 
 def relaxed(deployment: Mapping[str, Any] | None) -> RequiredSet:
     """The platform's own image alone, by its tag."""
-    source = f"deckhouse/containers/{MAIN_CONTAINER}"
-    own = [image for image in _deployment_images(deployment) if image.source == source]
+    every = _deployment_images(deployment)
+    own = [image for image in every if image.source == "deckhouse/containers/deckhouse"]
     if not own:
         raise RequiredImagesError(
             "the check Relax needs the Deployment d8-system/deckhouse with the image of its "
@@ -163,7 +163,7 @@ def critical_modules(modules: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def deployment_of(image: str) -> dict[str, Any]:
     """A Deployment that has only the platform's own image."""
-    containers = [{"name": MAIN_CONTAINER, "image": image}]
+    containers = [{"name": "deckhouse", "image": image}]
     return {"spec": {"template": {"spec": {"containers": containers}}}}
 
 

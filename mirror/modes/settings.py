@@ -118,15 +118,18 @@ class CamelModel(BaseModel):
         hide_input_in_errors=True,
     )
 
+    @classmethod
+    def keys(cls) -> dict[str, str]:
+        """Each field's name with the key that documents have for it, in order."""
+        return {name: field.alias or name for name, field in cls.model_fields.items()}
+
 
 class _Section(CamelModel):
     @classmethod
     def _by_key(cls, data: Mapping[Any, Any], info: ValidationInfo) -> dict[str, Any]:
         """The given fields by their names in documents. Only programs may also use ours."""
-        if info.context is _DOCUMENT:
-            return {str(key): value for key, value in data.items()}
-        aliases = {name: field.alias or name for name, field in cls.model_fields.items()}
-        return {aliases.get(str(key), str(key)): value for key, value in data.items()}
+        ours = {} if info.context is _DOCUMENT else cls.keys()
+        return {ours.get(str(key), str(key)): value for key, value in data.items()}
 
 
 class UpstreamSection(_Section):
@@ -135,8 +138,6 @@ class UpstreamSection(_Section):
     Raises:
         InvalidSettingsError: a rule is broken; `findings` has all of them.
     """
-
-    KEYS: ClassVar[tuple[str, ...]] = module_config.SECTION_KEYS
 
     images_repo: str
     scheme: Literal["HTTP", "HTTPS"] = "HTTPS"
@@ -167,7 +168,7 @@ class UpstreamSection(_Section):
             key: value.get_secret_value() if isinstance(value, SecretStr) else value
             for key, value in cls._by_key(data, info).items()
         }
-        findings = list(module_config.section(path, given, cls.KEYS))
+        findings = list(module_config.section(path, given, [*cls.keys().values()]))
         kept = {key: value for key, value in given.items() if value is not None and value != ""}
         return kept, findings
 
@@ -185,21 +186,12 @@ class UpstreamSection(_Section):
 class ProxySection(UpstreamSection):
     """The section of Proxy mode, with the time that the cache keeps images."""
 
-    KEYS: ClassVar[tuple[str, ...]] = module_config.PROXY_KEYS
-
     ttl: str | None = None
 
     @property
     def ttl_s(self) -> int | None:
         """How long the cache keeps an image, in seconds; None leaves it to the cache (168 h)."""
         return None if self.ttl is None else module_config.ttl_seconds(self.ttl)
-
-
-_SECTION_TYPES: dict[str, type[UpstreamSection]] = {
-    "direct": UpstreamSection,
-    "unmanaged": UpstreamSection,
-    "proxy": ProxySection,
-}
 
 
 class RegistrySettings(_Section):
@@ -231,7 +223,8 @@ class RegistrySettings(_Section):
             keys.pop("legacy", None)  # known to programs, and not a field of a document
         findings = [*module_config.registry("registry.", keys)]
         given = {key: value for key, value in keys.items() if value is not None}
-        for name, kind in _SECTION_TYPES.items():
+        for name in module_config.SECTIONS:
+            kind = ProxySection if name == "proxy" else UpstreamSection
             section = given.get(name)
             if section is not None and not isinstance(section, kind):
                 findings += kind._inspect(f"registry.{name}.", section, info)[1]

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -58,7 +59,7 @@ class Condition:
 
     def to_document(self) -> dict[str, Any]:
         """As documents have it; what is empty is left out."""
-        document: dict[str, Any] = {
+        document = {
             "type": self.type.value,
             "status": "True" if self.status else "False",
             "reason": self.reason.value,
@@ -127,23 +128,31 @@ def evaluate(
     generation: int | None = None,
 ) -> Conditions:
     """One run of the machine: the conditions after it, `Ready` last."""
-    now = now.astimezone(UTC).replace(microsecond=0)
 
     def made(kind: ConditionType, ready: bool, message: str) -> Condition:
         reason = Reason.NONE if ready else Reason.PROCESSING
-        if ready and kind is ConditionType.IMAGES:
+        if ready and kind is _C.IMAGES:
             reason = Reason.READY
-        return Condition(kind, ready, now, reason, message, generation)
+        return replace(
+            _condition(kind, ready, now, reason, message), observed_generation=generation
+        )
 
     # A refusal of an earlier run is withdrawn by what is done now.
-    conditions = tuple(one for one in conditions if one.type is not ConditionType.NOT_SUPPORTED)
+    conditions = tuple(one for one in conditions if one.type is not _C.NOT_SUPPORTED)
     for step in conditions_of(target, saved_parameters=saved_parameters)[:-1]:
         outcome = observe(step)
         conditions = set_condition(conditions, made(step, outcome.ready, outcome.message))
         if not outcome.ready:
             waiting = f"Transitioning to {target.mode}"
-            return set_condition(conditions, made(ConditionType.READY, False, waiting))
-    return set_condition(conditions, made(ConditionType.READY, True, ""))
+            return set_condition(conditions, made(_C.READY, False, waiting))
+    return set_condition(conditions, made(_C.READY, True, ""))
+
+
+def _condition(
+    kind: ConditionType, ready: bool, now: datetime, reason: Reason, message: str
+) -> Condition:
+    moment = now.astimezone(UTC).replace(microsecond=0)
+    return Condition(kind, ready, moment, reason, message)
 
 
 # -- the Secret ------------------------------------------------------------------------------------
@@ -164,7 +173,7 @@ class RegistryState:
     @property
     def in_flight(self) -> bool:
         """Whether a switch has begun and is not complete."""
-        complete = any(one.type is ConditionType.READY and one.status for one in self.conditions)
+        complete = any(one.type is _C.READY and one.status for one in self.conditions)
         return self.mode is not self.target_mode or not (complete or not self.conditions)
 
     def aiming_at(self, target: Mode, inputs: str) -> RegistryState:
@@ -188,28 +197,22 @@ class RegistryState:
         """
         if target.mode is not self.target_mode:
             raise ValueError(f"the state aims at {self.target_mode}, not at {target.mode}")
-        conditions = evaluate(
-            target,
-            self.conditions,
-            observe,
-            now,
-            saved_parameters=saved_parameters,
-            generation=generation,
-        )
+        extra: Any = {"saved_parameters": saved_parameters, "generation": generation}
+        conditions = evaluate(target, self.conditions, observe, now, **extra)
         mode = target.mode if conditions[-1].status else self.mode
         return replace(self, mode=mode, conditions=conditions)
 
     def refused(self, before: ModeKind, after: ModeKind, now: datetime) -> RegistryState:
         """The state with the error of a switch that is not supported."""
-        moment, message = now.astimezone(UTC).replace(microsecond=0), not_supported(before, after)
-        error = Condition(ConditionType.NOT_SUPPORTED, True, moment, Reason.ERROR, message)
-        return replace(self, conditions=set_condition(self.conditions, error))
+        message = not_supported(before, after)
+        return self._with(_condition(_C.NOT_SUPPORTED, True, now, Reason.ERROR, message))
 
     def stopped(self, message: str, now: datetime) -> RegistryState:
         """The state with an error that holds up the switch."""
-        moment = now.astimezone(UTC).replace(microsecond=0)
-        error = Condition(ConditionType.READY, False, moment, Reason.ERROR, message)
-        return replace(self, conditions=set_condition(self.conditions, error))
+        return self._with(_condition(_C.READY, False, now, Reason.ERROR, message))
+
+    def _with(self, one: Condition) -> RegistryState:
+        return replace(self, conditions=set_condition(self.conditions, one))
 
     def rotating(
         self, outcome: StepOutcome, before: RegistryState, now: datetime, *, refused: bool = False
@@ -219,29 +222,34 @@ class RegistryState:
         It is `Ready` when that is complete, or where it was `refused`. Each step of it clears the
         list, as another target does. `before` is the state that this run of the machine began with.
         """
-        moment, kinds = now.astimezone(UTC).replace(microsecond=0), (_C.ROTATION, _C.READY)
         *steps, ready = self.conditions
         reason = Reason.ERROR if refused else Reason.NONE if outcome.ready else Reason.PROCESSING
-        told = Condition(_C.ROTATION, outcome.ready, moment, reason, outcome.message)
+        told = _condition(_C.ROTATION, outcome.ready, now, reason, outcome.message)
         if outcome.ready or refused:
             return replace(self, conditions=(*set_condition(tuple(steps), told), ready))
-        ready = Condition(_C.READY, False, moment, reason, "Rotating secrets")
-        known = tuple(one for one in before.conditions if one.type in kinds)
+        ready = _condition(_C.READY, False, now, reason, "Rotating secrets")
+        known = tuple(one for one in before.conditions if one.type in (_C.ROTATION, _C.READY))
         return replace(self, conditions=set_condition(set_condition(known, told), ready))
 
     def withdrawn(self, now: datetime) -> RegistryState:
         """The state of a cluster at rest, without errors of what is no longer wanted."""
-        kept = tuple(
-            one
-            for one in self.conditions
-            if one.reason is not Reason.ERROR and one.type is not ConditionType.READY
-        )
+        ready = tuple(one for one in self.conditions if one.type is _C.READY)
+        errors = {one for one in self.conditions if one.reason is Reason.ERROR}
+        kept = tuple(one for one in self.conditions if one not in {*ready, *errors})
         if kept:
-            moment = now.astimezone(UTC).replace(microsecond=0)
-            ready = next((c for c in self.conditions if c.type is ConditionType.READY), None)
-            done = Condition(ConditionType.READY, True, moment)
-            kept = set_condition((*kept, ready) if ready else kept, done)
+            done = _condition(_C.READY, True, now, Reason.NONE, "")
+            kept = set_condition((*kept, *ready), done)
         return replace(self, target_mode=self.mode, conditions=kept)
+
+    def noted(self) -> Any:
+        """What `remembering` wrote down, or another program; None where it is not JSON."""
+        with suppress(ValueError):
+            return {} if self.private is None else json.loads(self.private.get_secret_value())
+        return None
+
+    def remembering(self, memory: Mapping[str, Any]) -> RegistryState:
+        """The state with this private part."""
+        return replace(self, private=SecretStr(json.dumps(memory)))
 
     def to_document(self) -> dict[str, Any]:
         """The public keys, as JSON values."""

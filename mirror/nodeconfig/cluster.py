@@ -308,7 +308,7 @@ def load_access(path: Path) -> ClusterAccess:
     Raises:
         InputError: it, or a file that it names, cannot be read or is not what it must be.
     """
-    keys = [field.alias or name for name, field in AccessFile.model_fields.items()]
+    keys = [*AccessFile.keys().values()]
     return _parsed(AccessFile.model_validate, keys, read_document(path), path).access(path.parent)
 
 

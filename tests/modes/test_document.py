@@ -18,8 +18,7 @@ from mirror.modes import (
     conditions_of,
     legal_path,
 )
-from mirror.modes.module_config import PROXY_KEYS
-from mirror.modes.settings import RegistrySettings
+from mirror.modes.settings import ProxySection, RegistrySettings
 from tests.support.tls import Authority
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "modes.md").read_text(encoding="utf-8")
@@ -125,14 +124,14 @@ def test_every_field_is_described() -> None:
     described = {
         cell for row in table("| field | rule |") for cell in re.findall("`(.*?)`", row[0])
     }
-    assert set(PROXY_KEYS) <= described
+    assert {*ProxySection.keys().values()} <= described
 
 
 def test_the_example_of_settings_is_read_but_for_its_certificate(authority: Authority) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)
     document = yaml.safe_load(block)
     section = document["spec"]["settings"]["registry"]["proxy"]
-    assert set(section) == set(PROXY_KEYS) - {"username", "password"}
+    assert set(section) == {*ProxySection.keys().values()} - {"username", "password"}
     section["ca"] = authority.certificate.read_text()
     settings = RegistrySettings.load(document)
     assert settings.proxy is not None
