@@ -317,8 +317,6 @@ VIA_KINDS: Final = (ModeKind.DIRECT, ModeKind.UNMANAGED)
 """Every kind can be left for these and reached from these."""
 
 _C = ConditionType
-WITH_SAVED_PARAMETERS: Final = frozenset({_C.IMAGES, _C.TRANSITION, _C.REGISTRY_SWITCH})
-"""What the deprecated kind of Unmanaged does only while parameters of an earlier mode are saved."""
 
 
 def _to(*cells: str) -> Mapping[ModeKind, Verdict]:
@@ -388,7 +386,9 @@ def conditions_of(target: ModeKind, *, saved_parameters: bool = True) -> tuple[C
     order = target.row.conditions
     if target.row.configurable or saved_parameters:
         return order
-    return tuple(one for one in order if one not in WITH_SAVED_PARAMETERS)
+    # Parameters of an earlier mode are what the deprecated kind does these three with.
+    with_saved = {_C.IMAGES, _C.TRANSITION, _C.REGISTRY_SWITCH}
+    return tuple(one for one in order if one not in with_saved)
 
 
 def allowed(before: ModeKind, after: ModeKind, *, strict: bool = True) -> bool:

@@ -35,9 +35,6 @@ from mirror.oci import Digest
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run, for_each, gather
 
-MOST_ERRORS = 5
-"""As many different errors of a registry a message has."""
-
 
 @dataclass(frozen=True, slots=True)
 class CheckTarget:
@@ -113,7 +110,7 @@ class RegistryResult:
             return head
         lines = [f"{head}, {len(self.errors)} items with errors:"]
         different = {str(item.error): item for item in reversed(self.errors)}
-        shown = [*reversed(different.values())][:MOST_ERRORS]
+        shown = [*reversed(different.values())][:5]
         for item in shown:
             address = self.target.address(item.image)
             lines.append(f"- source: {item.image.source}\n  image: {address}")
@@ -190,9 +187,6 @@ class CheckReport:
 
 # -- asking ----------------------------------------------------------------------------------------
 
-WORKERS = 3
-"""Questions under way at a registry at a time."""
-
 QUESTION_S = 10.0
 """How long one answer may take."""
 
@@ -228,7 +222,7 @@ def check_images(
     connect: Connect | None = None,
     *,
     again: CheckReport | None = None,
-    workers: int = WORKERS,
+    workers: int = 3,
     limit_s: float | None = None,
     run: Run | None = None,
 ) -> CheckReport:

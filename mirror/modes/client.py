@@ -30,12 +30,6 @@ from mirror.run import Run
 
 Found = TypeVar("Found")
 
-REPLICA_CONNECT_TIMEOUT_S = 5.0
-"""How long to try for a connection where others can be asked instead."""
-
-REPLICA_STALL_TIMEOUT_S = 10.0
-"""How long one of several replicas may be silent before the next is asked."""
-
 ANYWHERE = ClusterRepository("install")
 """Endpoints are the same for all repositories; an upstream without a path has none at the root."""
 
@@ -103,8 +97,8 @@ class ModeClient(RegistryWriter):
         self._chosen: list[Endpoint] = []
         self._hasty = options is None and len(self._endpoints) > 1
         options = options or ConnectionOptions()
-        if self._hasty:
-            options = replace(options, connect_timeout_s=REPLICA_CONNECT_TIMEOUT_S)
+        if self._hasty:  # others can be asked instead
+            options = replace(options, connect_timeout_s=5.0)
         self._options = options
         self._own = self._run = Run(on_event=on_event)
         self._lock = threading.Lock()  # guards _clients, which views share
@@ -309,7 +303,7 @@ class ModeClient(RegistryWriter):
                     once = replace(options.retries, attempts=1, retry_for_s=0.0)
                     options = replace(options, retries=once)
                     if self._hasty:  # who takes a push may think longer
-                        options = replace(options, stall_timeout_s=REPLICA_STALL_TIMEOUT_S)
+                        options = replace(options, stall_timeout_s=10.0)
                 known = endpoint.client(options)
                 self._clients[endpoint, patient] = known
             return known.within(self._run)
@@ -345,7 +339,7 @@ class ModeClient(RegistryWriter):
         ask: Callable[[RegistryClient, str, str | Digest], Found | None],
     ) -> Iterator[Found]:
         place, named = self._names.read_image(repository, reference)
-        what = f"{self._name(place)}{'@' if isinstance(named, Digest) else ':'}{named}"
+        what = f"{self._names.describe(place)}{'@' if isinstance(named, Digest) else ':'}{named}"
         return self._answers(what, place, lambda client, path: ask(client, path, named))
 
     def _list(
@@ -358,16 +352,13 @@ class ModeClient(RegistryWriter):
     ) -> list[Found]:
         """A list of the first that answers; of all, where replicas fill up independently."""
         place = self._names.read(repository)
-        answers = self._answers(f"{what} {self._name(place)}{rest}", place, ask)
+        answers = self._answers(f"{what} {self._names.describe(place)}{rest}", place, ask)
         if not self.settings.kind.row.holds_own_images:
             return next(answers)
         return list({key(one): one for listed in answers for one in listed}.values())
 
-    def _name(self, place: ClusterRepository) -> str:
-        return self._names.describe(place)
-
     def _blob_name(self, place: ClusterRepository, digest: Digest) -> str:
-        return f"blob {self._name(place)}@{digest}"
+        return f"blob {self._names.describe(place)}@{digest}"
 
 
 def _first(answers: Iterator[Found]) -> Found | None:

@@ -38,10 +38,6 @@ from mirror.modes.outcomes import (
 )
 from mirror.modes.settings import ClusterFacts, RegistrySettings, Upstream
 
-INSTALLED_WITH = "the registry of the installation"
-"""Stands for the address of an upstream that these settings do not name."""
-
-
 # -- routes and what answers -----------------------------------------------------------------------
 
 
@@ -94,7 +90,7 @@ class Layout:
     @property
     def address(self) -> str:
         """The registry outside, as people write it."""
-        return INSTALLED_WITH if self.upstream is None else self.upstream.base
+        return "the registry of the installation" if self.upstream is None else self.upstream.base
 
     @property
     def registry(self) -> str:

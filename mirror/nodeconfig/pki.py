@@ -284,7 +284,6 @@ def _loaded(pem: str) -> PrivateKeyTypes:
 def _sound(
     held: KeyPair, authorities: Authorities, hosts: Sequence[str], now: datetime.datetime
 ) -> bool:
-    """Whether `held` can be used, and need not be renewed yet."""
     return _usable(held, authorities, hosts, now) and not _renewable(held, authorities, hosts, now)
 
 

@@ -45,9 +45,6 @@ from mirror.nodeconfig import pods, tree
 from mirror.nodeconfig.cluster import Node, NodePaths
 from mirror.nodeconfig.tree import PUBLIC, SECRET, RenderedFile, Tree
 
-PREFIX_REGEX = f"^{LOGICAL_PATH}(/|$)"
-"""The prefix with a boundary: `system/deckhouse-x` is another repository (Go RE2 syntax)."""
-
 
 class Containerd(StrEnum):
     """Whose containerd reads the files."""
@@ -229,9 +226,10 @@ def _tables(
             else:
                 table["auth"] = {"auth": token}
         if containerd is Containerd.DECKHOUSE and mirror.path is not None:
-            # `${1}` is the slash or the end: what follows the prefix stays as it is.
+            # Go's RE2, with a boundary: `system/deckhouse-x` is another repository. `${1}` is the
+            # slash or the end: what follows the prefix stays as it is.
             replacement = f"{mirror.path}${{1}}" if mirror.path else "${1}"
-            table["rewrite"] = [{"regex": PREFIX_REGEX, "replace": replacement}]
+            table["rewrite"] = [{"regex": f"^{LOGICAL_PATH}(/|$)", "replace": replacement}]
         yield url, mirror, table
 
 
@@ -351,9 +349,6 @@ def _upstream_tls(host: str, trusted: str) -> str:
 
 # -- files and pods --------------------------------------------------------------------------------
 
-GRACE_S = 5
-"""While nginx drains, it accepts nobody: a longer time saves few downloads and refuses many."""
-
 
 def balancer_files(node: Node, nodes: Sequence[Node], nginx: Nginx, image: str | None) -> Tree:
     """A node's balancer in front of the masters among `nodes`; its pod if there is an image."""
@@ -439,7 +434,8 @@ def _pod(
         {HASH_ANNOTATION: pods.config_hash(files)},
         {
             "securityContext": pods.security(pods.NGINX_USER),
-            "terminationGracePeriodSeconds": GRACE_S,
+            # While nginx drains, it accepts nobody: a longer time saves few downloads.
+            "terminationGracePeriodSeconds": 5,
             "containers": [one],
             "volumes": [pods.host_path("config", folder), {"name": "runtime", "emptyDir": {}}],
         },

@@ -145,10 +145,6 @@ def in_cluster_config(
     return ServiceConfig(document)
 
 
-DRAIN_S = 20
-"""How long a registry that is to end goes on with its requests: less than a pod is given (30 s)."""
-
-
 def _common(
     node: Node, places: NodePaths, flavour: Distribution, http_secret: str
 ) -> dict[str, Any]:
@@ -178,8 +174,9 @@ def _common(
             "addr": node.registry,
             "prefix": "/",
             "secret": tree.checked_secret(http_secret, "http.secret"),
-            # One that is started anew, with another configuration, ends what it has begun.
-            "draintimeout": f"{DRAIN_S}s",
+            # One that is started anew, with another configuration, ends what it has begun, in less
+            # than the time that a pod is given (30 s).
+            "draintimeout": "20s",
             "debug": {
                 "addr": host_port("127.0.0.1", node.ports.debug),
                 "prometheus": {"enabled": True, "path": "/metrics"},
@@ -292,9 +289,6 @@ def _pair(path: Callable[[str], str], name: str) -> dict[str, str]:
 NOTIFICATION_PATH = "/notify"
 """Where the daemon hears of pushes (distribution's `notifications`)."""
 
-SLEEP_S = 10
-PARALLEL = 3
-
 
 def replication_config(
     node: Node, peers: Sequence[Node], places: NodePaths, accounts: Mapping[RegistryUser, Account]
@@ -314,8 +308,8 @@ def replication_config(
         "users": users,
         "local": node.registry,
         "remote": [peer.registry for peer in peers],
-        "sleep": SLEEP_S,
-        "parallelizm": PARALLEL,
+        "sleep": 10,
+        "parallelizm": 3,
         "listen": host_port("127.0.0.1", node.ports.replication),
     }
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from mirror.documents import parse_json
@@ -19,8 +19,6 @@ from mirror.durable import PRIVATE_FOLDER, Folder, os_errors, write_if_changed
 from mirror.errors import InvalidCertificateError, RenderingError
 from mirror.modes import CONTAINERD_HOSTS
 from mirror.nodeconfig.pki import clean_pem
-
-# -- the module's own paths ------------------------------------------------------------------------
 
 CONTAINERD_HOSTS_STATE = CONTAINERD_HOSTS / "deckhouse_hosts_state.json"
 MANIFESTS = PurePosixPath("/etc/kubernetes/manifests")
@@ -116,7 +114,8 @@ class Placed:
     def clean(self) -> TreeChanges:
         """Remove what the tree no longer has; then, last, forget it."""
         with _root(self.root, self.below) as root:
-            removed = [*_remove_hosts(root, self.former_hosts)]
+            former = (CONTAINERD_HOSTS / host for host in sorted(self.former_hosts))
+            removed = [path for path in former if _remove(root, path)]
             gone = (path for path in (*OWN_FILES, *FORMER_FILES) if path not in self.tree)
             removed += (path for path in gone if _unlink(root, path))
             stale = list(_stale_authorities(root, self.tree, self.hosts))
@@ -137,17 +136,6 @@ class Placed:
             elif _unlink(root, state_path):
                 removed.append(state_path)
         return TreeChanges(tuple(sorted(written)), tuple(sorted(unchanged)), tuple(removed), kept)
-
-
-def place_tree(tree: Tree, root: Path, below: str = "") -> Placed:
-    """Write files into `below`, a folder in `root`, and remove nothing yet: readers see the old
-    route or the new one.
-
-    `root` may be reached through a link; no link below it is followed.
-    """
-    with _root(root, below) as held:
-        placed = _place(tree, held)
-    return replace(placed, root=root, below=below)
 
 
 def place_manifests(files: Tree, root: Path, below: str) -> TreeChanges:
@@ -175,38 +163,44 @@ def _root(path: Path, below: str) -> Folder:
         return root.make(below, 0o755)
 
 
-def _place(tree: Tree, root: Folder) -> Placed:
+def place_tree(tree: Tree, root: Path, below: str = "") -> Placed:
+    """Write files into `below`, a folder in `root`, and remove nothing yet: readers see the old
+    route or the new one.
+
+    `root` may be reached through a link; no link below it is followed.
+    """
     state_path = CONTAINERD_HOSTS_STATE
-    known = _content(root, state_path)
-    before = () if known is None else _host_names(known, str(_below(root, state_path)))
     after: tuple[str, ...] = ()
     written: list[PurePosixPath] = []
     unchanged: list[PurePosixPath] = []
-    # The list of directories comes first and still has the old ones: a run that is cut short leaves
-    # no managed directory that the list does not have.
-    if listed := tree.get(state_path):
-        after = _host_names(listed.content, str(state_path))
-        union = RenderedFile(hosts_state(sorted({*before, *after})), listed.mode)
-        if _write(root, state_path, union):
-            written.append(state_path)
-    modes: dict[PurePosixPath, set[int]] = {}
-    for path, file in tree.items():
-        modes.setdefault(path.parent, set()).add(file.mode)
-    for folder, found in sorted(modes.items()):
-        # nginx reads its files as a user without rights, and secrets are for their owner alone.
-        with os_errors(_below(root, folder), "write"):
-            root.make(_relative(folder), PRIVATE_FOLDER if SECRET in found else 0o755).close()
     replaced: dict[PurePosixPath, bytes] = {}
-    for path, file in sorted(tree.items(), key=lambda item: _order(item[0])):
-        if path == state_path:
-            continue
-        there = _content(root, path) if path.name == "hosts.toml" else None
-        fresh = _write(root, path, file)
-        (written if fresh else unchanged).append(path)
-        if fresh and there is not None:
-            replaced[path] = there
+    with _root(root, below) as held:
+        known = _content(held, state_path)
+        before = () if known is None else _host_names(known, str(_below(held, state_path)))
+        # The list of directories comes first and still has the old ones: a run that is cut short
+        # leaves no managed directory that the list does not have.
+        if listed := tree.get(state_path):
+            after = _host_names(listed.content, str(state_path))
+            union = RenderedFile(hosts_state(sorted({*before, *after})), listed.mode)
+            if _write(held, state_path, union):
+                written.append(state_path)
+        modes: dict[PurePosixPath, set[int]] = {}
+        for path, file in tree.items():
+            modes.setdefault(path.parent, set()).add(file.mode)
+        for folder, found in sorted(modes.items()):
+            # nginx reads its files as a user without rights, and secrets are for their owner alone.
+            with os_errors(_below(held, folder), "write"):
+                held.make(_relative(folder), PRIVATE_FOLDER if SECRET in found else 0o755).close()
+        for path, file in sorted(tree.items(), key=lambda item: _order(item[0])):
+            if path == state_path:
+                continue
+            there = _content(held, path) if path.name == "hosts.toml" else None
+            fresh = _write(held, path, file)
+            (written if fresh else unchanged).append(path)
+            if fresh and there is not None:
+                replaced[path] = there
     former = frozenset(before) - frozenset(after)
-    return Placed(tree, root.path, "", after, former, replaced, tuple(written), tuple(unchanged))
+    return Placed(tree, root, below, after, former, replaced, tuple(written), tuple(unchanged))
 
 
 def hosts_state(hosts: list[str]) -> bytes:
@@ -268,6 +262,11 @@ def _unlink(root: Folder, path: PurePosixPath) -> bool:
         return folder is not None and folder.unlink(path.name)
 
 
+def _remove(root: Folder, path: PurePosixPath) -> bool:
+    with _opened(root, path, "remove") as folder:
+        return folder is not None and folder.remove(path.name)
+
+
 def _host_names(content: bytes, where: str) -> tuple[str, ...]:
     try:
         names = parse_json(content)
@@ -284,15 +283,6 @@ def _host_names(content: bytes, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _remove_hosts(root: Folder, hosts: frozenset[str]) -> Iterator[PurePosixPath]:
-    for host in sorted(hosts):
-        path = CONTAINERD_HOSTS / host
-        with _opened(root, path, "remove") as folder:
-            removed = folder is not None and folder.remove(path.name)
-        if removed:
-            yield path
-
-
 def _stale_authorities(root: Folder, tree: Tree, hosts: tuple[str, ...]) -> Iterator[PurePosixPath]:
     """CA files of former mirrors in directories that stay."""
     folders = [*(CONTAINERD_HOSTS / host for host in hosts), BALANCER_CONFIG]
@@ -306,11 +296,17 @@ def _stale_authorities(root: Folder, tree: Tree, hosts: tuple[str, ...]) -> Iter
 
 # -- values ----------------------------------------------------------------------------------------
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*", re.ASCII)
 _HOST = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]*[0-9A-Za-z])?(:[0-9]{1,5})?", re.ASCII)
 _REPOSITORY = re.compile(r"[0-9A-Za-z._-]+(/[0-9A-Za-z._-]+)*", re.ASCII)
 _PATH = re.compile(r"/[0-9A-Za-z._/:@=+-]*", re.ASCII)
 _IMAGE = re.compile(r"[0-9A-Za-z.:/_-]+(@sha256:[0-9a-f]{64})?", re.ASCII)
+
+
+def _checker(expected: str, is_good: Callable[[str], object]) -> Callable[[str, str], str]:
+    """A check of a text that names what it is for in a message."""
+    return lambda text, where: _checked(text, where, expected, is_good(text))
 
 
 def checked_name(text: str, where: str = "node name", example: str = "master-0") -> str:
@@ -358,27 +354,18 @@ def checked_registry_host(text: str, where: str) -> str:
     return text
 
 
-def checked_repository_path(text: str, where: str) -> str:
-    """The path of a repository without a slash around it; empty is a registry's root."""
-    is_path = not text or (_REPOSITORY.fullmatch(text) and not {".", ".."} & {*text.split("/")})
-    return _checked(text, where, "names with '/' between them, as in deckhouse/ee", is_path)
-
-
-def checked_scheme(text: str, where: str) -> str:
-    """`http` or `https`."""
-    return _checked(text, where, "http or https", text in {"http", "https"})
-
-
-def checked_file_path(text: str, where: str) -> str:
-    """An absolute path without anything that a shell or nginx could take for syntax."""
-    expected = "an absolute path of letters, digits and . _ - / : @ = +"
-    is_path = _PATH.fullmatch(text) and ".." not in text.split("/")
-    return _checked(text, where, expected, is_path)
-
-
-def checked_image(text: str, where: str) -> str:
-    """A container's image."""
-    return _checked(text, where, "an image reference", _IMAGE.fullmatch(text))
+checked_repository_path = _checker(
+    "names with '/' between them, as in deckhouse/ee",
+    lambda text: not text or (_REPOSITORY.fullmatch(text) and not {".", ".."} & {*text.split("/")}),
+)
+"""The path of a repository without a slash around it; empty is a registry's root."""
+checked_scheme = _checker("http or https", lambda text: text in {"http", "https"})
+checked_file_path = _checker(
+    "an absolute path of letters, digits and . _ - / : @ = +",
+    lambda text: _PATH.fullmatch(text) and ".." not in text.split("/"),
+)
+"""An absolute path without anything that a shell or nginx could take for syntax."""
+checked_image = _checker("an image reference", _IMAGE.fullmatch)
 
 
 def checked_secret(text: str, where: str) -> str:
