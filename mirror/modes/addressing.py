@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mirror.errors import ForbiddenByModeError, InvalidReferenceError, RouteError
 from mirror.modes import (
@@ -108,14 +108,15 @@ def _routes(
             f"{asked.repository}: in mode Local replicas ask each other, and the addresses "
             "of the masters are not known here; give them with the sites (--sites FILE, masters)"
         )
-    reader = _login(access, row.reader, upstream)
-    writer = _login(access, row.writer, upstream) if row.writes else None
+    common: dict[str, Any] = {
+        "reference": asked.what,
+        "credential": _login(access, row.reader, upstream),
+        "writes": row.writes,
+        "writer": _login(access, row.writer, upstream) if row.writes else None,
+    }
     for role in row.roles:
         if role is Role.UPSTREAM and upstream is not None:
-            scheme, host = upstream.scheme, upstream.host
-            yield Route(
-                role, scheme, host, path, asked.what, upstream.ca, reader, row.writes, writer
-            )
+            yield Route(role, upstream.scheme, upstream.host, path, ca=upstream.ca, **common)
             continue
         ca = access.ca
         if row.reader is None and upstream is not None:
@@ -125,16 +126,10 @@ def _routes(
             if access.ca is not None and upstream.ca is not None:
                 ca = f"{access.ca.rstrip()}\n{upstream.ca}"
         for end, host, authority in _inside(asked, role, access, ca):
-            yield Route(
-                *(end, "https", host, asked.repository.path, asked.what, authority),
-                *(reader, row.writes, writer),
-                _certificate(access) if end is Role.PUBLIC else None,
-            )
-
-
-def _certificate(access: ClusterAccess) -> ClientCertificate | None:
-    cert = access.public_cert_file
-    return None if cert is None else ClientCertificate(cert, access.public_key_file)
+            shown = access.public_cert_file if end is Role.PUBLIC else None
+            certificate = ClientCertificate(shown, access.public_key_file) if shown else None
+            place = asked.repository.path
+            yield Route(end, "https", host, place, ca=authority, certificate=certificate, **common)
 
 
 def _inside(
@@ -196,11 +191,10 @@ def _real_route(asked: _Asked, settings: RegistrySettings) -> Route:
     if upstream is None or repository.host != upstream.host:
         return Route(Role.FOREIGN, "https", repository.host, repository.path, asked.what)
     # As for containerd, a login belongs to the whole host. Only pushes must go below the path.
-    scheme, account, writes = upstream.scheme, upstream.account, place is not None
-    writer = account if writes else None
+    account, writes = upstream.account, place is not None
     return Route(
-        *(Role.UPSTREAM, scheme, upstream.host, repository.path, asked.what),
-        *(upstream.ca, account, writes, writer),
+        *(Role.UPSTREAM, upstream.scheme, upstream.host, repository.path, asked.what),
+        *(upstream.ca, account, writes, account if writes else None),
     )
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
 
 from mirror.errors import InputError, RenderingError
 from mirror.modes import ModeKind, RegistryUser, outcomes
@@ -174,16 +173,9 @@ class _Rendering:
                 "none; give the masters too"
             )
         notes: list[str] = []
-        trees = {node.name: self._node_tree(node, notes) for node in now.nodes}
+        masters: dict[str, str] = {}
+        trees = {node.name: self._node_tree(node, notes, masters) for node in now.nodes}
         in_cluster = self._in_cluster_tree()
-        masters = {}
-        if service is not None:
-            for node in now.masters:
-                read = pods.config_hash(self._service_tree(trees[node.name]))
-                masters[node.name] = self._keyed(read)
-                if options.images.serve(replication=self._replicated):
-                    pod = self._pod(node, service, read, masters[node.name])
-                    trees[node.name][tree.STATIC_POD] = pods.yaml_file(pod, PUBLIC)
         every = sorted([*trees.items(), ("", in_cluster)])
         version = self._keyed(*(f"{name}\0{pods.config_hash(files)}\0" for name, files in every))
         notes += pods.notes_of_pods(
@@ -207,11 +199,6 @@ class _Rendering:
         """SHA-256, keyed: versions are public, and must not help to guess passwords."""
         return _hmac(self.now.kept, "".join(texts)).hex()
 
-    @staticmethod
-    def _service_tree(files: Tree) -> Tree:
-        """The files that the containers of a master's services read."""
-        return {path: one for path, one in files.items() if path.is_relative_to(SERVICE_CONFIG)}
-
     @property
     def _replicated(self) -> bool:
         """Whether masters copy to each other what one of them received."""
@@ -220,8 +207,10 @@ class _Rendering:
 
     # -- a node --------------------------------------------------------------------------------
 
-    def _node_tree(self, node: Node, notes: list[str]) -> dict[PurePosixPath, RenderedFile]:
-        """All files of a node but the manifest of its services."""
+    def _node_tree(
+        self, node: Node, notes: list[str], masters: dict[str, str]
+    ) -> dict[PurePosixPath, RenderedFile]:
+        """All files of a node; the version of its services is added to `masters`."""
         places, options, now = self.options.places(f"nodes/{node.name}"), self.options, self.now
         mirrors = self._mirrors(node, now.sides)
         files = pulling.render_hosts(mirrors, places, options.containerd, node, options.sources)
@@ -238,7 +227,21 @@ class _Rendering:
                 )
             config = self._registry_config(node, now.replicas, places)
             notes += config.notes
-            files |= self._service_files(node, now.replicas, places, config)
+            read = self._service_files(node, now.replicas, places, config)
+            files |= read
+            digest = pods.config_hash(read)
+            masters[node.name] = self._keyed(digest)
+            if options.images.serve(replication=self._replicated):
+                pod = services.static_pod(
+                    node,
+                    options.images,
+                    digest,
+                    masters[node.name],
+                    token_host=node.address if self._own_port else "127.0.0.1",
+                    replication=self._replicated,
+                    environment=config.environment,
+                )
+                files[tree.STATIC_POD] = pods.yaml_file(pod, PUBLIC)
         return files
 
     def _mirrors(self, node: Node, sides: Sequence[RegistrySettings]) -> pulling.HostMirrors:
@@ -292,21 +295,6 @@ class _Rendering:
     def _own_port(self) -> bool:
         """Whether clients reach the token server under a port of its own."""
         return self.options.distribution is services.Distribution.STOCK
-
-    def _pod(
-        self, node: Node, service: RegistrySettings, read: str, version: str
-    ) -> dict[str, Any]:
-        """The manifest of a master's services; `read` is the hash of their files."""
-        places = self.options.places(f"nodes/{node.name}")
-        return services.static_pod(
-            node,
-            self.options.images,
-            read,
-            version,
-            token_host=node.address if self._own_port else "127.0.0.1",
-            replication=self._replicated,
-            environment=self._registry_config(node, service, places).environment,
-        )
 
     def _registry_config(
         self, node: Node, service: RegistrySettings, places: NodePaths
