@@ -127,16 +127,6 @@ class Layout:
         return Routing(routes, frozenset(serving), frozenset({self.names}))
 
 
-def layouts(
-    current: RegistrySettings, target: RegistrySettings, facts: ClusterFacts
-) -> tuple[list[Layout], Layout]:
-    """The layouts in place, aborted switches included, and the layout to reach."""
-    there = [Layout(current.kind, current.upstream)]
-    if facts.aborted is not None:
-        there.append(_towards(current, facts.aborted))
-    return there, _towards(current, target)
-
-
 def _towards(current: RegistrySettings, target: RegistrySettings) -> Layout:
     """What `target` looks like for a cluster that comes from `current`."""
     kept = current if not target.configurable else target  # the deprecated kind has no settings
@@ -280,7 +270,9 @@ def plan_switch(
     aborted = None if facts.aborted is None else facts.aborted.kind
     if closed := transition_refusal(before, after, aborted, strict=strict):
         found.refusals.insert(0, closed)
-    there, wanted = layouts(current, target, facts)
+    there, wanted = [Layout(before, current.upstream)], _towards(current, target)
+    if facts.aborted is not None:
+        there.append(_towards(current, facts.aborted))
     if not after.row.configurable:
         found.refusals += _legacy_conflicts(current, target, facts, there)
     path = legal_path(before, after, aborted, strict=strict)

@@ -268,6 +268,7 @@ class AccessFile(CamelModel, populate_by_name=False):
 
     def access(self, folder: Path) -> ClusterAccess:
         """What the file says, with the content of the files that it names."""
+        named = self.masters if isinstance(self.masters, Mapping) else {}
         host = self.public_host
         if self.public_domain_template is not None:
             host = self.public_domain_template.replace(_NAME, "registry")
@@ -277,11 +278,7 @@ class AccessFile(CamelModel, populate_by_name=False):
 
         return ClusterAccess(
             masters=self.addresses,
-            names=(
-                {address: name for name, address in self.masters.items()}
-                if isinstance(self.masters, Mapping)
-                else {}
-            ),
+            names={address: name for name, address in named.items()},
             ca=given_ca(self.ca, self.ca_file),
             public_host=host,
             public_ca=given_ca(self.public_ca, self.public_ca_file),

@@ -66,7 +66,8 @@ def container(
     image: str,
     run: Mapping[str, Sequence[str]],
     *,
-    probes: Mapping[str, Any],
+    live: Mapping[str, Any],
+    ready: Mapping[str, Any] | None = None,
     mounts: Mapping[str, str],
     writable: Collection[str] = (),
     ports: Mapping[str, tuple[str, int]] = MappingProxyType({}),
@@ -74,7 +75,8 @@ def container(
 ) -> dict[str, Any]:
     """A container that runs `run` (`command`, `args`) and may do nothing else.
 
-    `mounts` are names of volumes → paths; all but `writable` ones are read-only, like the root.
+    It is `ready` as it is `live`, unless that is given. `mounts` are names of volumes → paths; all
+    but `writable` ones are read-only, like the root.
     `ports` are names, by which Services look for them → address and port. The kubelet admits no
     two pods with one port of the node, unless each names an address of its own; "" is any.
     """
@@ -88,7 +90,8 @@ def container(
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        **probes,
+        "livenessProbe": {**live, "initialDelaySeconds": 5, "periodSeconds": 10},
+        "readinessProbe": {**(ready or live), "periodSeconds": 5},
         "resources": {"requests": {"cpu": "50m", "memory": "50Mi"}},
         "volumeMounts": [
             {"name": volume, "mountPath": path, "readOnly": volume not in writable}
@@ -105,14 +108,6 @@ def container(
     return made
 
 
-def probes(live: Mapping[str, Any], ready: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Both probes of a container; `live` serves for both unless `ready` is given."""
-    return {
-        "livenessProbe": {**live, "initialDelaySeconds": 5, "periodSeconds": 10},
-        "readinessProbe": {**(ready or live), "periodSeconds": 5},
-    }
-
-
 def http_get(host: str, port: int | str, path: str = "/", scheme: str = "HTTPS") -> dict[str, Any]:
     """A request of the kubelet, from the node; it verifies no certificates. "" is the pod's host.
 
@@ -126,8 +121,9 @@ def nginx(
     image: str,
     config: PurePosixPath,
     runtime: str,
-    probes: Mapping[str, Any],
     port: Mapping[str, tuple[str, int]],
+    live: Mapping[str, Any],
+    ready: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A container of nginx, whose file is `config` there and which writes only to `runtime`."""
     return container(
@@ -135,7 +131,8 @@ def nginx(
         image,
         # As the command: an image's own entry point may try to write configuration.
         {"command": ["nginx", "-e", "stderr", "-c", str(config), "-g", "daemon off;"]},
-        probes=probes,
+        live=live,
+        ready=ready,
         mounts={"config": str(config.parent), "runtime": runtime},
         writable={"runtime"},
         ports=port,
@@ -313,7 +310,7 @@ def _registry(images: Images, ports: Ports, environment: Mapping[str, str]) -> d
         "distribution",
         images.one("distribution"),
         {"args": ["serve", "/config/distribution_config.yaml"]},
-        probes=probes(http_get("", REGISTRY_PORT_NAME)),
+        live=http_get("", REGISTRY_PORT_NAME),
         mounts={"config": "/config", "data": "/data"},
         writable={"data"},
         ports={REGISTRY_PORT_NAME: ("", ports.registry), "debug": ("", ports.debug)},
@@ -323,7 +320,7 @@ def _registry(images: Images, ports: Ports, environment: Mapping[str, str]) -> d
         "auth",
         images.one("auth"),
         {"args": ["-logtostderr", "/config/auth_config.yaml"]},
-        probes=probes(http_get("", "auth")),
+        live=http_get("", "auth"),
         mounts={"config": "/config"},
         ports={"auth": ("", ports.token)},
     )
@@ -342,8 +339,8 @@ def _relay(images: Images, runtime: str, ports: Ports) -> dict[str, Any]:
         images.one("nginx"),
         PurePosixPath("/config/relay.conf"),
         runtime,
-        probes({"tcpSocket": {"port": REGISTRY_PORT_NAME}}),
         {REGISTRY_PORT_NAME: ("", ports.registry)},
+        {"tcpSocket": {"port": REGISTRY_PORT_NAME}},
     )
     return {
         "securityContext": security(NGINX_USER),

@@ -419,13 +419,13 @@ def _pod(
             f"nginx runtime folder: expected one apart from {folder}, which the static pod may "
             f"only read, found {runtime}; give another, such as /tmp"
         )
-    accepts = {"tcpSocket": {"host": pods.LOOPBACK, "port": port}}
     one = pods.nginx(
         image,
         config,  # at its path on the node, so that the paths in the file are valid
         str(runtime),
-        pods.probes(accepts, ready),
         {kind: (pods.LOOPBACK, port)},
+        {"tcpSocket": {"host": pods.LOOPBACK, "port": port}},
+        ready,
     )
     pod = pods.manifest(
         name,

@@ -286,8 +286,8 @@ class _Rendering:
         if self.now.ingress_client_ca is not None and service.kind.row.holds_own_images:
             files[pki / "ingress-client-ca.crt"] = RenderedFile(self.now.ingress_client_ca.encode())
         if self._replicated:
-            peers = services.peers_of(node, self.now.nodes)
-            replication = services.replication_config(node, peers, places, kept.accounts())
+            masters, accounts = self.now.masters, kept.accounts()
+            replication = services.replication_config(node, masters, places, accounts)
             files[SERVICE_CONFIG / "mirrorer/config.yaml"] = pods.yaml_file(replication)
         return files
 

@@ -202,12 +202,6 @@ def _fork_proxy(upstream: Upstream, places: NodePaths) -> dict[str, Any]:
     return keys if upstream.ca is None else {**keys, "ca": places.pki(UPSTREAM_CA)}
 
 
-def peers_of(node: Node, masters: Sequence[Node]) -> tuple[Node, ...]:
-    """The other masters, by address."""
-    others = (one for one in masters if one.master and one.name != node.name)
-    return tuple(sorted(others, key=lambda one: (one.address, one.ports.registry)))
-
-
 # -- the token server ------------------------------------------------------------------------------
 # The access list: the first line that matches decides, and what no line allows is denied.
 
@@ -291,11 +285,10 @@ NOTIFICATION_PATH = "/notify"
 
 
 def replication_config(
-    node: Node, peers: Sequence[Node], places: NodePaths, accounts: Mapping[RegistryUser, Account]
+    node: Node, masters: Sequence[Node], places: NodePaths, accounts: Mapping[RegistryUser, Account]
 ) -> dict[str, Any]:
     """The settings of the daemon on `node`, its pace included although that is the default."""
-    if not peers:
-        raise ValueError("replication needs at least one peer")
+    peers = [one for one in masters if one.name != node.name]
     users = {
         role: {"name": account.name, "password": account.password.get_secret_value()}
         for role, account in (
@@ -307,7 +300,9 @@ def replication_config(
         "ca": places.pki("ca.crt"),
         "users": users,
         "local": node.registry,
-        "remote": [peer.registry for peer in peers],
+        "remote": [
+            one.registry for one in sorted(peers, key=lambda one: (one.address, one.ports.registry))
+        ],
         "sleep": 10,
         "parallelizm": 3,
         "listen": host_port("127.0.0.1", node.ports.replication),
@@ -349,7 +344,7 @@ def static_pod(
             images.one("auth"),
             # Its own log file would need a folder that it may write to.
             {"args": ["-logtostderr", "/config/config.yaml"]},
-            probes=pods.probes(pods.http_get(token_host, node.ports.token)),
+            live=pods.http_get(token_host, node.ports.token),
             mounts={"auth-config": "/config", "pki": "/pki"},
             ports={"auth": (token_host, node.ports.token)},
         ),
@@ -357,7 +352,7 @@ def static_pod(
             "distribution",
             images.one("distribution"),
             {"args": ["serve", "/config/config.yaml"]},
-            probes=pods.probes(pods.http_get(node.address, node.ports.registry)),
+            live=pods.http_get(node.address, node.ports.registry),
             mounts={"distribution-config": "/config", "pki": "/pki", "data": "/data"},
             writable={"data"},
             ports={
@@ -380,9 +375,7 @@ def static_pod(
                 images.one("mirror"),
                 {"args": ["sync", "--watch", "--config", "/config/config.yaml"]},
                 # It lives while it answers; a restart would not make replicas equal.
-                probes=pods.probes(
-                    pods.http_get(pods.LOOPBACK, node.ports.replication, "/healthz", "HTTP")
-                ),
+                live=pods.http_get(pods.LOOPBACK, node.ports.replication, "/healthz", "HTTP"),
                 mounts={"mirrorer-config": "/config", "pki": "/pki"},
                 ports={"replication": (pods.LOOPBACK, node.ports.replication)},
             )
