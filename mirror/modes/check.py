@@ -204,10 +204,10 @@ def targets_for(
     if not settings.kind.row.holds_own_images:
         (route,) = routes_for(LOGICAL_ROOT, settings, Plane.REPLICA, access)
         return (CheckTarget(route.host, route),)
+    routes = routes_for(LOGICAL_ROOT, settings, Plane.API, access)
     if not access.masters:
         # Nothing asked would be nothing missing.
         routes_for(LOGICAL_ROOT, settings, Plane.REPLICA, access)
-    routes = routes_for(LOGICAL_ROOT, settings, Plane.API, access)
     named = zip(access.masters, (r for r in routes if r.role is Role.MASTER), strict=True)
     return tuple(CheckTarget(access.names.get(a, a), route) for a, route in named)
 

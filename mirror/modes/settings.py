@@ -119,7 +119,7 @@ class CamelModel(BaseModel):
     )
 
     @classmethod
-    def keys(cls) -> dict[str, str]:
+    def document_keys(cls) -> dict[str, str]:
         """Each field's name with the key that documents have for it, in order."""
         return {name: field.alias or name for name, field in cls.model_fields.items()}
 
@@ -128,7 +128,7 @@ class _Section(CamelModel):
     @classmethod
     def _by_key(cls, data: Mapping[Any, Any], info: ValidationInfo) -> dict[str, Any]:
         """The given fields by their names in documents. Only programs may also use ours."""
-        ours = {} if info.context is _DOCUMENT else cls.keys()
+        ours = {} if info.context is _DOCUMENT else cls.document_keys()
         return {ours.get(str(key), str(key)): value for key, value in data.items()}
 
 
@@ -168,7 +168,7 @@ class UpstreamSection(_Section):
             key: value.get_secret_value() if isinstance(value, SecretStr) else value
             for key, value in cls._by_key(data, info).items()
         }
-        findings = list(module_config.section(path, given, [*cls.keys().values()]))
+        findings = list(module_config.section(path, given, [*cls.document_keys().values()]))
         kept = {key: value for key, value in given.items() if value is not None and value != ""}
         return kept, findings
 

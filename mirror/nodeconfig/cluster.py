@@ -305,7 +305,7 @@ def load_access(path: Path) -> ClusterAccess:
     Raises:
         InputError: it, or a file that it names, cannot be read or is not what it must be.
     """
-    keys = [*AccessFile.keys().values()]
+    keys = [*AccessFile.document_keys().values()]
     return _parsed(AccessFile.model_validate, keys, read_document(path), path).access(path.parent)
 
 

@@ -124,14 +124,14 @@ def test_every_field_is_described() -> None:
     described = {
         cell for row in table("| field | rule |") for cell in re.findall("`(.*?)`", row[0])
     }
-    assert {*ProxySection.keys().values()} <= described
+    assert {*ProxySection.document_keys().values()} <= described
 
 
 def test_the_example_of_settings_is_read_but_for_its_certificate(authority: Authority) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)
     document = yaml.safe_load(block)
     section = document["spec"]["settings"]["registry"]["proxy"]
-    assert set(section) == {*ProxySection.keys().values()} - {"username", "password"}
+    assert set(section) == {*ProxySection.document_keys().values()} - {"username", "password"}
     section["ca"] = authority.certificate.read_text()
     settings = RegistrySettings.load(document)
     assert settings.proxy is not None
