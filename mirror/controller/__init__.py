@@ -24,13 +24,7 @@ from mirror.modes.state import Reason, RegistryState, inputs_hash
 from mirror.nodeconfig import objects
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.pods import PROXY, PROXY_CONFIG, Object
-from mirror.nodeconfig.render import (
-    Rendered,
-    RenderOptions,
-    access_of,
-    possible_rotation,
-    render,
-)
+from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, possible_rotation, render
 from mirror.nodeconfig.service_secrets import (
     ServiceSecrets,
     advance_rotation,

@@ -11,13 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from mirror.controller import (
-    DEFAULTS,
-    PAUSE_S,
-    Reconciled,
-    Switch,
-    reconcile,
-)
+from mirror.controller import DEFAULTS, PAUSE_S, Reconciled, Switch, reconcile
 from mirror.controller.kube import (
     MANAGER,
     KubeApi,

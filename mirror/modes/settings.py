@@ -16,14 +16,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, model_val
 from pydantic.alias_generators import to_camel
 
 from mirror.errors import InvalidSettingsError
-from mirror.modes import (
-    UNKNOWN_VERSION,
-    Mode,
-    ModeKind,
-    RegistryUser,
-    StoreContent,
-    module_config,
-)
+from mirror.modes import UNKNOWN_VERSION, Mode, ModeKind, RegistryUser, StoreContent, module_config
 from mirror.modes.module_config import INIT_PATHS, Mistake, find_registry, init_fields
 
 

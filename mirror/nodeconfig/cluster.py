@@ -17,12 +17,7 @@ from pydantic.alias_generators import to_camel
 
 from mirror.documents import StrictLoader, file_bytes, line, problems, read_documents
 from mirror.errors import FileSystemError, InputError, RenderingError
-from mirror.modes import (
-    DATA_ROOT,
-    REGISTRY_PORT,
-    RegistryUser,
-    module_config,
-)
+from mirror.modes import DATA_ROOT, REGISTRY_PORT, RegistryUser, module_config
 from mirror.modes.settings import Account, CamelModel, ClusterAccess, ClusterFacts, RegistrySettings
 from mirror.nodeconfig.tree import (
     PKI_CONFIG,

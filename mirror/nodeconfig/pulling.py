@@ -32,14 +32,7 @@ from typing import Any
 import tomli_w
 
 from mirror.errors import RenderingError
-from mirror.modes import (
-    CONTAINERD_HOSTS,
-    HASH_ANNOTATION,
-    LOGICAL_HOST,
-    LOGICAL_PATH,
-    Plane,
-    Role,
-)
+from mirror.modes import CONTAINERD_HOSTS, HASH_ANNOTATION, LOGICAL_HOST, LOGICAL_PATH, Plane, Role
 from mirror.modes.settings import Account, RegistrySettings, Upstream
 from mirror.nodeconfig import pods, tree
 from mirror.nodeconfig.cluster import Node, NodePaths

@@ -16,11 +16,7 @@ from mirror.modes.client import ModeClient, connect
 from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.nodeconfig.service_secrets import Rotated, advance_rotation, begin_rotation
 from mirror.registry import ConnectionOptions, RetryPolicy
-from tests.support.mode_stack import (
-    ContainerdProcess,
-    in_cluster_relay,
-    relay,
-)
+from tests.support.mode_stack import ContainerdProcess, in_cluster_relay, relay
 from tests.support.mode_stage import Pulling
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
 from tests.support.runnable_images import client, image, push

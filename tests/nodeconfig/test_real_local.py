@@ -25,13 +25,7 @@ from tests.support.mode_stack import ContainerdProcess, in_tree
 from tests.support.mode_stage import Stage
 from tests.support.program import RunningMirror
 from tests.support.runnable_images import client, image, pack_images, push
-from tests.support.running_cluster import (
-    INSTALLER,
-    LOCAL,
-    LOGICAL,
-    PLATFORM,
-    Cluster,
-)
+from tests.support.running_cluster import INSTALLER, LOCAL, LOGICAL, PLATFORM, Cluster
 
 
 @pytest.mark.soak  # the ordinary run has the pods, in test_real_stack

@@ -15,21 +15,9 @@ from mirror.errors import DeniedError, RegistryNotFoundError
 from mirror.modes import DATA_ROOT, RegistryUser
 from mirror.nodeconfig.services import Distribution
 from mirror.nodeconfig.tree import SERVICE_CONFIG
-from tests.support.mode_stack import (
-    ContainerdProcess,
-    balancer,
-    fork,
-    in_tree,
-    master,
-)
+from tests.support.mode_stack import ContainerdProcess, balancer, fork, in_tree, master
 from tests.support.runnable_images import Image, client, image, push
-from tests.support.running_cluster import (
-    LOCAL,
-    LOGICAL,
-    Cluster,
-    running,
-    with_upstream,
-)
+from tests.support.running_cluster import LOCAL, LOGICAL, Cluster, running, with_upstream
 from tests.support.token_server import TokenServer
 
 

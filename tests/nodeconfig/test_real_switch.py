@@ -8,13 +8,7 @@ from pathlib import Path
 
 from mirror.modes import LOGICAL_HOST, ConditionType, ModeKind, RegistryUser, StoreContent
 from mirror.nodeconfig.tree import BALANCER_CONFIG
-from tests.support.mode_stack import (
-    ContainerdProcess,
-    balancer,
-    in_tree,
-    master,
-    relay,
-)
+from tests.support.mode_stack import ContainerdProcess, balancer, in_tree, master, relay
 from tests.support.mode_stage import Pulling, Stage
 from tests.support.real_registry import ACCOUNT, RealRegistry
 from tests.support.runnable_images import client, image, push

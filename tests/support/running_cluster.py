@@ -18,13 +18,7 @@ from mirror.nodeconfig.pulling import Containerd
 from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render, write_cluster
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets
 from mirror.nodeconfig.services import Distribution
-from tests.support.mode_stack import (
-    DEBIAN_NGINX,
-    Registry,
-    in_tree,
-    loopback_node,
-    master_node,
-)
+from tests.support.mode_stack import DEBIAN_NGINX, Registry, in_tree, loopback_node, master_node
 from tests.support.program import call_mirror
 from tests.support.real_registry import ACCOUNT, RealRegistry
 from tests.support.runnable_images import Image, client, image, push
