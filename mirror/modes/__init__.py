@@ -1,7 +1,7 @@
 """The table of modes: what each means for routes, logins, backends, switches and conditions.
 
-Above it are the names and addresses that the cluster's registry module has fixed. No
-other module looks at a mode: all ask a row of the table. docs/modes.md shows the same.
+Above it are the names and addresses that the cluster's registry module has fixed. No other module
+looks at a mode: all ask a row of the table. docs/modes.md shows the same.
 """
 
 from __future__ import annotations

@@ -225,12 +225,17 @@ class _Rendering:
                     f"node {node.name}: registry and balancer would both listen on "
                     f"{node.balancer}; give one of them another port"
                 )
-            config = self._registry_config(node, now.replicas, places)
+            config = services.replica_config(
+                *(node, places, options.distribution, now.kept.http_secret, now.replicas),
+                notify=self._replicated,
+                ingress_client_ca=now.ingress_client_ca is not None,
+            )
             notes += config.notes
             read = self._service_files(node, now.replicas, places, config)
             files |= read
             digest = pods.config_hash(read)
             masters[node.name] = self._keyed(digest)
+            shared = now.environment if now.replicas.upstream else {}
             if options.images.serve(replication=self._replicated):
                 pod = services.static_pod(
                     node,
@@ -239,7 +244,7 @@ class _Rendering:
                     masters[node.name],
                     token_host=node.address if self._own_port else "127.0.0.1",
                     replication=self._replicated,
-                    environment=config.environment,
+                    environment={**shared, **config.environment},
                 )
                 files[tree.STATIC_POD] = pods.yaml_file(pod, PUBLIC)
         return files
@@ -296,26 +301,6 @@ class _Rendering:
         """Whether clients reach the token server under a port of its own."""
         return self.options.distribution is services.Distribution.STOCK
 
-    def _registry_config(
-        self, node: Node, service: RegistrySettings, places: NodePaths
-    ) -> services.ServiceConfig:
-        flavour, http_secret = self.options.distribution, self.now.kept.http_secret
-        if service.kind.row.holds_own_images:
-            return services.local_config(
-                node,
-                places,
-                flavour,
-                http_secret,
-                notify=self._replicated,
-                ingress_client_ca=self.now.ingress_client_ca is not None,
-            )
-        upstream = service.upstream
-        if upstream is None:
-            raise ValueError("a cache has an upstream")
-        ttl = service.proxy.ttl if service.proxy else None
-        config = services.cache_config(node, places, flavour, http_secret, upstream, ttl=ttl)
-        return replace(config, environment={**self.now.environment, **config.environment})
-
     # -- the in-cluster proxy ------------------------------------------------------------------
 
     def _in_cluster_tree(self) -> Tree:
@@ -345,7 +330,7 @@ class _Rendering:
         config = services.in_cluster_config(places, kept.http_secret, upstream, ports)
         auth = services.in_cluster_auth(places, user, ports.token)
         return files | {
-            IN_CLUSTER / "distribution_config.yaml": pods.yaml_file(config.document),
+            IN_CLUSTER / "distribution_config.yaml": pods.yaml_file(config),
             IN_CLUSTER / "auth_config.yaml": pods.yaml_file(auth),
             IN_CLUSTER / "ca.crt": RenderedFile(kept.trusted.encode()),
             **_pair(IN_CLUSTER / "auth", kept.in_cluster.auth),

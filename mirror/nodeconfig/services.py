@@ -15,7 +15,7 @@ from typing import Any
 
 from mirror.errors import RenderingError
 from mirror.modes import DATA_ROOT, HASH_ANNOTATION, LOGICAL_PATH, RegistryUser
-from mirror.modes.settings import Account, Upstream
+from mirror.modes.settings import Account, ProxySection, RegistrySettings, Upstream
 from mirror.nodeconfig import pods, tree
 from mirror.nodeconfig.cluster import Node, NodePaths, Ports
 from mirror.nodeconfig.pulling import upstream_mirror
@@ -49,17 +49,24 @@ class ServiceConfig:
     notes: tuple[str, ...] = ()
 
 
-def local_config(
+def replica_config(
     node: Node,
     places: NodePaths,
     flavour: Distribution,
     http_secret: str,
+    service: RegistrySettings,
     *,
-    notify: bool = False,
-    ingress_client_ca: bool = False,
+    notify: bool,
+    ingress_client_ca: bool,
 ) -> ServiceConfig:
-    """A replica that holds what is pushed to it. With `notify` pushes wake the replication."""
+    """A master's replica: it holds what is pushed to it, or keeps what it fetches from an upstream.
+
+    With `notify` pushes wake the replication.
+    """
     document = _common(node, places, flavour, http_secret)
+    upstream, is_fork = service.upstream, flavour is Distribution.DECKHOUSE
+    if upstream is not None:
+        return _cache(node, places, document, upstream, service.proxy, is_fork=is_fork)
     if notify:
         daemon = host_port("127.0.0.1", node.ports.replication)
         endpoint = {
@@ -73,7 +80,7 @@ def local_config(
             "ignore": {"actions": ["pull"]},
         }
         document["notifications"] = {"endpoints": [endpoint]}
-    if ingress_client_ca and flavour is Distribution.STOCK:
+    if ingress_client_ca and not is_fork:
         note = (
             f"{node.name}: stock docker-registry has no realip: behind the push ingress its log "
             "shows the ingress's address"
@@ -86,19 +93,18 @@ def local_config(
     return ServiceConfig(document)
 
 
-def cache_config(
+def _cache(
     node: Node,
     places: NodePaths,
-    flavour: Distribution,
-    http_secret: str,
+    document: dict[str, Any],
     upstream: Upstream,
+    section: ProxySection | None,
     *,
-    ttl: str | None = None,
+    is_fork: bool,
 ) -> ServiceConfig:
-    """A replica that fetches from `upstream` what it is asked for, and keeps it."""
-    document = _common(node, places, flavour, http_secret)
     document["proxy"] = _proxy(upstream)
-    if flavour is Distribution.DECKHOUSE:
+    ttl = None if section is None else section.ttl
+    if is_fork:
         document["proxy"] |= _fork_proxy(upstream, places)
         if ttl is not None:
             document["proxy"]["ttl"] = ttl
@@ -111,18 +117,16 @@ def cache_config(
             f"{upstream.host}/{LOGICAL_PATH}, use Direct mode, or render for the deckhouse flavour"
         )
     environment = {} if upstream.ca is None else {"SSL_CERT_FILE": places.pki(UPSTREAM_CA)}
-    if ttl is None:
-        return ServiceConfig(document, environment)
     note = (
         f"{node.name}: stock docker-registry 2.8 keeps cached images for 168h whatever ttl says "
         f"(found {ttl})"
     )
-    return ServiceConfig(document, environment, (note,))
+    return ServiceConfig(document, environment, () if ttl is None else (note,))
 
 
 def in_cluster_config(
     places: NodePaths, http_secret: str, upstream: Upstream, ports: Ports
-) -> ServiceConfig:
+) -> dict[str, Any]:
     """The proxy of Direct mode, which keeps nothing; for the fork (the stock one has a relay)."""
     anywhere = Node("in-cluster", "127.0.0.1", ports=ports)
     document = _common(anywhere, places, Distribution.DECKHOUSE, http_secret)
@@ -142,7 +146,7 @@ def in_cluster_config(
     document["proxy"] = _proxy(upstream) | _fork_proxy(upstream, places) | {"nocache": True}
     if upstream.ca is not None:
         document["proxy"]["ca"] = places.config("in-cluster", UPSTREAM_CA)
-    return ServiceConfig(document)
+    return document
 
 
 def _common(
