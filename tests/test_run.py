@@ -126,7 +126,7 @@ def test_no_wait_and_no_lifetime_asks_the_clock_on_the_wall() -> None:
     assert asking == {
         "commands/mode_render.py",  # certificates begin and end by it
         "controller/cluster.py",  # certificates, and when a condition changed
-        "controller/kube.py",  # a Lease tells people when it was renewed
+        "controller/leading.py",  # a Lease tells people when it was renewed
         "operations/shards.py",  # when a share of a bundle was read, which people read
         "registry/retries.py",  # a date in Retry-After, whose wait has an upper bound
         "reports/messages.py",  # when a message was told

@@ -32,8 +32,6 @@ LOGICAL_PATH = "system/deckhouse"
 
 LOGICAL_BASE = f"{LOGICAL_HOST}/{LOGICAL_PATH}"
 """What every image reference of a managed mode begins with."""
-BALANCER = f"127.0.0.1:{REGISTRY_PORT}"
-"""The per-node balancer, in Proxy and Local mode."""
 
 
 class RegistryUser(StrEnum):
@@ -139,10 +137,10 @@ class Role(StrEnum):
     """A registry that the settings do not name."""
 
 
-BALANCED_ROLES: Final = frozenset({Role.BALANCER, Role.SERVICE})
-"""Roles behind which one of several replicas answers, and not always the same."""
+ROLE_HOSTS: Final = {Role.BALANCER: f"127.0.0.1:{REGISTRY_PORT}", Role.SERVICE: LOGICAL_HOST}
+"""Roles behind which one of several replicas answers, and not always the same; where they are."""
 
-MODULE_ROLES: Final = BALANCED_ROLES | {Role.MASTER}
+MODULE_ROLES: Final = frozenset({*ROLE_HOSTS, Role.MASTER})
 """Roles for which the module's own authority vouches."""
 
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from mirror.errors import ForbiddenByModeError, InvalidReferenceError, RouteError
 from mirror.modes import (
-    BALANCER,
     LOGICAL_BASE,
     LOGICAL_HOST,
     LOGICAL_PATH,
     NAMESPACE,
     REGISTRY_PORT,
+    ROLE_HOSTS,
     SECRET_USER_PREFIX,
     Plane,
     PlaneRow,
@@ -137,10 +137,8 @@ def _inside(
 ) -> Iterator[tuple[Role, str, str | None]]:
     """The ends of a role inside the cluster: role, host, authority to trust."""
     match role:
-        case Role.BALANCER:
-            yield role, BALANCER, ca
-        case Role.SERVICE:
-            yield role, LOGICAL_HOST, ca
+        case Role.BALANCER | Role.SERVICE:
+            yield role, ROLE_HOSTS[role], ca
         case Role.PUBLIC if access.public_host:
             yield role, access.public_host, access.public_ca
         case Role.PUBLIC if not access.masters:

@@ -24,7 +24,7 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.events import EndpointDown, EndpointUp, OnEvent, Retrying, Warned, ignore
-from mirror.modes import BALANCED_ROLES, Plane, RegistryUser, Role
+from mirror.modes import ROLE_HOSTS, Plane, RegistryUser, Role
 from mirror.modes.addressing import LOGICAL_ROOT, Route, push_address, routes_for
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.oci import Digest, Repository, verified
@@ -67,7 +67,7 @@ class Endpoint:
         """Where `route` leads; `credentials` take the place of its own."""
         return cls(
             *(route.scheme, route.host, route.ca, credentials or credentials_of(route.credential)),
-            *(route.role in BALANCED_ROLES, route.certificate),
+            *(route.role in ROLE_HOSTS, route.certificate),
             _CA_FROM.get(route.role, "as `caFile` in the sites"),
         )
 

@@ -14,9 +14,8 @@ from typing import Any
 
 from mirror.documents import document
 from mirror.modes import (
-    BALANCER,
     LOGICAL_BASE,
-    LOGICAL_HOST,
+    ROLE_HOSTS,
     ClusterBackend,
     ConditionType,
     ModeKind,
@@ -115,8 +114,7 @@ class Layout:
         role = self.kind.row.planes[plane].roles[0]
         if role is Role.UPSTREAM:
             return PlannedRoute(plane, self.names, role, self.address, self.registry)
-        host = BALANCER if role is Role.BALANCER else LOGICAL_HOST
-        return PlannedRoute(plane, self.names, role, host, self.backend)
+        return PlannedRoute(plane, self.names, role, ROLE_HOSTS[role], self.backend)
 
     def routing(self) -> Routing:
         """Its routes; all of them serve."""

@@ -396,10 +396,9 @@ def _pod(
     ready: Mapping[str, Any] | None = None,
 ) -> RenderedFile:
     """The pod of a `balancer` or `relay`, which reads `files`."""
-    if kind == "balancer":
-        name, port, config = "registry-proxy", node.ports.balancer, tree.BALANCER_FILE
-    else:
-        name, port, config = "registry-relay", node.ports.relay, tree.RELAY_FILE
+    config = tree.BALANCER_FILE if kind == "balancer" else tree.RELAY_FILE
+    name = "registry-proxy" if kind == "balancer" else "registry-relay"
+    port: int = getattr(node.ports, kind)
     if port < 1024:
         raise RenderingError(
             f"node {node.name}: {kind} port: expected 1024 or above, found {port}; in its static "
