@@ -17,6 +17,7 @@ import ctypes
 import ctypes.util
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -44,7 +45,9 @@ def _unavailable(reason: str) -> GostUnavailableError:
 
 # -- OpenSSL -------------------------------------------------------------------------------------
 
-_Pointer = ctypes.c_void_p
+
+class _Pointer(ctypes.c_void_p):
+    """What OpenSSL returns and takes. ctypes makes a number of a plain `c_void_p`, and cuts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,39 +55,29 @@ class _Algorithm:
     """The digest as OpenSSL has it: a method, and the engine that carries it out (or none)."""
 
     library: ctypes.CDLL
-    method: int
-    engine: int | None
+    method: _Pointer
+    engine: _Pointer | None
     how: str
 
 
-def _declare(library: ctypes.CDLL, name: str, result: object, *arguments: object) -> None:
-    function = getattr(library, name)
-    function.restype, function.argtypes = result, list(arguments)
+def _returning(library: ctypes.CDLL, *names: str) -> ctypes.CDLL:
+    """`library`, whose functions of these `names` return pointers."""
+    for name in names:
+        getattr(library, name).restype = _Pointer
+    return library
 
 
 def _open_library() -> ctypes.CDLL:
     """OpenSSL's libcrypto, the one that the GOST module of this system belongs to."""
     for name in ("libcrypto.so.3", ctypes.util.find_library("crypto")):
-        if name is None:
-            continue
-        try:
-            library = ctypes.CDLL(name)
-            _declare(library, "EVP_MD_CTX_new", _Pointer)
-            _declare(library, "EVP_MD_CTX_free", None, _Pointer)
-            _declare(library, "EVP_DigestInit_ex", ctypes.c_int, *[_Pointer] * 3)
-            _declare(library, "EVP_DigestUpdate", ctypes.c_int, *[_Pointer] * 2, ctypes.c_size_t)
-            _declare(library, "EVP_DigestFinal_ex", ctypes.c_int, *[_Pointer] * 3)
-            _declare(library, "ERR_clear_error", None)
-        except (OSError, AttributeError):
-            continue
-        return library
+        if name is not None:
+            with suppress(OSError, AttributeError):
+                return _returning(ctypes.CDLL(name), "EVP_MD_CTX_new")
     raise _unavailable("there is no libcrypto.so.3 here")
 
 
 def _from_provider(library: ctypes.CDLL) -> _Algorithm | None:
-    _declare(library, "OSSL_LIB_CTX_new", _Pointer)
-    _declare(library, "OSSL_PROVIDER_load", _Pointer, _Pointer, ctypes.c_char_p)
-    _declare(library, "EVP_MD_fetch", _Pointer, _Pointer, ctypes.c_char_p, ctypes.c_char_p)
+    _returning(library, "OSSL_LIB_CTX_new", "OSSL_PROVIDER_load", "EVP_MD_fetch")
     # A context of its own: in the common one it takes the default provider's place, for TLS too.
     context = library.OSSL_LIB_CTX_new()
     if not context or not library.OSSL_PROVIDER_load(context, b"gostprov"):
@@ -94,12 +87,8 @@ def _from_provider(library: ctypes.CDLL) -> _Algorithm | None:
 
 
 def _from_engine(library: ctypes.CDLL) -> _Algorithm | None:
-    _declare(library, "OPENSSL_init_crypto", ctypes.c_int, ctypes.c_uint64, _Pointer)
-    _declare(library, "ENGINE_by_id", _Pointer, ctypes.c_char_p)
-    _declare(library, "ENGINE_init", ctypes.c_int, _Pointer)
-    _declare(library, "OBJ_txt2nid", ctypes.c_int, ctypes.c_char_p)
-    _declare(library, "ENGINE_get_digest", _Pointer, _Pointer, ctypes.c_int)
-    library.OPENSSL_init_crypto(_INIT_ENGINES, None)
+    _returning(library, "ENGINE_by_id", "ENGINE_get_digest")
+    library.OPENSSL_init_crypto(ctypes.c_uint64(_INIT_ENGINES), None)
     engine = library.ENGINE_by_id(b"gost")
     if not engine or not library.ENGINE_init(engine):
         return None
@@ -147,7 +136,7 @@ class GostHash:
     """
 
     def __init__(self) -> None:
-        self._context: int | None = None
+        self._context: _Pointer | None = None
         self._digest: str | None = None
         self._openssl = _algorithm()
         library = self._openssl.library
@@ -167,7 +156,8 @@ class GostHash:
         """
         if self._context is None or self._digest is not None:
             raise ValueError("this digest is finished")
-        if not self._openssl.library.EVP_DigestUpdate(self._context, bytes(data), len(data)):
+        size = ctypes.c_size_t(len(data))
+        if not self._openssl.library.EVP_DigestUpdate(self._context, bytes(data), size):
             raise _unavailable("it failed at its work")
 
     def hexdigest(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -167,38 +167,36 @@ class Manifest:
                 or has an invalid descriptor.
         """
         digest = Digest.of(raw, algorithm)
+
+        def refuse(problem: str, cause: Exception | None = None) -> NoReturn:
+            raise InvalidManifestError(f"manifest {digest} {problem}") from cause
+
         if len(raw) > MAX_MANIFEST_BYTES:
-            raise InvalidManifestError(
-                f"manifest {digest} has {len(raw)} bytes; at most {MAX_MANIFEST_BYTES} are read"
-            )
+            refuse(f"has {len(raw)} bytes; at most {MAX_MANIFEST_BYTES} are read")
         if value_count(raw) > MAX_MANIFEST_VALUES:
-            raise InvalidManifestError(f"manifest {digest} has more values than any manifest has")
+            refuse("has more values than any manifest has")
         try:
             wire = _WireManifest.model_validate_json(raw)
         except ValidationError as err:
-            raise InvalidManifestError(
-                f"manifest {digest} cannot be read: {problems(err)[0]}"
-            ) from err
+            refuse(f"cannot be read: {problems(err)[0]}", err)
         if wire.schema_version != 2:
-            raise InvalidManifestError(
-                f"manifest {digest} has schemaVersion {wire.schema_version}; only 2 is carried"
-            )
+            refuse(f"has schemaVersion {wire.schema_version}; only 2 is carried")
         kind = wire.media_type or media_type
         if not kind or kind not in MANIFESTS:
             if wire.media_type or (kind and kind.startswith("application/vnd.")):
-                raise InvalidManifestError(
-                    f"manifest {digest} has media type {kind}; known are OCI image manifests and "
-                    "indexes, and Docker schema 2 manifests and manifest lists"
+                refuse(
+                    f"has media type {kind}; known are OCI image manifests and indexes, and Docker "
+                    "schema 2 manifests and manifest lists"
                 )
             kind = OCI_INDEX if wire.manifests is not None else OCI_MANIFEST
         index = kind in INDEXES
         if index and (wire.config or wire.layers):
             # The specification forbids it, because the same bytes would mean two things.
-            raise InvalidManifestError(f"manifest {digest} is an index with a config or layers")
+            refuse("is an index with a config or layers")
         if not index and wire.manifests:
-            raise InvalidManifestError(f"manifest {digest} is an image with a list of manifests")
+            refuse("is an image with a list of manifests")
         if not index and wire.config is None:
-            raise InvalidManifestError(f"manifest {digest} is an image without a config")
+            refuse("is an image without a config")
         try:
             config = _descriptor(wire.config) if wire.config else None
             written = wire.layers or ()
@@ -225,7 +223,7 @@ class Manifest:
                 foreign=foreign,
             )
         except InvalidDigestError as err:
-            raise InvalidManifestError(f"manifest {digest} cannot be read: {err}") from err
+            refuse(f"cannot be read: {err}", err)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,15 +272,10 @@ def _descriptor(wire: _WireDescriptor) -> Descriptor:
 
 
 def _child(wire: _WireDescriptor) -> Child:
-    platform = wire.platform
-    return Child(
-        descriptor=_descriptor(wire),
-        platform=Platform(platform.os, platform.architecture, platform.variant)
-        if platform
-        else None,
-        annotations=MappingProxyType(wire.annotations or {}),
-        artifact_type=wire.artifact_type,
-    )
+    stated = wire.platform
+    platform = Platform(stated.os, stated.architecture, stated.variant) if stated else None
+    annotations = MappingProxyType(wire.annotations or {})
+    return Child(_descriptor(wire), platform, annotations, wire.artifact_type)
 
 
 def _config_artifact_type(config: _WireDescriptor | None) -> str | None:

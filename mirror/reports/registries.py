@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from mirror.reports.bundles import bundle_summary, push_summary
 from mirror.reports.messages import duration_text, few, fitted, lines_of, page, table
 
 if TYPE_CHECKING:
+    from mirror.bundle.share import Shard
     from mirror.operations.compare import (
         DiffReport,
         Generation,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from mirror.operations.sync import SyncReport
     from mirror.sync.observation import Failure
     from mirror.sync.plan import TagDifference
-    from mirror.sync.removal import Removal
     from mirror.watch.monitoring import FleetStatus, MemberStatus
 
 _MOST = 50
@@ -104,14 +104,10 @@ def _listed(title: str, items: Sequence[object]) -> list[str]:
 def diff_summary(report: DiffReport, elapsed_s: float) -> str:
     """What two places hold differently: `-` only in A, `+` only in B, `~` in both, otherwise."""
     found = report.difference
+    took = f"  compared in {duration_text(elapsed_s)}"
     if not found and not report.failures:
-        return lines_of(
-            [
-                f"{report.a} and {report.b} hold the same",
-                f"  inventory {report.a_digest}",
-                f"  compared in {duration_text(elapsed_s)}",
-            ]
-        )
+        same = f"{report.a} and {report.b} hold the same"
+        return lines_of([same, f"  inventory {report.a_digest}", took])
     lines = [f"--- {report.a}", f"+++ {report.b}"]
     repository: str | None = None
     for one in found.tags:
@@ -128,7 +124,7 @@ def diff_summary(report: DiffReport, elapsed_s: float) -> str:
             f"only in A, {size_text(found.only_theirs)} only in B"
         ),
         *_failure_lines(report.failures),
-        f"  compared in {duration_text(elapsed_s)}",
+        took,
     ]
     return lines_of(lines)
 
@@ -147,9 +143,7 @@ def diff_html(report: DiffReport) -> str:
     from mirror.reports.page import data_table, escape, filled, tiles
 
     found, failures = report.difference, report.failures
-    sides = zip(
-        ("only in A", "only in B"), (found.our_manifests, found.their_manifests), strict=True
-    )
+    sides = (("only in A", found.our_manifests), ("only in B", found.their_manifests))
     untagged = [(digest, path or "/", where) for where, many in sides for path, digest in many]
     tags = (
         (fitted(one.tag, None), one.repository or "/", _end(one), one.our_size, one.their_size)
@@ -212,7 +206,7 @@ def _status_lines(one: ReplicaStatus) -> list[str]:
         ),
     ]
     if not one.generation and not one.failures:
-        lines.append("    no push has completed at this path. Is it the right one?")
+        lines.append(f"    {_NO_PUSH}")
     lines += _listed("missing", one.missing)
     return lines + _listed("could not be asked", one.failures)
 
@@ -248,22 +242,24 @@ def prune_summary(report: PruneReport, elapsed_s: float) -> str:
     if not removal and not report.failures:
         return f"Registry {report.target} has nothing that may go"
     done = "This would be removed from" if report.dry_run else "Removed from"
+    versions = sorted(
+        f"{path}:{tag}" for path, tag in removal.names if publication_stage(path, tag) == 1
+    )
     lines = [
         f"{done} registry {report.target}",
         (
             f"  {counts(tag=removal.tag_count, manifest=len(removal.manifests))}; "
             f"{size_text(report.freed)} of blobs that nothing needs any more"
         ),
-        *_going(removal),
+        *([f"    versions: {_by_component(versions)}"] if versions else []),
         *([f"    components: {few(report.components, _MOST_NAMES)}"] if report.components else []),
         *_listed("tags", removal.tags),
         *_listed("manifests", removal.manifests),
     ]
     if report.generations:
-        numbers = ", ".join(map(str, report.generations))
-        word = "generation" if len(report.generations) == 1 else "generations"
+        numbers, more = ", ".join(map(str, report.generations)), report.generations[1:]
         current = report.published.statement.generation if report.published else None
-        line = f"  no way back to {word} {numbers}"
+        line = f"  no way back to generation{'s' if more else ''} {numbers}"
         if current in report.generations:
             line += f"; a new one takes the place of the current {current}"
         lines.append(line)
@@ -274,23 +270,15 @@ def prune_summary(report: PruneReport, elapsed_s: float) -> str:
     return lines_of(lines)
 
 
-def _going(removal: Removal) -> list[str]:
-    """The versions of the platform, of modules and of packages that go."""
-    names = sorted(
-        f"{path}:{tag}" for path, tag in removal.names if publication_stage(path, tag) == 1
-    )
-    return [f"    versions: {_by_component(names)}"] if names else []
-
-
 _MOST_NAMES = 12
-_NO_PUSH = "states no inventory: no push has completed at this path. Is it the right one?"
+_NO_PUSH = "no push has completed at this path. Is it the right one?"
 _PLATFORM = "platform"
 
 
 def history_summary(report: HistoryReport, elapsed_s: float) -> str:
     """The generations, newest first, and what each changed."""
     if not report.generations:
-        return f"Registry {report.target} {_NO_PUSH}"
+        return f"Registry {report.target} states no inventory: {_NO_PUSH}"
     lines = [f"Registry {report.target}, newest generation first"]
     for one in report.generations:
         lines += ["", f"  {one.number}{_mark(one)}", *_described(one)]
@@ -305,10 +293,8 @@ def _mark(one: Generation) -> str:
     if one.current:
         marks.append("current")
     if one.interrupted:
-        marks.append(
-            "interrupted: the next push finishes it, `mirror rollback` "
-            + ("too" if one.restores is not None else "turns it back")
-        )
+        also = "too" if one.restores is not None else "turns it back"
+        marks.append(f"interrupted: the next push finishes it, `mirror rollback` {also}")
     if one.restores is not None:
         what = f"generation {one.restores}" if one.restores else "what was there before"
         marks.append(f"restores {what}")
@@ -359,10 +345,10 @@ def rollback_summary(report: RollbackReport, elapsed_s: float) -> str:
         ("Newer tags", newer if extras else ""),
     ]
     if report.dry_run:
-        turned = [
+        turned = (
             f"    {turn.repository or '/'}:{turn.tag}  {turn.before or 'nothing'} → {turn.after}"
             for turn in report.turned
-        ]
+        )
         return lines_of([title, *table(rows), *turned])
     rows.append(("Published", f"generation {report.generation}"))
     foot = (f"inventory {report.inventory}", f"done in {duration_text(elapsed_s)}")
@@ -416,10 +402,14 @@ def push_shard_summary(report: PushShardReport, elapsed_s: float) -> str:
     shard = f"shard {report.shard}: {f'{sent} sent' if report.blobs else 'all of it was there'}"
     if report.finished is not None:
         return f"{push_summary(report.finished, elapsed_s)}\n  {shard}"
-    others = few([f"{number}/{report.shard.count}" for number in report.awaited], 8)
+    others = _shards(report.awaited, report.shard)
     title = f"Registry {report.target} has the blobs of shard {report.shard}"
     awaited = f"  no tag was set: it lacks blobs of {others}; the last shard sets the tags"
     return page(title, [], [awaited], foot=(shard, f"done in {duration_text(elapsed_s)}"))
+
+
+def _shards(numbers: Iterable[int], shard: Shard) -> str:
+    return few([f"{number}/{shard.count}" for number in numbers], 8)
 
 
 def verify_shard_summary(report: VerifyShardReport, elapsed_s: float) -> str:
@@ -432,8 +422,7 @@ def verify_shard_summary(report: VerifyShardReport, elapsed_s: float) -> str:
     else:
         rest = f"each of the {shard.count} shards says so"
         if report.awaited is not None:
-            others = few([f"{number}/{shard.count}" for number in report.awaited], 8)
-            rest = f"these find nothing either: {others}"
+            rest = f"these find nothing either: {_shards(report.awaited, shard)}"
         lines = [f"Shard {shard} of the bundle is right, and the bundle is whole if {rest}"]
         told = lines_of([*lines, "", f"  read in {duration_text(elapsed_s)}"])
     past = told.replace(" is ", " was ", 1)
