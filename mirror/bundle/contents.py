@@ -42,9 +42,9 @@ from mirror.errors import (
 from mirror.layout import PACKAGE_VERSIONS_ARCHIVE
 from mirror.oci import Digest, Manifest, verified
 from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES
-from mirror.oci.reference import check_repository, valid_tag
+from mirror.oci.reference import valid_tag
 from mirror.sync import Dependents, Finding, Inventory, InventoryBuilder, ManifestNode, union
-from mirror.sync.inventory import MALFORMED
+from mirror.sync.inventory import MALFORMED, path_of
 
 # -- open archives ---------------------------------------------------------------------------------
 
@@ -205,7 +205,8 @@ class _Manifests(Mapping[Digest, Manifest]):
     """The manifests of a bundle, each read again whenever it is asked for: a hostile archive could
     make all of them together fill the memory. Thread-safe once it is filled."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: BundleLimits) -> None:
+        self.budget = Budget(limits)
         self.places: dict[Digest, tuple[Readable, TarMember]] = {}
         self.nodes: dict[Digest, ManifestNode] = {}
 
@@ -237,40 +238,39 @@ def _read_manifest(file: Readable, member: TarMember, digest: Digest, media_type
 
 
 def read_contents(archives: Iterable[OpenArchive], limits: BundleLimits = ORDINARY) -> Contents:
-    total = InventoryBuilder()
+    total: list[Inventory] = []
     per_archive: dict[str, Inventory] = {}
     findings: list[Finding] = []
     notices: list[str] = []
-    manifests = _Manifests()
-    budget = Budget(limits)
+    manifests = _Manifests(limits)
     # Of a tag that two archives name, the later one's counts.
     for archive in sorted(archives, key=lambda one: one.name != PACKAGE_VERSIONS_ARCHIVE):
         try:
-            budget.take_files(archive.members)
+            manifests.budget.take_files(archive.members)
         except DamagedBundleError as err:
             findings.append(Finding(archive.name, err.seen_from(archive.name)))
             archive.refuse(err)
             continue
         if archive.problem is not None:
             findings.append(Finding(archive.name, archive.problem.seen_from(archive.name)))
-        parts = InventoryBuilder()
+        parts: list[Inventory] = []
         for repository, layout in archive.layouts().items():
+            index = inside(layout, INDEX)
             try:
-                if repository:
-                    check_repository(repository)
+                path_of(repository)
             except InvalidReferenceError as err:
-                findings.append(Finding(archive.name, f"{inside(layout, INDEX)}: {err}"))
+                findings.append(Finding(archive.name, f"{index}: {err}"))
                 continue
-            reading = _LayoutReading(archive, repository, manifests, budget)
-            parts.add_inventory(reading.run(inside(layout, INDEX)))
+            reading = _LayoutReading(archive, repository, index, manifests)
+            parts.append(reading.inventory)
             findings.extend(reading.findings())
             notices.extend(reading.notices)
-        found = parts.build()
+        found = union(parts)
+        total.append(found)
         # Folders may each have an archive of that name.
         per_archive[archive.name] = union([per_archive.get(archive.name, Inventory()), found])
-        total.add_inventory(found)
     notices += _disputes(per_archive)
-    return Contents(total.build(), per_archive, tuple(findings), tuple(notices), manifests)
+    return Contents(union(total), per_archive, tuple(findings), tuple(notices), manifests)
 
 
 def _disputes(archives: Mapping[str, Inventory]) -> Iterator[str]:
@@ -296,19 +296,20 @@ def _disputes(archives: Mapping[str, Inventory]) -> Iterator[str]:
 
 
 class _LayoutReading:
+    """What the layout of `repository` holds, whose index lies at the path `index` in `archive`."""
+
     def __init__(
-        self, archive: OpenArchive, repository: str, manifests: _Manifests, budget: Budget
+        self, archive: OpenArchive, repository: str, index: str, manifests: _Manifests
     ) -> None:
         self._archive, self._repository = archive, repository
-        self._manifests, self._budget = manifests, budget
+        self._manifests, self._budget = manifests, manifests.budget
         self._left_out = archive.left_out.repository(repository)
         self._problems: dict[Digest | None, str] = {}
         self._beyond = 0
-        self._inventory = Inventory()
         self.notices: list[str] = []
+        self.inventory = self._read(index)
 
-    def run(self, index: str) -> Inventory:
-        """Read the layout whose index lies at path `index`."""
+    def _read(self, index: str) -> Inventory:
         builder = InventoryBuilder()
         tags: dict[str, tuple[Digest, str]] = {}
         try:
@@ -350,8 +351,7 @@ class _LayoutReading:
                 or child.digest in self._left_out.manifests
                 or self._archive.blob(self._repository, child.digest)
             )
-        self._inventory = builder.build()
-        return self._inventory
+        return builder.build()
 
     def _size_of(self, digest: Digest) -> int | None:
         """Return the size of a blob that this layout has, or that its seal says it leaves out."""
@@ -370,7 +370,7 @@ class _LayoutReading:
     def findings(self) -> Iterator[Finding]:
         if not self._problems:
             return
-        dependents = Dependents(self._inventory.repository(self._repository))
+        dependents = Dependents(self.inventory.repository(self._repository))
         alike: dict[tuple[str, ...], tuple[str, ...]] = {}
         # What is wrong with the layout as a whole comes first: lists are cut at their ends.
         for digest, problem in sorted(self._problems.items(), key=lambda one: one[0] is not None):

@@ -154,16 +154,10 @@ def compressed_bound(size: int) -> int:
 MIN_PART_SIZE = 10**6
 """Bytes. Smaller parts are a slip of the unit, and would be files by the million."""
 
-_UNITS = {
-    "": 10**9,  # as `--images-bundle-chunk-size` of d8 counts
-    "KB": 10**3,
-    "KIB": 1 << 10,
-    "MB": 10**6,
-    "MIB": 1 << 20,
-    "GB": 10**9,
-    "GIB": 1 << 30,
-    "TB": 10**12,
-    "TIB": 1 << 40,
+_UNITS = {"": 10**9} | {  # a plain number as `--images-bundle-chunk-size` of d8 counts
+    f"{letter}{unit}": base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for unit, base in (("B", 1000), ("IB", 1024))
 }
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([KMGT]i?B)?", re.IGNORECASE | re.ASCII)
 

@@ -8,7 +8,7 @@ leads to from the image that both name. Sizes are bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -199,13 +199,17 @@ class BundleInsight:
         """What compressing saved, as (title, text); nothing if nothing is compressed."""
         return () if self.compressed is None else self.compressed.rows()
 
-    def largest_images(self, most: int) -> list[tuple[str, ImageInsight]]:
-        """The largest images, each once, with a repository that has it."""
-        found: dict[Digest, tuple[str, ImageInsight]] = {}
+    def every_image(self) -> Iterator[tuple[ArchiveInsight, RepositoryInsight, ImageInsight]]:
         for archive in self.archives:
             for repository in archive.repositories:
                 for image in repository.images:
-                    found.setdefault(image.digest, (repository.path, image))
+                    yield archive, repository, image
+
+    def largest_images(self, most: int) -> list[tuple[str, ImageInsight]]:
+        """The largest images, each once, with a repository that has it."""
+        found: dict[Digest, tuple[str, ImageInsight]] = {}
+        for _, repository, image in self.every_image():
+            found.setdefault(image.digest, (repository.path, image))
         by_size = sorted(found.values(), key=lambda one: (-one[1].size, one[1].digest))
         return by_size[:most]
 

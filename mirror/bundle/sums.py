@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mirror.bundle.files import beginning
@@ -110,12 +111,8 @@ def parse(data: bytes) -> dict[str, Digest]:
         found = _LINE.fullmatch(line) or _TAGGED.fullmatch(line)
         name = found and _unescaped(found["name"], escaped=bool(found["escaped"]))
         if not found or not name:
-            raise DamagedBundleError(
-                f"line {number} is not a checksum, which is 64 hex digits, two spaces and a file "
-                "name",
-                where=SUMS,
-                advice=_COPY_AGAIN,
-            )
+            what = "is not a checksum, which is 64 hex digits, two spaces and a file name"
+            raise DamagedBundleError(f"line {number} {what}", where=SUMS, advice=_COPY_AGAIN)
         text = os.fsdecode(name)
         if text in sums:
             raise DamagedBundleError(
@@ -160,13 +157,11 @@ def part_size_in(folder: Location, seal: Seal, found: Mapping[Location, Sequence
     that gives each archive the number of parts that `SHA256SUMS` lists; without that file the
     largest part has the size.
     """
-    counts: Counter[str] = Counter()
+    stated: Mapping[str, Digest] = {}
     if (folder / SUMS).is_file():
-        try:
+        with suppress(DamagedBundleError):
             stated = parse(read(folder / SUMS))
-        except DamagedBundleError:
-            stated = {}
-        counts.update(part[0] for name in stated if (part := parse_part_name(name)) is not None)
+    counts = Counter(part[0] for name in stated if (part := parse_part_name(name)) is not None)
     votes: Counter[int] = Counter()
     wholes: dict[str, int] = {}  # archive in parts → its size
     for archive, files in found.items():
@@ -176,8 +171,7 @@ def part_size_in(folder: Location, seal: Seal, found: Mapping[Location, Sequence
             if sealed is None or part is None or part[0] != archive.name:
                 continue
             wholes[archive.name] = sealed.size
-            number = part[1]
-            size = size_of(path)
+            number, size = part[1], size_of(path)
             others = counts[archive.name] - 1
             if others < 1 or number < others:
                 votes[size] += 1
@@ -186,9 +180,8 @@ def part_size_in(folder: Location, seal: Seal, found: Mapping[Location, Sequence
                 votes[before] += rest == 0
     fitting = [
         size
-        for size, count in votes.items()
-        if count
-        and size > 0
+        for size in +votes
+        if size > 0
         and all(counts[name] in (0, len(part_sizes(whole, size))) for name, whole in wholes.items())
     ]
     if not any(counts[name] for name in wholes):
@@ -217,17 +210,15 @@ class CompanionFiles:
     def size(self, archives: Iterable[str]) -> int:
         """Bytes at most, the seal aside; `archives` are the names of all archives and parts."""
         size = sum(map(len, self.files.values()))
-        names = [*self.files, SEAL]
-        for name in archives:
-            names.append(name)
-            if self.with_gost:
-                names.append(name + GOST_SUFFIX)
-                size += _GOST_SUM_BYTES
+        listed = list(archives)
+        names = [*self.files, SEAL, *listed]
+        if self.with_gost:
+            names += [name + GOST_SUFFIX for name in listed]
+            size += len(listed) * _GOST_SUM_BYTES
         if self.sign is not None:
             names.append(SIGNATURE)
             size += _SIGNATURE_BYTES
-        any_digest = Digest.of(b"")
-        return size + len(render_sealed(dict.fromkeys(names, any_digest)))
+        return size + len(render_sealed(dict.fromkeys(names, Digest.of(b""))))
 
     def render(self, sealed: bytes, digests: Mapping[str, Mapping[str, str]]) -> dict[str, bytes]:
         """All of them by name. `sealed` is the seal; `digests` has those of each archive or part in

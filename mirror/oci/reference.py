@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from mirror.errors import (
     DigestMismatchError,
@@ -95,11 +94,6 @@ def digest_of(pieces: Iterable[bytes | memoryview]) -> Digest:
     return Digest("sha256", found.hexdigest())
 
 
-class _Hasher(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
-
-
 class Verifier:
     """Checks bytes against their digest and size while they pass.
 
@@ -110,7 +104,7 @@ class Verifier:
 
     def __init__(self, expected: Digest, size: int | None, where: str) -> None:
         self._expected, self._size, self._where = expected, size, where
-        self._hash: _Hasher = hashlib.new(expected.algorithm)
+        self._hash = hashlib.new(expected.algorithm)
         self.count = 0
 
     def update(self, chunk: bytes) -> None:
@@ -279,7 +273,7 @@ def check_repository(path: str, text: str | None = None) -> None:
 
 def check_tag(tag: str) -> None:
     """Raise InvalidReferenceError unless `tag` is a tag (distribution-spec: 128 characters)."""
-    if not _TAG.fullmatch(tag):
+    if not valid_tag(tag):
         raise InvalidReferenceError(
             f"{tag[:200]!r} is not a tag; use letters, digits and . _ -, 128 characters at most"
         )

@@ -244,10 +244,10 @@ def _bar(found: BundleInsight) -> str:
 
 
 def _components(found: BundleInsight) -> str:
-    own = _carried(found)
+    column, own = _carried(found)
     return data_table(
         "components",
-        ("Component", "Kind", "Size#", *_delta(found), "Images#", "Versions", "Channels"),
+        ("Component", "Kind", "Size#", *column, "Images#", "Versions", "Channels"),
         (
             (
                 *(one.name, one.kind),
@@ -259,16 +259,17 @@ def _components(found: BundleInsight) -> str:
     )
 
 
-def _carried(found: BundleInsight) -> Callable[..., tuple[int, ...]]:
-    """Bytes of a component or an image that a delta carries; no column in a complete bundle."""
+def _carried(found: BundleInsight) -> tuple[tuple[str, ...], Callable[..., tuple[int, ...]]]:
+    """The title of the column with the bytes of a component or an image that a delta carries, and
+    what is in it; a complete bundle has no such column."""
     if (carried := found.carried) is None:
-        return lambda *_: ()
+        return (), lambda *_: ()
     sizes: dict[tuple[Any, ...], int] = {
         (one.kind, one.name): one.size for one in carried.components
     }
-    for archive, repository, image in _every_image(carried):
+    for archive, repository, image in carried.every_image():
         sizes[archive.name, repository.path, image.digest] = image.size
-    return lambda *place: (sizes.get(place, 0),)
+    return ("In this delta#",), lambda *place: (sizes.get(place, 0),)
 
 
 def _damage(findings: Sequence[Finding], names: Names) -> str:
@@ -292,19 +293,19 @@ def _damage(findings: Sequence[Finding], names: Names) -> str:
 
 
 def _images(found: BundleInsight, names: Names) -> str:
-    own = _carried(found)
+    column, own = _carried(found)
     return data_table(
         "images",
-        ("Image", "Repository", "Size#", *_delta(found), "Own#", "Layers#"),
+        ("Image", "Repository", "Size#", *column, "Own#", "Layers#"),
         (
             (
                 *(called(image, names), repository.path or "/"),
                 *(image.size, *own(archive.name, repository.path, image.digest)),
                 *(image.own, image.layers),
             )
-            for archive, repository, image in _every_image(found)
+            for archive, repository, image in found.every_image()
         ),
-        (f"{image.digest}" for _, _, image in _every_image(found)),
+        (f"{image.digest}" for _, _, image in found.every_image()),
     )
 
 
@@ -312,19 +313,6 @@ def called(image: ImageInsight, names: Names) -> str:
     """What a person calls an image: its tags, or what it is a component's image for."""
     component = names.get(image.digest)
     return image.title if component is None or image.names else f"{component} {image.title}"
-
-
-def _delta(found: BundleInsight) -> tuple[str, ...]:
-    return ("In this delta#",) if found.carried is not None else ()
-
-
-def _every_image(
-    found: BundleInsight,
-) -> Iterator[tuple[ArchiveInsight, RepositoryInsight, ImageInsight]]:
-    for archive in found.archives:
-        for repository in archive.repositories:
-            for image in repository.images:
-                yield archive, repository, image
 
 
 def data_table(
@@ -393,6 +381,7 @@ def _spoken_of(archive: ArchiveInsight) -> int:
 def _archive_node(archive: ArchiveInsight, names: Names) -> dict[str, Any]:
     paths = [repository.path for repository in archive.repositories]
     kind, name = component_of(paths[0]) if paths else ("other", archive.name)
+    rest = "headers and indexes" if paths else "cannot be read"
     return {
         "name": printable(archive.name),
         "label": printable(name if archive.name == f"{kind}-{name}.tar" else archive.name),
@@ -400,9 +389,7 @@ def _archive_node(archive: ArchiveInsight, names: Names) -> dict[str, Any]:
         "kind": kind,
         "children": [
             *(_repository_node(repository, names) for repository in archive.repositories),
-            *_rest(
-                "headers and indexes" if paths else "cannot be read", archive.size - archive.content
-            ),
+            *_rest(rest, archive.size - archive.content),
         ],
     }
 
@@ -423,7 +410,7 @@ def _repository_node(repository: RepositoryInsight, names: Names) -> dict[str, A
                 {
                     "name": printable(called(image, names)),
                     "label": printable(
-                        names.get(image.digest, image.title) if not image.names else image.title
+                        image.title if image.names else names.get(image.digest, image.title)
                     ).removeprefix(f"{image.digest.algorithm}:"),
                     "nameless": not image.names and image.digest not in names,
                     "size": image.own,

@@ -116,22 +116,22 @@ class _Bars:
         self._what = ""
 
     def __call__(self, event: Event) -> None:
+        bar = self._bar
+        in_bytes = bar if self._in_bytes else None
         match event:
             case PhaseStarted(name, total):
-                self._begin(name, total, in_bytes=False)
-            case PhaseAdvanced(count) if self._bar is not None and not self._in_bytes:
-                self._bar.update(count)
-            case TransferStarted(size=size, beside=beside) if (
-                beside and self._bar is not None and self._in_bytes
-            ):
-                self._bar.total = (self._bar.total or 0) + size
-                self._bar.refresh()
+                self._begin(name, total)
+            case PhaseAdvanced(count) if bar is not None and in_bytes is None:
+                bar.update(count)
+            case TransferStarted(size=size, beside=beside) if beside and in_bytes is not None:
+                in_bytes.total = (in_bytes.total or 0) + size
+                in_bytes.refresh()
             case TransferStarted(blobs, size, _, _, beside):
                 self._begin("all transfers" if beside else counted(blobs, "blob"), size, True)
-            case BytesMoved() | BlobDone() if self._bar is not None and self._in_bytes:
-                self._bar.update(self._moved.advance(event))
-            case ArchiveDone() if self._bar is not None and self._in_bytes:
-                self._bar.set_description_str(f"{self._what}, {_archives(event)}", refresh=False)
+            case BytesMoved() | BlobDone() if in_bytes is not None:
+                in_bytes.update(self._moved.advance(event))
+            case ArchiveDone() if in_bytes is not None:
+                in_bytes.set_description_str(f"{self._what}, {_archives(event)}", refresh=False)
         for text in self._texts.of(event):
             self._write(text, file=self._stream)
 
@@ -257,13 +257,7 @@ class _Documents:
             case PhaseStarted():
                 self.close()
                 self._items = 0
-        values = {
-            _key(one.name): value
-            if isinstance(value, (str, int, float, type(None)))
-            else str(value)
-            for one in fields(event)
-            for value in (getattr(event, one.name),)
-        }
+        values = {_key(one.name): getattr(event, one.name) for one in fields(event)}
         self._say(_event_name(type(event)), values)
 
     def _later(self) -> None:
@@ -282,20 +276,15 @@ class _Documents:
             self._say("progress", {k: getattr(self, f"_{k}") for k in ("items", "bytes", "total")})
 
 
-_SUMMED_UP = (PhaseAdvanced, BytesMoved)
 _TYPES = {"str": "string", "Digest": "string", "int": "integer", "float": "number"}
 
 
 def event_schema() -> dict[str, Any]:
     """The JSON Schema of a line of `--progress json`."""
     told = [
-        _object(
-            _event_name(kind),
-            getdoc(kind) or "",
-            {_key(one.name): str(one.type) for one in fields(kind)},
-        )
+        _object(_event_name(kind), getdoc(kind) or "", {one.name: one.type for one in fields(kind)})
         for kind in get_args(Event)
-        if kind not in _SUMMED_UP
+        if kind not in (PhaseAdvanced, BytesMoved)
     ]
     about = (
         "How far the work is: `items` of the phase, and `bytes` of a `total`. At most once a second"
@@ -307,14 +296,14 @@ def event_schema() -> dict[str, Any]:
     }
 
 
-def _object(name: str, text: str, types: Mapping[str, str]) -> dict[str, Any]:
+def _object(name: str, text: str, types: Mapping[str, object]) -> dict[str, Any]:
     properties: dict[str, Any] = {
         "time": {"type": "string", "format": "date-time"},
         "event": {"const": name},
     }
-    for key, annotation in types.items():
-        *kinds, last = (_TYPES.get(one, "null") for one in annotation.split(" | "))
-        properties[key] = {"type": [*kinds, last] if kinds else last}
+    for field, annotation in types.items():
+        *kinds, last = (_TYPES.get(one, "null") for one in str(annotation).split(" | "))
+        properties[_key(field)] = {"type": [*kinds, last] if kinds else last}
     return {
         "description": text,
         "type": "object",
