@@ -25,7 +25,7 @@ from mirror.registry.answers import Login, read_whole, unreadable
 from mirror.registry.connections import Connections
 from mirror.registry.hosts import check_address, host_of, path_of
 from mirror.registry.http1 import Body, Patience
-from mirror.registry.options import Credentials
+from mirror.registry.options import ConnectionOptions, Credentials
 
 _log = logging.getLogger(__name__)
 
@@ -89,25 +89,21 @@ class _Flight:
 class Authenticator:
     """Knows what to put into `Authorization` for one registry; safe to use from many threads.
 
-    `secure` says that the registry itself is reached by TLS. `trusted_hosts` may get the login
-    without it. `clock` counts seconds and never jumps: expiry counts from the moment when the token
-    was requested, so the clocks of two machines need not agree.
+    `clock` counts seconds and never jumps: expiry counts from the moment when the token was
+    requested, so the clocks of two machines need not agree.
     """
 
     def __init__(
         self,
         host: str,
-        *,
-        secure: bool,
+        options: ConnectionOptions,
         credentials: Credentials | None,
-        trusted_hosts: frozenset[str] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._host, self._credentials = host, credentials
+        self._host, self._credentials, self._clock = host, credentials, clock
         # Without TLS, whoever listens at the registry's own host has the login already.
-        own = frozenset() if secure else frozenset({urlsplit(f"//{host}").hostname or ""})
-        self._may_be_plain = trusted_hosts | own
-        self._clock = clock
+        own = frozenset({urlsplit(f"//{host}").hostname or ""} if options.plain_http else ())
+        self._may_be_plain = options.trusted_hosts | own
         self._lock = threading.Lock()  # guards all fields below
         self.way: Challenge | None = None  # how to prove who we are; None until we are asked
         self._tokens: dict[Scopes, _Token] = {}

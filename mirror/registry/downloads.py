@@ -116,8 +116,7 @@ class Download:
             self._learn_size(headers.length)
             return self._position
         if status in (206, 416) and self._position:
-            match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
-            total = None if match is None or match[3] == "*" else int(match[3])
+            match, total = _told_range(response)
             self._learn_size(total)
             if status == 416 and total is not None and total == self._position:
                 return None
@@ -185,14 +184,9 @@ def _size_by_first_byte(transport: Transport, url: str, wanted: Scopes) -> int |
     where = transport.where("GET", url)
     headers = {"Range": "bytes=0-0"}
     with transport.open("GET", url, scopes=wanted, headers=headers) as response:
-        status, size = response.status, None
+        status, (_, size) = response.status, _told_range(response)
         if status == 404:
             return None
-        if status == 200:
-            size = response.headers.length
-        elif status in (206, 416):
-            match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-            size = int(match[3]) if match and match[3] != "*" else None
         if size is not None:
             return size
         if status >= 300:
@@ -207,6 +201,16 @@ def _size_by_first_byte(transport: Transport, url: str, wanted: Scopes) -> int |
 
 def _url(transport: Transport, repository: str, digest: Digest) -> str:
     return transport.at(repository, f"blobs/{digest}")
+
+
+def _told_range(response: Response) -> tuple[re.Match[str] | None, int | None]:
+    """The range that an answer says it has, and how large it says the whole is."""
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+    if response.status == 200:
+        return match, response.headers.length
+    if response.status not in (206, 416) or match is None or match[3] == "*":
+        return match, None
+    return match, int(match[3])
 
 
 def _ended_early(transport: Transport, where: str, told: str) -> TransientFailure:
@@ -320,10 +324,7 @@ def _check_range(
     status, headers = response.status, response.headers
     if status in (200, 206):
         _check_way(transport, response, where)
-    match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
-    total = headers.length if status == 200 else None
-    if status in (206, 416) and match is not None and match[3] != "*":
-        total = int(match[3])
+    match, total = _told_range(response)
     changed = status in (404, 410, 412) or (total is not None and total != state.size)
     if status in (200, 206):
         found = _version(headers)

@@ -7,7 +7,7 @@ Distribution-spec, "Pulling manifests", "Pushing manifests", "Deleting tags", "D
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from mirror.documents import parse_json, value_count
@@ -56,6 +56,7 @@ def get(transport: Transport, repository: str, reference: str | Digest) -> Manif
     """See `RegistryClient.manifest`."""
     reference = parsed(reference)
     url, most = _url(transport, repository, reference), transport.options.manifest_bytes
+    what = _name(transport, repository, reference)
     try:
         answer = transport.call(
             "GET",
@@ -66,8 +67,9 @@ def get(transport: Transport, repository: str, reference: str | Digest) -> Manif
             headers={"Accept": ACCEPT},
         )
     except RegistryNotFoundError as err:
-        raise _not_found(transport, repository, reference, err) from err
-    what = _name(transport, repository, reference)
+        missing = "repository" if "NAME_UNKNOWN" in err.codes else "manifest"
+        text = f"{what}: no such {missing} in the registry; check the repository path and the tag"
+        raise reworded(err, text) from err
     raw = answer.body
     if len(raw) > most:
         raise InvalidManifestError(
@@ -218,17 +220,6 @@ def _name(transport: Transport, repository: str, reference: str | Digest) -> str
     return f"{transport.host}/{repository}{joint}{reference}"
 
 
-def _not_found(
-    transport: Transport, repository: str, reference: str | Digest, err: RegistryNotFoundError
-) -> RegistryError:
-    missing = "repository" if "NAME_UNKNOWN" in err.codes else "manifest"
-    return reworded(
-        err,
-        f"{_name(transport, repository, reference)}: no such {missing} in the registry; "
-        "check the repository path and the tag",
-    )
-
-
 def _media_type(answer: WholeAnswer) -> str | None:
     text: str = answer.headers.get("content-type", "")
     return text.partition(";")[0].strip().lower() or None
@@ -324,7 +315,13 @@ def referrers(
 ) -> list[Child]:
     """See `RegistryClient.referrers`."""
     found = referrers_api(transport, repository, digest, artifact_type)
-    return _by_tag(transport, repository, digest, artifact_type) if found is None else found
+    if found is not None:
+        return found
+    try:  # as clients keep them where the registry has no API: an index under a tag
+        manifest = get(transport, repository, referrers_tag(digest))
+    except RegistryNotFoundError:
+        return []
+    return _of_type(manifest.children, artifact_type)
 
 
 def referrers_api(
@@ -346,25 +343,12 @@ def referrers_api(
         if err.status not in (200, 404, 405):
             raise
         return None
-    return _filtered(list(found.values()), artifact_type)
+    return _of_type(found.values(), artifact_type)
 
 
-def _by_tag(
-    transport: Transport, repository: str, digest: Digest, artifact_type: str | None
-) -> list[Child]:
-    """Referrers as clients keep them where the registry has no API: an index under a tag."""
-    try:
-        manifest = get(transport, repository, referrers_tag(digest))
-    except RegistryNotFoundError:
-        return []
-    return _filtered(list(manifest.children), artifact_type)
-
-
-def _filtered(children: list[Child], artifact_type: str | None) -> list[Child]:
+def _of_type(children: Iterable[Child], artifact_type: str | None) -> list[Child]:
     # Done in any case: servers may, and need not, filter.
-    if artifact_type is None:
-        return children
-    return [child for child in children if child.artifact_type == artifact_type]
+    return [child for child in children if artifact_type in (None, child.artifact_type)]
 
 
 def _index(answer: WholeAnswer) -> Manifest | None:

@@ -82,12 +82,7 @@ class Wire:
         self.gates: dict[Origin, HostGate] = {}
         self.gate = self.gate_of(self.base)
         self.connections = Connections(options, Origin.of(self.base))
-        self.auth = Authenticator(
-            host,
-            secure=not options.plain_http,
-            credentials=credentials,
-            trusted_hosts=options.trusted_hosts,
-        )
+        self.auth = Authenticator(host, options, credentials)
 
     def gate_of(self, url: str) -> HostGate:
         """The gate of the host that `url` leads to."""
@@ -170,13 +165,9 @@ class Transport:
             for gate in list(self._wire.gates.values()):
                 gate.slept_s += delay_s
             return
-        either = Cancellation(self.run.cancellation)
-        remaining_s = self.run.remaining_s()
-        try:
-            with self._wire.closing.calling(either.cancel):
-                either.wait(delay_s if remaining_s is None else min(delay_s, remaining_s))
-        finally:
-            either.detach()
+        left_s = self.run.remaining_s()
+        with self.run.child() as part, self._wire.closing.calling(part.cancellation.cancel):
+            part.cancellation.wait(delay_s if left_s is None else min(delay_s, left_s))
         self.check()
 
     def where(self, method: str, url: str) -> str:

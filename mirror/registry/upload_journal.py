@@ -29,20 +29,11 @@ from mirror.oci import Digest
 
 _log = logging.getLogger(__name__)
 
+# Registries keep unfinished uploads for so long, at most (CNCF distribution: `uploadpurging`).
 _OLDEST_S = 7 * 24 * 3600.0
-"""What registries keep unfinished uploads for, at most (CNCF distribution: `uploadpurging`)."""
 _PRIVATE = 0o600
 _MAX_BYTES = 64 << 20  # some 100,000 lines; what lies behind them is forgotten
-_NOT_OURS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    RecursionError,
-    AttributeError,
-    OverflowError,
-    InvalidDigestError,
-)
-"""What reading a line that is torn, or not ours, raises."""
+_NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +121,7 @@ class UploadJournal:
         oldest = self._clock() - _OLDEST_S
         text = file.read(_MAX_BYTES)
         for line in text.splitlines():
-            with suppress(*_NOT_OURS):
+            with suppress(InvalidDigestError, *_NOT_OURS):  # or torn
                 entry = parse_json(line)
                 key = (str(entry["repository"]), Digest.parse(entry["digest"]))
                 self._kept.pop(key, None)

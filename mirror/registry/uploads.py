@@ -116,7 +116,7 @@ class Upload:
                     if session is None:
                         session = self._start()
                     elif session.unsure:
-                        self._ask(session, _unasked(self._where))
+                        self._ask(session)
                     self._carry(session)
                     break
                 except TransientFailure as failure:
@@ -154,7 +154,7 @@ class Upload:
         if kept is not None and self._transport.at_home(kept.location):
             session = _UploadSession(kept.location, resumed=True, unsure=True)
             try:
-                self._ask(session, _unasked(self._where))
+                self._ask(session)
             except TransientFailure:
                 return session
             except UnreachableError:
@@ -200,13 +200,10 @@ class Upload:
         False if it is not complete, and is to go on in other chunks.
         """
         start, count = session.offset, self._size - session.offset
-        headers = {"Content-Type": "application/octet-stream"}
-        if 0 < start < self._size:
-            headers["Content-Range"] = f"{start}-{self._size - 1}"
         url = upload_sessions.with_digest(session.location, self._digest)
         said = (*answers.PUT_BLOB, *answers.UNSAID)
         try:
-            answer = self._send("PUT", url, headers, start, count, said)
+            answer = self._send("PUT", url, start, count, said)
             if answer.status not in answers.PUT_BLOB and not self._arrived():
                 raise self._transport.refused(answer, self._where)
         except RegistryError as err:
@@ -229,12 +226,8 @@ class Upload:
     def _patch(self, session: _UploadSession, length: int) -> None:
         start = session.offset
         count = min(length, self._size - start)
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Content-Range": f"{start}-{start + count - 1}",
-        }
         try:
-            answer = self._send("PATCH", session.location, headers, start, count, answers.CHUNK)
+            answer = self._send("PATCH", session.location, start, count, answers.CHUNK)
         except RegistryError as err:
             if err.status == 413 and length > session.min_chunk and self._form.shrink():
                 self._ask(session, err)
@@ -255,7 +248,7 @@ class Upload:
         session.offset = start + count
         self._learn(session, answer)
         if told is not None and start < told < start + count:
-            self._ask(session, _unasked(self._where), believed=True)
+            self._ask(session, believed=True)
             session.resumed = False
             if not start < session.offset <= start + count:
                 session.offset = start + count
@@ -265,12 +258,20 @@ class Upload:
         self._form.passed()
 
     def _ask(
-        self, session: _UploadSession, reason: RegistryError, *, believed: bool = False
+        self,
+        session: _UploadSession,
+        reason: RegistryError | None = None,
+        *,
+        believed: bool = False,
     ) -> None:
         """Learn from the registry how far the session got ("Pushing a blob in chunks").
 
         It has what it has accepted, even if it denies it once; a second denial is `believed`.
+        `reason` is why it is asked.
         """
+        if reason is None:
+            text = f"{self._where}: the registry does not know an earlier upload"
+            reason = RegistryError(text, where=self._where)
         confirmed = None if session.unsure else session.offset
         try:
             answer = self._transport.call(
@@ -377,14 +378,11 @@ class Upload:
     # -- bytes ---------------------------------------------------------------------------------
 
     def _send(
-        self,
-        method: str,
-        url: str,
-        headers: dict[str, str],
-        start: int,
-        count: int,
-        accept: tuple[int, ...],
+        self, method: str, url: str, start: int, count: int, accept: tuple[int, ...]
     ) -> WholeAnswer:
+        headers = {"Content-Type": "application/octet-stream"}
+        if count and (start or method == "PATCH"):
+            headers["Content-Range"] = f"{start}-{start + count - 1}"
         transport = self._transport
         where, late_s = transport.where(method, url), transport.options.answer_timeout_s
         body = Body(count, lambda: self._bytes(start, count))
@@ -412,10 +410,6 @@ def _to_be_continued(err: BaseException) -> bool:
     if isinstance(err, UnreachableError):
         return err.status != 500  # that may be the session's own fault
     return isinstance(err, CancelledError | KeyboardInterrupt | SystemExit)
-
-
-def _unasked(where: str) -> RegistryError:
-    return RegistryError(f"{where}: the registry does not know an earlier upload", where=where)
 
 
 def _session_lost(err: RegistryError, session: _UploadSession) -> bool:

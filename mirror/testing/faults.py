@@ -265,27 +265,10 @@ def every_fault(elsewhere: str = "http://127.0.0.1:9", *, wait_s: float = 60.0) 
     `replace(fault, nth=n)` strikes a later one. `elsewhere` is where foreign redirects lead to, and
     `wait_s` how many seconds a silent or busy server takes.
     """
-    later = formatdate(time.time() + wait_s, usegmt=True)
+    later, patience = formatdate(time.time() + wait_s, usegmt=True), str(int(wait_s))
+    digest, bomb = "Docker-Content-Digest", gzip.compress(bytes(8 << 20))
     return {
-        **_broken_lines(wait_s),
-        **_refusals(wait_s, later),
-        **_untrue_answers(),
-        "redirect home": Fault(Redirect(), "GET"),
-        "redirect elsewhere": Fault(Redirect(elsewhere), "GET"),
-        "redirect in a loop": Fault(Redirect(), "GET", times=None),
-        "redirect of a write": Fault(Redirect(elsewhere), "PUT"),
-        "range ignored": Fault(IgnoreRange(), "GET", BLOB),
-        "range moved": Fault(ShiftRange(1), "GET", BLOB),
-        "session lost": Fault(Answer(404, {}, _LOST), path=SESSION),
-        "sessions lost for ever": Fault(Answer(404, {}, _LOST), "PATCH", SESSION, times=None),
-        "HEAD refused": Fault(Answer(405), "HEAD", times=None),
-        "listing refused": Fault(Answer(401), path=TAGS, times=None),
-        "listing unknown": Fault(Answer(404), path=TAGS, times=None),
-    }
-
-
-def _broken_lines(wait_s: float) -> Mapping[str, Fault]:
-    return {
+        # broken lines
         "reset": Fault(Refuse()),
         "reset for a while": Fault(Refuse(), times=3),
         "reset for ever": Fault(Refuse(), times=None),
@@ -301,12 +284,7 @@ def _broken_lines(wait_s: float) -> Mapping[str, Fault]:
         "stall": Fault(Stall(1, wait_s)),
         "silence": Fault(Delay(wait_s)),
         "drip": Fault(Drip(64, 0.001)),
-    }
-
-
-def _refusals(wait_s: float, later: str) -> Mapping[str, Fault]:
-    patience = str(int(wait_s))
-    return {
+        # refusals
         "401 once": Fault(Answer(401)),
         "401 from then on": Fault(Answer(401), times=None),
         "403 once": Fault(Answer(403)),
@@ -322,13 +300,7 @@ def _refusals(wait_s: float, later: str) -> Mapping[str, Fault]:
         **{f"{one} for a while": Fault(Answer(one), times=3) for one in (500, 502, 503, 504)},
         "500 from then on": Fault(Answer(500), times=None),
         "507 of a write": Fault(Answer(507), "PUT", times=None),
-    }
-
-
-def _untrue_answers() -> Mapping[str, Fault]:
-    digest = "Docker-Content-Digest"
-    bomb = gzip.compress(bytes(8 << 20))
-    return {
+        # answers that are not true
         "flipped byte": Fault(CorruptBody(3), "GET"),
         "flipped byte in every blob": Fault(CorruptBody(3), "GET", BLOB, times=None),
         "answer too short": Fault(WrongLength(9), "GET"),
@@ -352,4 +324,16 @@ def _untrue_answers() -> Mapping[str, Fault]:
             Answer(200, {"Content-Type": "text/html"}, _PORTAL), "PUT", times=None
         ),
         "no content": Fault(Answer(204, {}, b"")),
+        # other ways
+        "redirect home": Fault(Redirect(), "GET"),
+        "redirect elsewhere": Fault(Redirect(elsewhere), "GET"),
+        "redirect in a loop": Fault(Redirect(), "GET", times=None),
+        "redirect of a write": Fault(Redirect(elsewhere), "PUT"),
+        "range ignored": Fault(IgnoreRange(), "GET", BLOB),
+        "range moved": Fault(ShiftRange(1), "GET", BLOB),
+        "session lost": Fault(Answer(404, {}, _LOST), path=SESSION),
+        "sessions lost for ever": Fault(Answer(404, {}, _LOST), "PATCH", SESSION, times=None),
+        "HEAD refused": Fault(Answer(405), "HEAD", times=None),
+        "listing refused": Fault(Answer(401), path=TAGS, times=None),
+        "listing unknown": Fault(Answer(404), path=TAGS, times=None),
     }

@@ -175,7 +175,7 @@ def _members(data: bytes) -> object:
 
 
 _HOME = Home(HOST, f"https://{HOST}")
-_TOKENS = Authenticator(HOST, secure=True, credentials=None)
+_TOKENS = Authenticator(HOST, ConnectionOptions(), credentials=None)
 
 
 def _link(data: bytes) -> object:

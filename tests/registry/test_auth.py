@@ -14,7 +14,7 @@ import pytest
 
 from mirror.errors import DeniedError, InputError, MirrorError, RegistryError, UnreachableError
 from mirror.oci import Digest
-from mirror.registry import Credentials
+from mirror.registry import ConnectionOptions, Credentials
 from mirror.registry.auth import PULL, PUSH, Authenticator, Challenge, Scopes
 from mirror.registry.auth import merge_scopes as merge
 from tests.registry.conftest import MakeClient, Serve
@@ -363,12 +363,12 @@ def test_credentials_go_to_no_plain_token_server_of_a_tls_registry() -> None:
         return b'{"token": "t"}'
 
     way = Challenge("bearer", {"realm": "http://auth.example.com/token"})
-    guarded = Authenticator("reg.example.com", secure=True, credentials=ALICE)
+    guarded = Authenticator("reg.example.com", ConnectionOptions(), credentials=ALICE)
     with pytest.raises(DeniedError, match=r"credentials are not sent there") as caught:
         guarded.renewed([way], pull("a"), None, Carrier(fetch))
     assert SECRET not in str(caught.value)
     assert sent == []
-    anonymous = Authenticator("reg.example.com", secure=True, credentials=None)
+    anonymous = Authenticator("reg.example.com", ConnectionOptions(), credentials=None)
     assert anonymous.renewed([way], pull("a"), None, Carrier(fetch)) == "Bearer t"
 
 
@@ -376,7 +376,7 @@ def test_a_realm_that_is_no_address_is_reported() -> None:
     def fetch(url: str) -> bytes:
         raise AssertionError("nothing to fetch")
 
-    auth = Authenticator("reg.example.com", secure=True, credentials=ALICE)
+    auth = Authenticator("reg.example.com", ConnectionOptions(), credentials=ALICE)
     with pytest.raises(RegistryError, match="an address that is not one of the web"):
         auth.renewed(
             [Challenge("bearer", {"realm": "file:///etc/passwd"})], (), None, Carrier(fetch)
@@ -391,7 +391,9 @@ def counting(answers: list[str]) -> tuple[Authenticator, Carrier, list[float], l
         urls.append(url)
         return answers[len(urls) - 1].encode()
 
-    auth = Authenticator("reg.example.com", secure=True, credentials=ALICE, clock=lambda: now[0])
+    auth = Authenticator(
+        "reg.example.com", ConnectionOptions(), credentials=ALICE, clock=lambda: now[0]
+    )
     auth_way = Challenge("bearer", {"realm": "https://auth.example.com/t?x=1", "service": "s"})
     carrier = Carrier(fetch)
     auth.renewed([auth_way], pull("a"), None, carrier)
@@ -428,7 +430,7 @@ def test_a_failure_is_shared_by_those_who_waited_for_it() -> None:
         assert release.wait(5)
         raise UnreachableError("down", where="token server")
 
-    auth = Authenticator("reg.example.com", secure=True, credentials=ALICE)
+    auth = Authenticator("reg.example.com", ConnectionOptions(), credentials=ALICE)
     way = [Challenge("bearer", {"realm": "https://auth.example.com/t"})]
 
     class Waiting(Carrier):
