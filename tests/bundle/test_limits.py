@@ -27,6 +27,7 @@ from mirror.testing import EmbeddedRegistry
 from tests.support.bundles import archives_of, pack, pack_store, seal_of
 from tests.support.inventories import put_image, sample_store, stores
 from tests.support.measured import measured
+from tests.support.sample_images import descriptor
 
 STORE = sample_store()
 
@@ -243,10 +244,7 @@ class Many:
 
     @staticmethod
     def _manifest(number: int) -> Manifest:
-        config, *layers = (
-            {"mediaType": "a/b", "digest": str(Digest.of(data)), "size": len(data)}
-            for data in Many.content(number)
-        )
+        config, *layers = (descriptor("a/b", data) for data in Many.content(number))
         document = {"schemaVersion": 2, "config": config, "layers": layers}
         return Manifest.parse(json.dumps(document).encode(), MEDIA_TYPE)
 

@@ -146,7 +146,7 @@ class World:
             with client(node.registry, ca, secrets.users[RegistryUser.RO].account) as reader:
                 for path, one in IMAGES.items():
                     repository = f"system/deckhouse/{path}".rstrip("/")
-                    assert reader.manifest(repository, "v1.70.0").raw == one.manifest
+                    assert reader.manifest(repository, "v1.70.0").raw == one.raw
 
 
 @pytest.fixture
@@ -223,8 +223,8 @@ def assert_upstream_holds(world: World, path: str) -> None:
 def lose_an_image(world: World) -> None:
     """One replica loses what nobody asked for since."""
     store = world.registries["master-1"].data / "docker/registry/v2/repositories"
-    digest = IMAGES["install"].digest.replace(":", "/")
-    link = store / f"system/deckhouse/install/_manifests/revisions/{digest}/link"
+    digest = IMAGES["install"].digest.encoded
+    link = store / f"system/deckhouse/install/_manifests/revisions/sha256/{digest}/link"
     link.unlink()
 
 

@@ -37,13 +37,13 @@ from mirror.modes.check import (
 from mirror.modes.required import RequiredImage, RequiredSet
 from mirror.modes.settings import CheckMode, ClusterAccess, RegistrySettings
 from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci.manifest import OCI_CONFIG, OCI_MANIFEST
 from mirror.registry import ConnectionOptions, Credentials, RegistryClient
 from mirror.run import Cancellation, Run
 from tests.conftest import MakeRealRegistry
 from tests.support.mode_samples import ACCOUNTS, SETTINGS, SITES
 from tests.support.patience import PATIENCE_S
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
+from tests.support.sample_images import image
 from tests.support.tls import Authority
 
 CONFIG = b"{}"
@@ -51,19 +51,7 @@ CONFIG = b"{}"
 
 def manifest(number: int) -> Manifest:
     """Image `number`: all have one and the same blob."""
-    config = {
-        "mediaType": OCI_CONFIG,
-        "digest": str(Digest.of(CONFIG)),
-        "size": len(CONFIG),
-    }
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": config,
-        "layers": [],
-        "annotations": {"number": str(number)},
-    }
-    return Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
+    return Manifest.parse(image((), CONFIG, annotations={"number": str(number)}))
 
 
 IMAGES = [manifest(number) for number in range(20)]

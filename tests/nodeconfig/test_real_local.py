@@ -20,7 +20,6 @@ from mirror.errors import DeniedError
 from mirror.modes import RegistryUser
 from mirror.nodeconfig.cluster import Node
 from mirror.nodeconfig.tree import SERVICE_CONFIG
-from mirror.oci import Digest
 from tests.support.mode_stack import ContainerdProcess, in_tree
 from tests.support.mode_stage import Stage
 from tests.support.program import RunningMirror
@@ -88,7 +87,7 @@ def test_each_user_may_do_what_the_access_list_says(local: Cluster) -> None:
     with client(node.registry, local.ca, local.account(RegistryUser.RW)) as to:
         push(to, "system/deckhouse/access", "v1", one)
     with client(node.registry, local.ca, local.account(RegistryUser.RO)) as reader:
-        assert reader.manifest("system/deckhouse/access", "v1").raw == one.manifest
+        assert reader.manifest("system/deckhouse/access", "v1").raw == one.raw
         with pytest.raises(DeniedError):
             push(reader, "system/deckhouse/access", "v2", one)
         with pytest.raises(DeniedError):
@@ -100,7 +99,7 @@ def test_each_user_may_do_what_the_access_list_says(local: Cluster) -> None:
             push(puller, "system/deckhouse/access", "v2", one)
     with client(node.registry, local.ca, local.account(RegistryUser.MIRROR_PUSHER)) as pusher:
         push(pusher, "system/deckhouse/access", "v2", one)
-        pusher.delete_manifest("system/deckhouse/access", Digest.parse(one.digest))
+        pusher.delete_manifest("system/deckhouse/access", one.digest)
     wrong = dataclasses.replace(local.account(RegistryUser.RO), name="rw")
     with (
         client(node.registry, local.ca, wrong) as stranger,

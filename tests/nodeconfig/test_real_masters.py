@@ -96,7 +96,7 @@ def test_the_in_cluster_proxy_of_the_default_flavour_works_in_its_pod(tmp_path: 
             with client(address, machines.cluster.ca, reader) as reading:
                 assert reading.tags("system/deckhouse/app") == ["v1"]
                 found = reading.manifest("system/deckhouse/app", "v1")
-                assert found.raw == app.manifest
+                assert found.raw == app.raw
                 for blob in found.blobs:
                     body = reading.blob("system/deckhouse/app", blob.digest, size=blob.size)
                     assert sum(map(len, body)) == blob.size

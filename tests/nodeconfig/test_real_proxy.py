@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import threading
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from examples.release_tree.images import Image
 from mirror.errors import DeniedError, RegistryNotFoundError
 from mirror.modes import DATA_ROOT, RegistryUser
 from mirror.nodeconfig.services import Distribution
 from mirror.nodeconfig.tree import SERVICE_CONFIG
 from tests.support.mode_stack import ContainerdProcess, balancer, fork, in_tree, master
-from tests.support.runnable_images import Image, client, image, push
+from tests.support.runnable_images import client, image, push
 from tests.support.running_cluster import LOCAL, LOGICAL, Cluster, running, with_upstream
 from tests.support.token_server import TokenServer
 
@@ -54,7 +54,7 @@ def test_a_cache_fetches_once_and_serves_without_its_upstream(
             for node in cluster.masters:  # the balancer chooses: both have it then
                 with client(node.registry, cluster.ca, cluster.account(RegistryUser.RO)) as reading:
                     found = reading.manifest("system/deckhouse/install", "v1")
-                    assert found.raw == one.manifest
+                    assert found.raw == one.raw
                     for blob in found.blobs:
                         body = reading.blob("system/deckhouse/install", blob.digest, size=blob.size)
                         assert sum(map(len, body)) == blob.size
@@ -105,13 +105,13 @@ def test_the_forks_cache_asks_its_upstream_for_the_upstreams_own_path_in_tokens_
         with client(node.registry, cluster.ca, cluster.account(RegistryUser.RO)) as reading:
             with pytest.raises(RegistryNotFoundError):
                 reading.manifest("dkp/ee/install", "v1")
-            assert reading.manifest("system/deckhouse/install", "v1").raw == one.manifest
+            assert reading.manifest("system/deckhouse/install", "v1").raw == one.raw
 
 
 def _until_cached(cluster: Cluster, one: Image) -> None:
     """Caches store what they passed on behind the client's back."""
-    layers = [f"_layers/sha256/{hashlib.sha256(blob).hexdigest()}/link" for blob in one.blobs]
-    links = [f"_manifests/revisions/{one.digest.replace(':', '/')}/link", *layers]
+    layers = [f"_layers/sha256/{digest.encoded}/link" for digest in one.blobs]
+    links = [f"_manifests/revisions/sha256/{one.digest.encoded}/link", *layers]
     deadline = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30)
     for node in cluster.masters:
         data = in_tree(cluster.out, f"nodes/{node.name}", DATA_ROOT)

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from examples.release_tree.images import Image
 from mirror.errors import DeniedError, MirrorError, UnreachableError
 from mirror.modes import RegistryUser
 from mirror.nodeconfig.service_secrets import Rotated, advance_rotation, begin_rotation
@@ -24,7 +25,7 @@ from tests.support.machines import BALANCER, SERVICES, Machines, check
 from tests.support.mode_stack import ContainerdProcess
 from tests.support.mode_stage import Pulling
 from tests.support.patience import wait_until
-from tests.support.runnable_images import Image, client, image, push
+from tests.support.runnable_images import client, image, push
 from tests.support.running_cluster import LOCAL, LOGICAL
 from tests.support.tls import Authority
 

@@ -18,25 +18,14 @@ from mirror.errors import (
     UnreachableError,
 )
 from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES, OCI_CONFIG, OCI_MANIFEST
+from mirror.oci.manifest import MANIFESTS, MAX_MANIFEST_BYTES, OCI_MANIFEST
 from mirror.registry import RegistryClient
 from tests.registry.conftest import MakeClient, Serve
 from tests.support.fake_api import error, times
+from tests.support.sample_images import image
 from tests.support.scripted_server import Hangup, Reply, Request, Script, ScriptedServer
 
-RAW = json.dumps(
-    {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": {
-            "mediaType": OCI_CONFIG,
-            "digest": str(Digest.of(b"{}")),
-            "size": 2,
-        },
-        "layers": [],
-    },
-    indent=3,
-).encode()
+RAW = json.dumps(json.loads(image((), b"{}")), indent=3).encode()
 MANIFEST = Manifest.parse(RAW)
 TOLD = {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": str(MANIFEST.digest)}
 Connect = Callable[[Script], tuple[RegistryClient, ScriptedServer]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import socket
 import threading
@@ -15,11 +14,12 @@ import pytest
 
 from mirror.errors import DeniedError, RegistryError, RegistryNotFoundError
 from mirror.oci import Digest, Manifest
-from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from mirror.oci.manifest import OCI_MANIFEST
 from mirror.registry import Credentials, RegistryClient
 from tests.conftest import MakeRealRegistry
 from tests.registry.conftest import MakeClient
 from tests.support.real_registry import RealRegistry
+from tests.support.sample_images import image
 from tests.support.tls import Authority
 
 # htpasswd -nbB alice 'correct horse'
@@ -98,31 +98,10 @@ def line_to(registry: RealRegistry, cuts: list[int]) -> Iterator[Line]:
         thread.join(5)
 
 
-def manifest_of(*layers: bytes) -> Manifest:
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": {
-            "mediaType": OCI_CONFIG,
-            "digest": str(Digest.of(CONFIG)),
-            "size": len(CONFIG),
-        },
-        "layers": [
-            {
-                "mediaType": OCI_LAYER,
-                "digest": str(Digest.of(layer)),
-                "size": len(layer),
-            }
-            for layer in layers
-        ],
-    }
-    return Manifest.parse(json.dumps(document).encode())
-
-
 def send(client: RegistryClient, repository: str, *layers: bytes, tag: str = "v1") -> Manifest:
     for data in (CONFIG, *layers):
         client.upload(repository, Digest.of(data), len(data), Content(data))
-    manifest = manifest_of(*layers)
+    manifest = Manifest.parse(image(layers, CONFIG))
     client.put_manifest(repository, tag, manifest)
     return manifest
 
@@ -194,7 +173,7 @@ def test_a_manifest_before_its_blobs_is_refused_with_the_registrys_code(
     real: RegistryClient,
 ) -> None:
     with pytest.raises(RegistryError) as caught:
-        real.put_manifest("a", "v1", manifest_of(DATA))
+        real.put_manifest("a", "v1", Manifest.parse(image((DATA,))))
     assert "MANIFEST_BLOB_UNKNOWN" in caught.value.codes
 
 

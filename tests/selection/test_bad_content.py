@@ -10,11 +10,12 @@ import pytest
 from examples.release_tree import SMALL
 from examples.release_tree.images import image, layer
 from mirror.oci import Digest
-from mirror.oci.manifest import OCI_INDEX
+from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.testing import Answer, CorruptBody, Fault
 from tests.selection.conftest import TINY, MakeOffer
 from tests.support.depot import Offer, cosign, files_image, references, release_image
 from tests.support.program import call_mirror
+from tests.support.sample_images import descriptor
 
 DIGESTS = "deckhouse/candi/images_digests.json"
 TAGS = "deckhouse/candi/images_tags.json"
@@ -494,19 +495,8 @@ def test_requirements_may_be_numbers(source: Offer) -> None:
 
 def test_a_broken_description_of_a_package_nobody_asked_for_fails_nothing(source: Offer) -> None:
     where = source.at("packages/grafana/version")
-    broken = json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [
-                {
-                    "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                    "digest": str(NOWHERE),
-                    "size": 7,
-                }
-            ],
-        }
-    )
+    entry = {"mediaType": OCI_MANIFEST, "digest": str(NOWHERE), "size": 7}
+    broken = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]})
     source.depot.add_manifest(
         where, broken.encode(), "application/vnd.oci.image.index.v1+json", tags=["dev"]
     )
@@ -545,7 +535,7 @@ def test_nested_indexes_are_read_once_however_often_they_are_named(source: Offer
     nested = source.depot.put(path, release_image("v9.0.0"))
     for _ in range(40):
         held = source.depot.manifest(path, nested)
-        one = {"mediaType": held.media_type, "digest": str(nested), "size": len(held.raw)}
+        one = descriptor(held.media_type, held.raw)
         document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [one, one]}
         raw = json.dumps(document).encode()
         nested = source.depot.add_manifest(path, raw, OCI_INDEX, tags=["v9.0.0"]).digest

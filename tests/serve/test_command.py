@@ -97,7 +97,7 @@ def test_containerd_pulls_by_the_file_that_the_command_prints(
             reference = f"registry.example.com/{ROOT}:v1.70.0"
             pulled = containerd.pull(reference, tmp_path / "hosts")
             assert pulled.returncode == 0, pulled.stderr
-            assert one.digest in containerd.ctr("images", "ls").stdout
+            assert str(one.digest) in containerd.ctr("images", "ls").stdout
 
 
 def test_a_sync_from_it_makes_a_registry_equal(

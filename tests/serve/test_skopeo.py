@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from examples.release_tree.images import image, layer
 from mirror.oci import Digest
-from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 from mirror.serve import BasicAuth, Store, TokenAuth, User
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry, MakeRealRegistry
@@ -25,29 +21,13 @@ from tests.support.tls import Authority
 @pytest.fixture
 def layout(tmp_path: Path) -> Path:
     """An OCI image layout with one image, `v1`, whose layer holds one file."""
-    unpacked = io.BytesIO()
-    with tarfile.open(fileobj=unpacked, mode="w") as tar:
-        entry = tarfile.TarInfo("hello")
-        entry.size = 5
-        tar.addfile(entry, io.BytesIO(b"world"))
-    layer = gzip.compress(unpacked.getvalue(), mtime=0)
-    diff_id = f"sha256:{hashlib.sha256(unpacked.getvalue()).hexdigest()}"
-    rootfs = {"type": "layers", "diff_ids": [diff_id]}
-    config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
-    manifest = json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": OCI_MANIFEST,
-            "config": descriptor(OCI_CONFIG, config),
-            "layers": [descriptor(OCI_LAYER_GZIP, layer)],
-        }
-    ).encode()
+    one = image([layer({"hello": "world"})])
     made = tmp_path / "layout"
     (made / "blobs/sha256").mkdir(parents=True)
-    for data in (layer, config, manifest):
-        (made / "blobs/sha256" / Digest.of(data).encoded).write_bytes(data)
+    for digest, data in {**one.blobs, one.digest: one.raw}.items():
+        (made / "blobs/sha256" / digest.encoded).write_bytes(data)
     named = {"org.opencontainers.image.ref.name": "v1"}
-    entries = [descriptor(OCI_MANIFEST, manifest, annotations=named)]
+    entries = [descriptor(one.media_type, one.raw, annotations=named)]
     (made / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
     (made / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     return made

@@ -12,11 +12,11 @@ from pydantic import SecretStr
 
 from mirror.modes import REGISTRY_PORT, RegistryUser
 from mirror.modes.settings import Account, ClusterAccess
-from mirror.oci import Descriptor, Digest, Manifest
-from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST, descriptor_json
+from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, RetryPolicy
 from mirror.serve import MemoryStorage, put_blob
 from mirror.testing import EmbeddedRegistry, TlsFiles
+from tests.support import sample_images
 from tests.support.real_registry import ACCOUNT
 from tests.support.tls import Authority
 
@@ -75,18 +75,7 @@ def image(seed: int = 1, layer_bytes: int = 1000) -> Image:
     """An image made of nothing but a seed."""
     layer = random.Random(seed).randbytes(layer_bytes)
     config = json.dumps({"seed": seed}).encode()
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": _descriptor(OCI_CONFIG, config),
-        "layers": [_descriptor(OCI_LAYER_GZIP, layer)],
-    }
-    manifest = Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
-    return Image(manifest, config, layer)
-
-
-def _descriptor(media_type: str, data: bytes) -> dict[str, object]:
-    return descriptor_json(Descriptor(media_type, Digest.of(data), len(data)))
+    return Image(Manifest.parse(sample_images.image((layer,), config)), config, layer)
 
 
 def put(registry: EmbeddedRegistry, repository: str, one: Image, *tags: str) -> None:

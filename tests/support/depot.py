@@ -16,6 +16,7 @@ from mirror.serve import MemoryStorage, put_blob
 from mirror.sync import MemoryStore
 from mirror.testing import EmbeddedRegistry
 from tests.support.program import Finished, call_mirror
+from tests.support.sample_images import descriptor
 
 References = dict[tuple[str, str, str], str]
 """(archive, repository, tag) → digest."""
@@ -85,16 +86,18 @@ class Depot:
     ) -> Digest:
         """Put a small artifact that speaks of `subject`; `native`: it says so itself (OCI 1.1)."""
         config, data = b"{}", f"{text} {subject}".encode()
+        for blob in (config, data):
+            self.add_blob(repository, blob)
         document: dict[str, Any] = {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
             "artifactType": kind,
-            "config": _descriptor(OCI_CONFIG, self.add_blob(repository, config), len(config)),
-            "layers": [_descriptor(kind, self.add_blob(repository, data), len(data))],
+            "config": descriptor(OCI_CONFIG, config),
+            "layers": [descriptor(kind, data)],
         }
         if native:
             held = self.manifest(repository, subject)
-            document["subject"] = _descriptor(held.media_type, subject, len(held.raw))
+            document["subject"] = descriptor(held.media_type, held.raw)
         raw = json.dumps(document).encode()
         return self.add_manifest(repository, raw, OCI_MANIFEST, tags=tags).digest
 
@@ -105,17 +108,12 @@ class Depot:
             "schemaVersion": 2,
             "mediaType": OCI_INDEX,
             "manifests": [
-                _descriptor(one.media_type, one.digest, len(one.raw))
-                | {"artifactType": one.artifact_type}
+                descriptor(one.media_type, one.raw, artifactType=one.artifact_type)
                 for one in children
             ],
         }
         raw = json.dumps(document).encode()
         return self.add_manifest(repository, raw, OCI_INDEX, tags=[cosign(subject)]).digest
-
-
-def _descriptor(media_type: str, digest: Digest, size: int) -> dict[str, Any]:
-    return {"mediaType": media_type, "digest": str(digest), "size": size}
 
 
 def cosign(subject: Digest, suffix: str = "") -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from examples.release_tree.images import Image
 from mirror.modes import DATA_ROOT, LOGICAL_HOST, ConditionType, Mode, Plane, StoreContent
 from mirror.modes.client import connect
 from mirror.modes.outcomes import Risk
@@ -28,7 +29,6 @@ from tests.support.mode_stack import (
     relay,
 )
 from tests.support.program import Finished, call_mirror
-from tests.support.runnable_images import Image
 from tests.support.running_cluster import LOGICAL, Cluster
 from tests.support.service import resolving
 
@@ -262,7 +262,7 @@ class Stage:
         sites = self.cluster.sites
         with connect(target, access=sites, plane=Plane.API, options=options) as components:
             assert components.endpoints[0].host == LOGICAL_HOST
-            assert components.manifest(f"{LOGICAL}/install:v1.70.0").raw == one.manifest
+            assert components.manifest(f"{LOGICAL}/install:v1.70.0").raw == one.raw
             assert components.exists(f"{LOGICAL}/install@{one.digest}")
         pulling.reference = f"{LOGICAL}/install:v1.70.0"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from examples.release_tree.images import Image
 from mirror.modes import CONTAINERD_HOSTS, RegistryUser
 from mirror.modes.settings import Account, ClusterAccess, RegistrySettings
 from mirror.nodeconfig.cluster import Node
@@ -21,7 +22,7 @@ from mirror.nodeconfig.services import Distribution
 from tests.support.mode_stack import DEBIAN_NGINX, Registry, in_tree, loopback_node, master_node
 from tests.support.program import call_mirror
 from tests.support.real_registry import ACCOUNT, RealRegistry
-from tests.support.runnable_images import Image, client, image, push
+from tests.support.runnable_images import client, image, push
 
 LOGICAL = "registry.d8-system.svc:5001/system/deckhouse"
 PLATFORM, INSTALLER = image("platform"), image("installer")
