@@ -32,14 +32,14 @@ from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, SUMS, compressed_bound
 from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seekable import MAX_FRAME, Forward, SeekableFile, table
-from mirror.bundle.verify import BundleReport, verify_bundle
+from mirror.bundle.verify import verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.durable import Folder
 from mirror.errors import DamagedBundleError, InputError, NoSpaceError
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, make_plan, transfer
-from tests.support.bundles import archives_of, pack_store, seal_of
+from tests.support.bundles import archives_of, pack_store, seal_of, verify
 from tests.support.inventories import put_image, sample_store
 from tests.support.program import ROOT
 from tests.support.strategies import MORE_EXAMPLES
@@ -84,11 +84,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
     pack(folder)
     return folder
-
-
-def verify(folder: Path, *, quick: bool = False) -> BundleReport:
-    with BundleReader([folder]) as reader:
-        return verify_bundle(reader, run=Run(jobs=2), quick=quick)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -23,13 +23,12 @@ from mirror.oci import Digest
 from mirror.operations.merge import merge
 from mirror.operations.push import push
 from mirror.run import Run
-from mirror.serve import MemoryStorage
 from mirror.sync import BlobContent, Inventory, MemoryStore, make_plan, transfer, union
 from mirror.sync.tree import RegistryTarget
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.bundles import archives_of, pack, seal_of
 from tests.support.inventories import put_image, put_index, sample_store, stores
-from tests.support.places import below, client_of, stored, tree_of
+from tests.support.places import below, client_of, storage_of, stored, tree_of
 
 LAYER = b"a layer that two repositories have" * 40
 
@@ -250,8 +249,7 @@ def _quoted(data: bytes) -> str:
 
 
 def _holds(registry: EmbeddedRegistry, wanted: Inventory) -> bool:
-    assert isinstance(registry.storage, MemoryStorage)
-    return not make_plan(wanted, stored(registry.storage, "dkp/ee"))
+    return not make_plan(wanted, stored(storage_of(registry), "dkp/ee"))
 
 
 # -- merging ---------------------------------------------------------------------------------------

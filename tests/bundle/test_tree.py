@@ -11,12 +11,11 @@ import pytest
 from mirror.bundle.inspect import inspect_bundle
 from mirror.bundle.members import TreeFile
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.errors import DamagedBundleError, FileSystemError, InputError
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
-from tests.support.bundles import pack_store
+from tests.support.bundles import pack_store, verify
 from tests.support.inventories import sample_store
 from tests.support.tools import require_tool
 
@@ -34,11 +33,6 @@ def tree(tmp_path: Path) -> Path:
     for archive in (tmp_path / "bundle").glob("*.tar"):
         subprocess.run([require_tool("tar"), "-C", folder, "-xf", archive], check=True)
     return folder
-
-
-def verify(folder: Path, *, quick: bool = False) -> BundleReport:
-    with BundleReader([folder]) as reader:
-        return verify_bundle(reader, run=Run(jobs=2), quick=quick)
 
 
 def test_a_tree_is_a_source_like_the_archives_it_came_from(tree: Path) -> None:

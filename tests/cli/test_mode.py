@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
-import yaml
 
 from mirror.modes import LOGICAL_BASE, check
 from mirror.registry import ConnectionOptions
+from tests.cli.conftest import Write
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.cluster_replicas import image, put
 from tests.support.program import call_mirror
 from tests.support.tls import Authority
-
-Write: TypeAlias = Callable[..., Path]
 
 UPSTREAM = "nexus.corp.example:8443/dkp/ee"
 PROXY = {
@@ -49,18 +46,6 @@ GOOD = {
         }
     ],
 }
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Write a document: `write(name, mapping)`."""
-
-    def one(name: str, document: Any) -> Path:
-        path = tmp_path / name
-        path.write_text(yaml.safe_dump(document), encoding="utf-8")
-        return path
-
-    return one
 
 
 # -- show ------------------------------------------------------------------------------------------

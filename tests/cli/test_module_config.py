@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
-import yaml
 
 from mirror.bundle.reader import BundleReader
 from mirror.commands.access import AccessOptions
@@ -27,27 +26,15 @@ from mirror.release.source import SourceTree
 from mirror.serve import BasicAuth, MemoryStorage, User
 from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
+from tests.cli.conftest import Write
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.cluster_replicas import certificate
 from tests.support.nginx import Nginx
+from tests.support.places import storage_of
 from tests.support.processes import free_loopback
 from tests.support.program import call_mirror
 from tests.support.release_source import TINY, Source, serve
 from tests.support.tls import Authority
-
-Write: TypeAlias = Callable[..., Path]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Write a document: `write(name, mapping)`."""
-
-    def one(name: str, document: Any) -> Path:
-        path = tmp_path / name
-        path.write_text(yaml.safe_dump(document), encoding="utf-8")
-        return path
-
-    return one
 
 
 def module_config(registry: dict[str, Any]) -> dict[str, Any]:
@@ -312,9 +299,7 @@ def test_the_library_takes_the_client_of_a_cluster_where_it_takes_one_of_a_regis
         BundleReader([bundle]) as reader,
     ):
         assert not verify(reader, against=RegistryTree(client, client.root), deep=True).findings
-        storage = stand.registry.storage
-        assert isinstance(storage, MemoryStorage)
-        storage.delete_tag(f"{LOGICAL_PATH}/install", "v1.70.0")
+        storage_of(stand.registry).delete_tag(f"{LOGICAL_PATH}/install", "v1.70.0")
         with pytest.raises(ForbiddenByModeError, match="accepts no writes; push to"):
             push(reader, RegistryTree(client, client.root))
 

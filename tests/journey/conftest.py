@@ -64,3 +64,10 @@ def source(embedded_registry: EmbeddedRegistry) -> Source:
 def make_target(make_embedded_registry: MakeEmbeddedRegistry) -> Callable[[], str]:
     """Start empty registries to push to; answers what REGISTRY is to be."""
     return lambda: f"{make_embedded_registry().address}/dkp/ee"
+
+
+@pytest.fixture
+def target() -> Iterator[EmbeddedRegistry]:
+    """An empty registry to push to."""
+    with EmbeddedRegistry(MemoryStorage()) as registry:
+        yield registry

@@ -6,7 +6,6 @@ import json
 import random
 import re
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +45,6 @@ def made(_this_machine_only: None, tmp_path_factory: pytest.TempPathFactory) -> 
         pull(second, source.root)
         run = pull(delta, source.root, "--base", first, *EVERYTHING).document
     return Made(first, second, delta, run)
-
-
-@pytest.fixture
-def target(_this_machine_only: None) -> Iterator[EmbeddedRegistry]:
-    with EmbeddedRegistry(MemoryStorage()) as registry:
-        yield registry
 
 
 @pytest.mark.parametrize("how", [(), ("--quick",)])

@@ -152,13 +152,6 @@ MOMENTS = {
 
 
 @pytest.fixture
-def target() -> Iterator[EmbeddedRegistry]:
-    """An empty registry to push to."""
-    with EmbeddedRegistry(MemoryStorage()) as registry:
-        yield registry
-
-
-@pytest.fixture
 def wire(target: EmbeddedRegistry) -> Iterator[Wire]:
     """The target as bare HTTP shows it."""
     with httpx.Client(base_url=target.url) as http:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -47,13 +46,6 @@ def bundle(_this_machine_only: None, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("killed") / "bundle"
     pack_store(store, folder)
     return folder
-
-
-@pytest.fixture
-def target() -> Iterator[EmbeddedRegistry]:
-    """An empty registry."""
-    with EmbeddedRegistry(MemoryStorage()) as registry:
-        yield registry
 
 
 def distinct_bytes(bundle: Path) -> int:

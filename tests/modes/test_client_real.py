@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,7 @@ from tests.support.inventories import put_image
 from tests.support.places import below
 from tests.support.processes import free_loopback
 from tests.support.real_registry import ACCOUNT, HTPASSWD, RealRegistry
-from tests.support.tls import Authority
+from tests.support.tls import Authority, served_with
 
 LOCAL = RegistrySettings.load({"mode": "Local"})
 BIG = random.Random(7).randbytes(6 << 20)
@@ -264,8 +263,7 @@ class Eavesdropper:
     """A TLS server that keeps what it is told."""
 
     def __init__(self, host: str, tls: TlsFiles) -> None:
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(tls.certificate, tls.key)
+        self._context = served_with(tls)
         self._server = socket.create_server((host, REGISTRY_PORT))
         self.heard = b""
         self._thread = threading.Thread(target=self._listen, daemon=True)

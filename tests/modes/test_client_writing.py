@@ -12,14 +12,14 @@ from mirror.modes import LOGICAL_PATH, REGISTRY_PORT, Plane
 from mirror.modes.client import ModeClient, connect
 from mirror.modes.settings import ClusterAccess, RegistrySettings
 from mirror.oci import Digest
-from mirror.serve import BasicAuth, MemoryStorage, User
+from mirror.serve import BasicAuth, User
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.cluster_replicas import ACCOUNTS, at, certificate, hasty, image, put, sites
 from tests.support.inventories import sample_store
-from tests.support.places import stored
+from tests.support.places import storage_of, stored
 from tests.support.processes import free_loopback
 from tests.support.tls import Authority
 
@@ -147,8 +147,7 @@ def test_pushing_goes_to_the_external_registry_itself(
     with connect(settings, plane=Plane.OPERATOR, options=hasty()) as client:
         store = sample_store()
         carry(store, client)
-        assert isinstance(upstream.storage, MemoryStorage)
-        assert stored(upstream.storage, "dkp/ee") == store.inventory()
+        assert stored(storage_of(upstream), "dkp/ee") == store.inventory()
         assert {name.replace(LOGICAL_PATH, "dkp/ee") for name in client.catalogue()} == set(
             upstream.storage.repositories()
         )

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import http.server
 import json
 import queue
 import signal
 import ssl
-import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from tests.support.mode_stage import Stage
 from tests.support.program import RunningMirror
 from tests.support.runnable_images import client, image, pack_images, push
 from tests.support.running_cluster import INSTALLER, LOCAL, LOGICAL, PLATFORM, Cluster
+from tests.support.scripted_server import Reply, Request, ScriptedServer
 
 
 @pytest.mark.soak  # the ordinary run has the pods, in test_real_stack
@@ -130,20 +129,11 @@ def test_a_push_is_told_to_replication(local: Cluster) -> None:
     node = local.masters[0]
     events: queue.Queue[Any] = queue.Queue()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            events.put((self.path, json.loads(body)))
-            self.send_response(200)
-            self.end_headers()
+    def hear(request: Request) -> Reply:
+        events.put((request.path, json.loads(request.body)))
+        return Reply()
 
-        def log_message(self, *args: Any) -> None:
-            """Say nothing."""
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", node.ports.replication), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with ScriptedServer(hear, at=("127.0.0.1", node.ports.replication)):
         with client(node.registry, local.ca, local.account(RegistryUser.RW)) as to:
             push(to, "system/deckhouse/told", "v1", image("told"))
             push(to, "system/deckhouse/told", "v2", image("told again"))
@@ -154,7 +144,3 @@ def test_a_push_is_told_to_replication(local: Cluster) -> None:
             assert path == "/notify"
             told += [one for one in body["events"] if "told" in one["target"]["repository"]]
         assert "push" in {one["action"] for one in told}
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

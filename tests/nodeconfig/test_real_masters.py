@@ -24,11 +24,11 @@ from tests.support.real_registry import ACCOUNT, RealRegistry
 from tests.support.runnable_images import client, image, push
 from tests.support.running_cluster import (
     LOCAL,
-    LOGICAL,
     Cluster,
     by_name,
     direct,
     fill,
+    pull,
     upstream_ca,
 )
 from tests.support.tls import Authority
@@ -38,13 +38,6 @@ from tests.support.tls import Authority
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Machines:
     folder = tmp_path_factory.mktemp("machines")
     return Machines(folder, 2, LOCAL, flavour=Distribution.DECKHOUSE)
-
-
-def pull(containerd: ContainerdProcess, cluster: Cluster, name: str) -> None:
-    reference = f"{LOGICAL}/{name}:v1"
-    done = containerd.pull(reference, cluster.hosts, login=cluster.login(RegistryUser.RO))
-    assert done.returncode == 0, done.stderr
-    containerd.forget(reference)
 
 
 def test_a_cache_works_in_its_pod(tmp_path: Path, containerd: ContainerdProcess) -> None:

@@ -17,11 +17,11 @@ from tests.support.real_registry import ACCOUNT, RealRegistry
 from tests.support.runnable_images import client, image, push
 from tests.support.running_cluster import (
     LOCAL,
-    LOGICAL,
     Cluster,
     by_name,
     direct,
     fill,
+    pull,
     upstream_ca,
 )
 
@@ -45,13 +45,6 @@ class Worker:
         self.cluster.render(settings, previous)
         write_cluster(self._pods.rendered(settings, previous), self._out)
         self.kubelet.sync()
-
-
-def pull(containerd: ContainerdProcess, cluster: Cluster, name: str) -> None:
-    reference = f"{LOGICAL}/{name}:v1"
-    done = containerd.pull(reference, cluster.hosts, login=cluster.login(RegistryUser.RO))
-    assert done.returncode == 0, done.stderr
-    containerd.forget(reference)
 
 
 def test_a_switch_restarts_neither_the_old_way_nor_the_new_one(

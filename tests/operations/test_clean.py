@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -101,12 +100,6 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 
 
 # -- in a bucket -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
-    with ObjectStorage.of_this_process(tmp_path_factory.mktemp("storage")) as server:
-        yield server
 
 
 def test_what_a_pull_into_a_bucket_leaves_that_fails_at_any_request_can_be_cleaned(

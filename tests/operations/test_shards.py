@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,12 +43,6 @@ put_image(STORE, "", "v1", layers=[LARGE, *(_random.randbytes(6 * MIB) for _ in 
 put_image(STORE, "modules/console", "v1", layers=[_random.randbytes(6 * MIB), b"small"])
 SEAL = sealed(STORE)
 BYTES = sum(sum(one.blobs.values()) for one in STORE.inventory().repositories.values())
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
-    with ObjectStorage.of_this_process(tmp_path_factory.mktemp("storage")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -29,12 +29,6 @@ MINE, FORGED = (
     Packing(sign=partial(sign, key_pem=private), public_key=public)
     for private, public in (P256, OTHER_P256)
 )
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStorage]:
-    with ObjectStorage.of_this_process(tmp_path_factory.mktemp("storage")) as server:
-        yield server
 
 
 def test_nobody_has_another_plan_signed_by_putting_it_there_first(storage: ObjectStorage) -> None:

@@ -26,7 +26,7 @@ from mirror.oci import Digest, Manifest
 from mirror.oci.reference import referrers_tag
 from mirror.operations.leader import Leader
 from mirror.operations.prune import prune
-from mirror.operations.replicate import Outcome, ReplicaResult, SyncOptions
+from mirror.operations.replicate import Outcome, SyncOptions
 from mirror.operations.sync import LeaderAudit, sync_replicas
 from mirror.reports.registries import sync_summary
 from mirror.run import DEFAULT_JOBS, Cancellation, Run
@@ -48,16 +48,9 @@ from tests.support.inventories import put_image, put_signature, sample_store
 from tests.support.patience import PATIENCE_S, without_waiting
 from tests.support.places import client_of, state, tree_of
 from tests.support.program import call_mirror
-from tests.support.replicas import ROOT, Replica, replicas
+from tests.support.replicas import ROOT, Replica, only, replicas
 
 STORE = sample_store()
-
-
-@pytest.fixture
-def three() -> Iterator[list[Replica]]:
-    with replicas(3) as made:
-        made[0].fill(STORE)
-        yield made
 
 
 @pytest.fixture
@@ -66,20 +59,8 @@ def three_empty() -> Iterator[list[Replica]]:
         yield made
 
 
-@pytest.fixture
-def two() -> Iterator[list[Replica]]:
-    with replicas(2) as made:
-        made[0].fill(STORE)
-        yield made
-
-
 def digest_of(replica: Replica) -> object:
     return statement_digest(replica.tree)
-
-
-def only(results: tuple[ReplicaResult, ...]) -> ReplicaResult:
-    (one,) = results
-    return one
 
 
 def newer(*, tag: str = "v1.2.0") -> MemoryStore:

@@ -63,7 +63,7 @@ from tests.support.inventories import put_image, sample_store
 from tests.support.patience import PATIENCE_S
 from tests.support.places import state
 from tests.support.program import call_mirror
-from tests.support.replicas import ROOT, Replica, replicas
+from tests.support.replicas import ROOT, Replica, only, replicas
 
 STORE = sample_store()
 CHANNELS = "release-channel"
@@ -82,20 +82,6 @@ STRANGERS_PRIVATE, STRANGERS_KEY = pair()
 SIGNED = StatementKeys(partial(sign, key_pem=PRIVATE), (KEY,))
 STRANGER = partial(sign, key_pem=STRANGERS_PRIVATE)
 SIGN = SIGNED.sign
-
-
-@pytest.fixture
-def two() -> Iterator[list[Replica]]:
-    with replicas(2) as made:
-        made[0].fill(STORE)
-        yield made
-
-
-@pytest.fixture
-def three() -> Iterator[list[Replica]]:
-    with replicas(3) as made:
-        made[0].fill(STORE)
-        yield made
 
 
 def with_tag(inventory: Inventory, path: str, tag: str, digest: Digest) -> Inventory:
@@ -130,11 +116,6 @@ def state_signed(
     Publication(tree, read_state(tree), goal).carry_out(
         Plan(), tree.source(), tree.target(), run=Run()
     )
-
-
-def only(results: tuple[ReplicaResult, ...]) -> ReplicaResult:
-    (one,) = results
-    return one
 
 
 def error_of(result: ReplicaResult) -> MirrorError:

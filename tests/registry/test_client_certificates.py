@@ -18,7 +18,7 @@ from mirror.registry.options import ClientCertificate
 from mirror.testing import TlsFiles
 from tests.support.nginx import Nginx
 from tests.support.scripted_server import Reply, Request, ScriptedServer
-from tests.support.tls import Authority
+from tests.support.tls import Authority, served_with
 
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 WANTED = "wants a client certificate that it accepts"
@@ -29,17 +29,11 @@ def asking(
     authority: Authority, version: ssl.TLSVersion = TLS13, body: bytes = b'{"tags": ["v1"]}'
 ) -> Iterator[ScriptedServer]:
     """A registry that talks to nobody without a certificate of `authority`."""
-    files = authority.issue()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(files.certificate, files.key)
+    context = served_with(authority.issue())
     context.load_verify_locations(authority.certificate)
     context.verify_mode = ssl.CERT_REQUIRED
     context.minimum_version = context.maximum_version = version
-    server = ScriptedServer(lambda request: Reply(body=body))
-    server._server.socket = context.wrap_socket(
-        server._server.socket, server_side=True, do_handshake_on_connect=False
-    )
-    with server:
+    with ScriptedServer(lambda request: Reply(body=body), tls=context) as server:
         yield server
 
 
@@ -143,13 +137,8 @@ def test_the_certificate_is_shown_to_the_registry_and_to_no_other_host(
         def registry(request: Request) -> Reply:
             return Reply(307, {"Location": f"https://{name}/blob"})
 
-        files = authority.issue("home")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(files.certificate, files.key)
-        server = ScriptedServer(registry)
-        server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
         with (
-            server,
+            ScriptedServer(registry, tls=served_with(authority.issue("home"))) as server,
             connect(server.host, authority, ours) as client,
             pytest.raises(UnreachableError, match=f"localhost {WANTED}"),
         ):

@@ -34,7 +34,7 @@ from tests.registry.conftest import MakeClient, Serve
 from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.processes import free_port
 from tests.support.scripted_server import Reply, Request, Script, ScriptedServer
-from tests.support.tls import Authority
+from tests.support.tls import Authority, served_with
 
 
 @contextmanager
@@ -45,11 +45,7 @@ def tls_server(
 ) -> Iterator[str]:
     """A registry behind TLS whose certificate `authority` signed; its host."""
     files = authority.issue(f"server-{'-'.join(hosts)}", hosts)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(files.certificate, files.key)
-    server = ScriptedServer(script)
-    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
-    with server:
+    with ScriptedServer(script, tls=served_with(files)) as server:
         yield server.host
 
 
@@ -421,8 +417,7 @@ def test_a_registry_behind_tls_is_reached_through_a_proxy(
     context: ssl.SSLContext | None = None
     if scheme == "https":
         files = authority.issue("proxy", ("127.0.0.1",))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(files.certificate, files.key)
+        context = served_with(files)
     data, asked = random.Random(1).randbytes(3 << 20), list[bytes]()
     replies = {"GET": Reply(body=data), "POST": Reply(202, {"Location": "/v2/a/blobs/uploads/1"})}
     got: list[bytes] = []
@@ -519,8 +514,7 @@ def test_what_comes_after_an_answer_is_not_the_next_one(scheme: str, authority: 
     context = None
     if scheme == "https":
         files = authority.issue("after", ("127.0.0.1",))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(files.certificate, files.key)
+        context = served_with(files)
     options = ConnectionOptions(plain_http=scheme == "http", ca_file=authority.certificate)
     with (
         answering(lambda connection, number: said, context) as host,

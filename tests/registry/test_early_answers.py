@@ -16,7 +16,7 @@ from mirror.oci import Digest
 from mirror.registry import RegistryClient
 from tests.registry.conftest import MakeClient
 from tests.support.patience import PATIENCE_S, ends_within
-from tests.support.tls import Authority
+from tests.support.tls import Authority, served_with
 
 SIZE = 64 << 20
 PIECE = bytes(1 << 20)
@@ -79,9 +79,7 @@ def secured(request: pytest.FixtureRequest, authority: Authority) -> Secured:
     if request.param == "http":
         return None
     files = authority.issue("registry", ("127.0.0.1",))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(files.certificate, files.key)
-    return context
+    return served_with(files)
 
 
 def client_of(host: str, secured: Secured, make_client: MakeClient) -> RegistryClient:

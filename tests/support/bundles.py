@@ -8,7 +8,9 @@ from pathlib import Path
 
 from mirror.bundle.archive import COMPLETE, Archive, Coverage, lay_out
 from mirror.bundle.place import Packing
+from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal
+from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.layout import archive_of
 from mirror.run import Run
@@ -85,3 +87,9 @@ def plain(folder: Path) -> None:
 def in_parts(folder: Path) -> None:
     """Make one with parts of a megabyte."""
     pack(STORE, WANTED, folder, part_size=10**6)
+
+
+def verify(folder: Path, *, quick: bool = False) -> BundleReport:
+    """Verify the bundle in `folder`."""
+    with BundleReader([folder]) as reader:
+        return verify_bundle(reader, run=Run(jobs=2), quick=quick)

@@ -14,9 +14,10 @@ from mirror.modes import REGISTRY_PORT, RegistryUser
 from mirror.modes.settings import Account, ClusterAccess
 from mirror.oci import Digest, Manifest
 from mirror.registry import ConnectionOptions, RetryPolicy
-from mirror.serve import MemoryStorage, put_blob
+from mirror.serve import put_blob
 from mirror.testing import EmbeddedRegistry, TlsFiles
 from tests.support import sample_images
+from tests.support.places import storage_of
 from tests.support.real_registry import ACCOUNT
 from tests.support.tls import Authority
 
@@ -80,8 +81,7 @@ def image(seed: int = 1, layer_bytes: int = 1000) -> Image:
 
 def put(registry: EmbeddedRegistry, repository: str, one: Image, *tags: str) -> None:
     """Put an image into a registry behind its server's back."""
-    storage = registry.storage
-    assert isinstance(storage, MemoryStorage)
+    storage = storage_of(registry)
     for data in one.blobs:
         put_blob(storage, repository, data)
     storage.put_manifest(repository, one.manifest)

@@ -230,6 +230,13 @@ def sample_store() -> MemoryStore:
     return store
 
 
+def newer_store() -> MemoryStore:
+    """The same, and one more release of its platform."""
+    store = sample_store()
+    put_image(store, "", "v1.2.0", layers=(b"the next release",))
+    return store
+
+
 def put_image_by_sha512(store: MemoryStore, repository: str, *tags: str, note: int = 0) -> Digest:
     """Put an image that goes by SHA-512, as one of its layers does; the other goes by SHA-256."""
     data = b"layer %d " % (note // 2) * 30

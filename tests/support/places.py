@@ -14,7 +14,7 @@ from mirror.errors import MirrorError
 from mirror.oci import Digest, Manifest, Repository
 from mirror.registry import ConnectionOptions, RegistryClient, RegistryWriter, RetryPolicy
 from mirror.run import Run
-from mirror.serve import Store
+from mirror.serve import MemoryStorage, Store
 from mirror.serve.store import StoredManifest
 from mirror.sync import (
     Inventory,
@@ -48,6 +48,12 @@ def client_of(registry: EmbeddedRegistry, *, attempts: int = 1) -> RegistryClien
     retries = RetryPolicy(attempts=attempts, base_delay_s=0.0)
     options = ConnectionOptions(plain_http=True, retries=retries)
     return RegistryClient(registry.address, options=options)
+
+
+def storage_of(registry: EmbeddedRegistry) -> MemoryStorage:
+    """What a registry of the tests keeps things in."""
+    assert isinstance(registry.storage, MemoryStorage)
+    return registry.storage
 
 
 def tree_of(client: RegistryWriter, root: str = "dkp/ee") -> RegistryTree:

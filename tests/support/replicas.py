@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from mirror.layout import publication_stage
+from mirror.operations.replicate import ReplicaResult
 from mirror.run import Run
 from mirror.serve import MemoryStorage
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
-from tests.support.places import client_of, state, stored, tree_of
+from tests.support.places import client_of, state, storage_of, stored, tree_of
 from tests.support.processes import free_port
 
 ROOT = "system/deckhouse"
@@ -32,8 +33,7 @@ class Replica:
     @property
     def storage(self) -> MemoryStorage:
         """What it keeps things in."""
-        assert isinstance(self.registry.storage, MemoryStorage)
-        return self.registry.storage
+        return storage_of(self.registry)
 
     def held(self) -> Inventory:
         """What it really holds, without its statements."""
@@ -64,3 +64,9 @@ def replicas(count: int) -> Iterator[list[Replica]]:
             client = opened.enter_context(client_of(registry))
             made.append(Replica(registry, tree_of(client, ROOT)))
         yield made
+
+
+def only(results: tuple[ReplicaResult, ...]) -> ReplicaResult:
+    """The result of the one replica that there is."""
+    (one,) = results
+    return one

@@ -19,7 +19,14 @@ from mirror.nodeconfig.pulling import Containerd
 from mirror.nodeconfig.render import Rendered, RenderOptions, access_of, render, write_cluster
 from mirror.nodeconfig.service_secrets import ServiceSecrets, prepare_secrets
 from mirror.nodeconfig.services import Distribution
-from tests.support.mode_stack import DEBIAN_NGINX, Registry, in_tree, loopback_node, master_node
+from tests.support.mode_stack import (
+    DEBIAN_NGINX,
+    ContainerdProcess,
+    Registry,
+    in_tree,
+    loopback_node,
+    master_node,
+)
 from tests.support.program import call_mirror
 from tests.support.real_registry import ACCOUNT, RealRegistry
 from tests.support.runnable_images import client, image, push
@@ -165,3 +172,11 @@ def running(*servers: Any) -> Iterator[None]:
             server.start()
             stack.callback(server.stop)
         yield
+
+
+def pull(containerd: ContainerdProcess, cluster: Cluster, name: str) -> None:
+    """Let a node pull an image as the user that reads, and forget it again."""
+    reference = f"{LOGICAL}/{name}:v1"
+    done = containerd.pull(reference, cluster.hosts, login=cluster.login(RegistryUser.RO))
+    assert done.returncode == 0, done.stderr
+    containerd.forget(reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -56,9 +57,19 @@ Script: TypeAlias = Callable[[Request], Reply]
 
 
 class ScriptedServer:
-    """Serves `script` while the `with` block lasts; `log` has the requests in order."""
+    """Serves `script` while the `with` block lasts; `log` has the requests in order.
 
-    def __init__(self, script: Script) -> None:
+    `mirror.testing` breaks the answers of a registry. This gives answers that no registry gives,
+    and stands in for other servers, such as those of tokens.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        *,
+        at: tuple[str, int] = ("127.0.0.1", 0),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.script = script
         self.log: list[Request] = []
         self._answering = 0  # under the lock
@@ -76,7 +87,11 @@ class ScriptedServer:
                     with outer._lock:
                         outer._answering -= 1
 
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server = _Server(at, Handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.01}
         )

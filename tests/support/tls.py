@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,13 @@ class Authority:
             )
         )
         return files
+
+
+def served_with(files: TlsFiles) -> ssl.SSLContext:
+    """How a server speaks TLS that shows this certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    return context
 
 
 def _builder(

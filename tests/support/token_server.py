@@ -23,17 +23,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import bcrypt
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
+
+from tests.support.scripted_server import Reply, Request, ScriptedServer
 
 
 @dataclass(frozen=True)
@@ -178,8 +177,8 @@ def checked(text: str) -> dict[str, Any]:
     return dict(document)
 
 
-class TokenServer:
-    """Runs a rendered token-auth configuration in a thread, until it is closed.
+class TokenServer(ScriptedServer):
+    """Serves a rendered token-auth configuration while the `with` block lasts.
 
     `config` is the rendered file; paths in it are used as they stand. Its clock is `ahead_s` ahead.
     """
@@ -195,72 +194,28 @@ class TokenServer:
         self._real_ip_header = server.get("real_ip_header")
         self.asked: list[Asked] = []
         host, _, port = server["addr"].rpartition(":")
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            timeout = 30
-
-            def do_GET(self) -> None:
-                outer._answer(self)
-
-            def do_POST(self) -> None:  # as docker_auth: clients then ask with GET
-                self.close_connection = True
-                outer._send(self, 405, "Method Not Allowed")
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer((host, int(port)), Handler)
-        self._server.daemon_threads = True
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(server["certificate"], server["key"])
-        self._server.socket = context.wrap_socket(
-            self._server.socket, server_side=True, do_handshake_on_connect=False
-        )
-        self.address = f"{host or '127.0.0.1'}:{self._server.server_port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), name="token server", daemon=True
-        )
-        self._thread.start()
+        super().__init__(self._answer, at=(host, int(port)), tls=context)
+        self.address = f"{host or '127.0.0.1'}:{port}"
 
-    def __enter__(self) -> TokenServer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop answering and give the port back."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def _answer(self, request: BaseHTTPRequestHandler) -> None:
-        url = urlsplit(request.path)
-        if url.path == "/":
-            self._send(request, 200, f"<h1>{self._issuer}</h1>")
-            return
-        if url.path != "/auth":
-            self._send(request, 404, "Not found")
-            return
-        query = parse_qs(url.query)
+    def _answer(self, request: Request) -> Reply:
+        if request.method != "GET":  # as docker_auth: clients then ask with GET
+            return _reply(405, "Method Not Allowed")
+        if request.path == "/":
+            return _reply(200, f"<h1>{self._issuer}</h1>")
+        if request.path != "/auth":
+            return _reply(404, "Not found")
+        query = request.query
         scopes = tuple(one for text in query.get("scope", []) for one in text.split())
-        account, password = _login(request.headers.get("Authorization"))
+        account, password = _login(request.headers.get("authorization"))
         if wrong := self._wrong(request, account, query.get("account", [""])[0], scopes):
             self.asked.append(Asked(account, scopes, 400))
-            self._send(request, 400, f"Bad request: {wrong}")
-            return
+            return _reply(400, f"Bad request: {wrong}")
         known = self._rules.knows(account, password)
         self.asked.append(Asked(account, scopes, 200 if known else 401))
         if not known:
-            self._send(request, 401, "Auth failed.")
-            return
+            return _reply(401, "Auth failed.")
         now = int(time.time() + self.ahead_s)
         claims = {
             "iss": self._issuer,
@@ -273,14 +228,12 @@ class TokenServer:
             "access": [self._access(account, one) for one in scopes],
         }
         token = self._signer.token(claims)
-        self._send(request, 200, json.dumps({"access_token": token, "token": token}))
+        return _reply(200, json.dumps({"access_token": token, "token": token}))
 
-    def _wrong(
-        self, request: BaseHTTPRequestHandler, user: str, account: str, scopes: Sequence[str]
-    ) -> str:
+    def _wrong(self, request: Request, user: str, account: str, scopes: Sequence[str]) -> str:
         """What docker_auth has against a request; empty if nothing."""
         header = self._real_ip_header
-        if header and not request.headers.get(header, "").partition(",")[0].strip():
+        if header and not request.headers.get(header.lower(), "").partition(",")[0].strip():
             return "client address not provided"
         if account and user and account != user:
             return f'user and account are not the same ("{user}" vs "{account}")'
@@ -293,17 +246,13 @@ class TokenServer:
         allowed = self._rules.allowed(account, kind, name, actions.split(","))
         return {"type": kind, "name": name, "actions": allowed}
 
-    @staticmethod
-    def _send(request: BaseHTTPRequestHandler, status: int, body: str) -> None:
-        """Tokens as JSON, and everything else as plain text."""
-        content, kind = body.encode(), "application/json" if body[0] == "{" else "text/plain"
-        request.send_response(status)
-        request.send_header("Content-Type", kind)
-        request.send_header("Content-Length", str(len(content)))
-        if status == 401:
-            request.send_header("WWW-Authenticate", 'Basic realm="tests"')
-        request.end_headers()
-        request.wfile.write(content)
+
+def _reply(status: int, body: str) -> Reply:
+    """Tokens as JSON, and everything else as plain text."""
+    headers = {"Content-Type": "application/json" if body[0] == "{" else "text/plain"}
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Basic realm="tests"'
+    return Reply(status, headers, body.encode())
 
 
 def _login(header: str | None) -> tuple[str, str]:

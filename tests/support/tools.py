@@ -37,7 +37,7 @@ def require_tool(name: str) -> Path:
     # nginx lives in sbin, which is not on everybody's PATH.
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if found is None:
-        _missing(f"{name} is missing; install the Debian package {PACKAGES.get(name, name)}")
+        missing(f"{name} is missing; install the Debian package {PACKAGES.get(name, name)}")
     return Path(found)
 
 
@@ -46,10 +46,10 @@ def require_program(name: str) -> Path:
     try:
         return built(name)
     except (OSError, subprocess.CalledProcessError) as err:
-        _missing(f"{name} cannot be built: {err}")
+        missing(f"{name} cannot be built: {err}")
 
 
-def _missing(message: str) -> NoReturn:
+def missing(message: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)

@@ -24,7 +24,7 @@ from tests.support.inventories import (
     sample_store,
     without,
 )
-from tests.support.places import below, client_of
+from tests.support.places import below, client_of, storage_of
 
 STORE = sample_store()
 WANTED = STORE.inventory()
@@ -82,8 +82,7 @@ def _tags_that_need(item: Item) -> tuple[str, ...]:
 
 
 def _lose(registry: EmbeddedRegistry, repository: str, item: Item) -> None:
-    storage = registry.storage
-    assert isinstance(storage, MemoryStorage)
+    storage = storage_of(registry)
     match item.key:
         case str(tag):
             assert storage.delete_tag(repository, tag)

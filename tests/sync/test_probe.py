@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -20,7 +19,7 @@ from mirror.sync.observe import probe_candidates, probe_sample
 from mirror.sync.tree import RegistryTarget
 from mirror.testing import EmbeddedRegistry, Fault, Refuse
 from tests.support.inventories import fake_blob, put_image, sample_store
-from tests.support.places import below, client_of
+from tests.support.places import below
 from tests.support.real_registry import RealRegistry
 
 STORE = sample_store()
@@ -73,12 +72,6 @@ def test_a_blob_is_looked_for_where_a_push_would_have_sent_it() -> None:
 
 
 # -- at a registry ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def client(embedded_registry: EmbeddedRegistry) -> Iterator[RegistryClient]:
-    with client_of(embedded_registry) as made:
-        yield made
 
 
 def test_nothing_is_asked_twice_where_nothing_is(

@@ -17,7 +17,7 @@ from mirror.oci import Digest, Manifest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
-from mirror.serve import MemoryStorage, put_blob
+from mirror.serve import put_blob
 from mirror.sync import Inventory, MemoryStore
 from mirror.sync.plan import PutTag, make_plan, tags_of
 from mirror.sync.publication import Goal, Publication, Step, announce
@@ -36,7 +36,7 @@ from mirror.sync.removal import deletes_tags
 from mirror.sync.statement import MAX_GENERATION, REPOSITORY, Artifact, Statement, put_artifact
 from mirror.testing import EmbeddedRegistry
 from tests.support.inventories import put_image, sample_store
-from tests.support.places import client_of, state, tree_of
+from tests.support.places import client_of, state, storage_of, tree_of
 from tests.support.real_registry import RealRegistry
 from tests.support.replicas import ROOT, Replica, replicas
 
@@ -85,11 +85,6 @@ def test_generations_are_numbers_and_nothing_else(client: RegistryClient) -> Non
     tags = ("generation-10", "generation-9", "generation-01", "generation-x", "xgeneration-3")
     put(client, artifact, *tags)
     assert generations(tree_of(client)) == [9, 10]
-
-
-def storage_of(registry: EmbeddedRegistry) -> MemoryStorage:
-    assert isinstance(registry.storage, MemoryStorage)
-    return registry.storage
 
 
 def test_an_image_in_the_place_of_a_statement_is_none(

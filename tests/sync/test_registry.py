@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from mirror.errors import CancelledError, DeniedError, NotFoundError, UnreachableError
 from mirror.oci import Digest
 from mirror.registry import RegistryClient
 from mirror.run import Cancellation, Run
-from mirror.serve import MemoryStorage
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.tree import RegistrySource, RegistryTarget
 from mirror.sync.walk import walk
@@ -21,17 +18,11 @@ from tests.support.inventories import (
     sample_store,
     without,
 )
-from tests.support.places import below, client_of, tree_of
+from tests.support.places import below, client_of, storage_of, tree_of
 
 STORE = sample_store()
 WANTED = STORE.inventory()
 ROOT = "deckhouse/ee"
-
-
-@pytest.fixture
-def client(embedded_registry: EmbeddedRegistry) -> Iterator[RegistryClient]:
-    with client_of(embedded_registry) as made:
-        yield made
 
 
 @pytest.fixture
@@ -41,11 +32,6 @@ def target(client: RegistryClient, embedded_registry: EmbeddedRegistry) -> Regis
     transfer(make_plan(WANTED, Inventory()), STORE, made)
     embedded_registry.requests.clear()
     return made
-
-
-def _storage(registry: EmbeddedRegistry) -> MemoryStorage:
-    assert isinstance(registry.storage, MemoryStorage)
-    return registry.storage
 
 
 # -- what is there ---------------------------------------------------------------------------------
@@ -81,7 +67,7 @@ def test_every_single_loss_is_seen(
     embedded_registry: EmbeddedRegistry, target: RegistryTarget
 ) -> None:
     """Things go behind the server's back, as bad disks and eager collectors do it."""
-    storage = _storage(embedded_registry)
+    storage = storage_of(embedded_registry)
     for item in items(WANTED):
         repository = target.locate(item.repository)
         match item.key:

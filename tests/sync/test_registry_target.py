@@ -6,9 +6,8 @@ from __future__ import annotations
 import random
 import shutil
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -44,8 +43,8 @@ from mirror.sync.tree import RegistryTarget
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.conftest import MakeEmbeddedRegistry
 from tests.support.inventories import put_image, put_index, sample_store
-from tests.support.patience import PATIENCE_S
-from tests.support.places import below, client_of, stored
+from tests.support.patience import PATIENCE_S, wait_until
+from tests.support.places import below, client_of, storage_of, stored
 from tests.support.real_registry import RealRegistry
 
 STORE = sample_store()
@@ -55,23 +54,8 @@ PLAIN = ConnectionOptions(plain_http=True, retries=RetryPolicy(attempts=1))
 
 
 @pytest.fixture
-def client(embedded_registry: EmbeddedRegistry) -> Iterator[RegistryClient]:
-    with client_of(embedded_registry) as made:
-        yield made
-
-
-@pytest.fixture
 def storage(embedded_registry: EmbeddedRegistry) -> MemoryStorage:
-    assert isinstance(embedded_registry.storage, MemoryStorage)
-    return embedded_registry.storage
-
-
-def soon(condition: Callable[[], bool]) -> bool:
-    """Whether it holds in a moment: an answer without a body may arrive before it is recorded."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return condition()
+    return storage_of(embedded_registry)
 
 
 # -- access ----------------------------------------------------------------------------------------
@@ -121,7 +105,7 @@ def test_what_access_opened_and_nobody_used_is_cancelled(
     target.release()
     target.release()
     assert opened
-    assert soon(lambda: embedded_registry.requests.count("DELETE", "/blobs/uploads/") == opened)
+    wait_until(lambda: embedded_registry.requests.count("DELETE", "/blobs/uploads/") == opened)
 
 
 def test_tags_alone_are_proved_to_be_allowed_too(
@@ -134,7 +118,7 @@ def test_tags_alone_are_proved_to_be_allowed_too(
     assert (plan.size, plan.tag_count) == (0, 1)
     embedded_registry.requests.clear()
     target.check_access(plan)
-    assert soon(lambda: embedded_registry.requests.count("DELETE") == 1)
+    wait_until(lambda: embedded_registry.requests.count("DELETE") == 1)
     methods = [one.method for one in embedded_registry.requests]
     assert [method for method in methods if method not in ("GET", "HEAD")] == ["POST", "DELETE"]
 

@@ -17,7 +17,7 @@ from mirror.sync.statement import Statement, StatementKeys
 from mirror.testing import Delay, Fault
 from mirror.watch.cycle import CycleResult, Replicator, _Silent, count
 from mirror.watch.settings import AUTO, CheckLevel
-from tests.support.inventories import put_image, sample_store
+from tests.support.inventories import newer_store, put_image, sample_store
 from tests.support.places import state
 from tests.support.replicas import ROOT, Replica, replicas
 
@@ -49,13 +49,6 @@ class Cluster:
     def look(self, name: str, level: CheckLevel = CheckLevel.STATEMENT) -> CycleResult:
         """One cycle for the replica `name`."""
         return self.replicator(name, level, Run())
-
-
-def newer() -> MemoryStore:
-    """The sample, and one more release of its platform."""
-    store = sample_store()
-    put_image(store, "", "v1.2.0", layers=(b"the next release",))
-    return store
 
 
 def test_with_trusted_keys_registries_that_state_nothing_lead_nobody(three: list[Replica]) -> None:
@@ -179,13 +172,13 @@ def test_a_dead_leader_that_was_named_is_an_error_of_a_look_that_knows_it(
 def test_the_highest_generation_leads_where_nobody_was_named(three: list[Replica]) -> None:
     cluster = Cluster(three, AUTO)
     cluster.members["a"].fill(STORE, 1)
-    cluster.members["c"].fill(newer(), 2)
+    cluster.members["c"].fill(newer_store(), 2)
     look = cluster.look("a")
     assert look.complete
     assert look.leader == cluster.members["c"].name
-    assert cluster.members["a"].held() == newer().inventory()
+    assert cluster.members["a"].held() == newer_store().inventory()
     assert cluster.look("c").complete, "who leads is complete, too"
-    assert cluster.members["c"].held() == newer().inventory()
+    assert cluster.members["c"].held() == newer_store().inventory()
 
 
 def test_all_alike_is_seen_by_one_request_each_and_one_more_without_a_named_leader(
@@ -205,7 +198,7 @@ def test_all_alike_is_seen_by_one_request_each_and_one_more_without_a_named_lead
 def test_a_restored_older_release_stays_restored(three: list[Replica]) -> None:
     """A rollback is a new generation with old content; no replica brings the newer back."""
     cluster = Cluster(three, AUTO)
-    cluster.members["a"].fill(newer(), 1)
+    cluster.members["a"].fill(newer_store(), 1)
     for name in "bc":
         assert cluster.look(name).complete
     cluster.members["b"].fill(STORE, 2)
@@ -226,11 +219,11 @@ def test_a_registry_that_is_being_pushed_to_is_not_turned_back(
     a.fill(STORE, 1)
     for name in "bc":
         assert cluster.look(name).complete
-    a.fill(newer(), 2)
+    a.fill(newer_store(), 2)
     if others_follow:
         for name in "bc":
             assert cluster.look(name).complete
-    coming = newer()
+    coming = newer_store()
     put_image(coming, "", "v1.3.0", "latest", layers=(b"what is being pushed",))
     statement = Statement(coming.inventory(), 3, tool="tests")
     announce(a.tree, statement.artifact())
@@ -239,10 +232,10 @@ def test_a_registry_that_is_being_pushed_to_is_not_turned_back(
     assert not look.complete
     assert look.leader_generation == 2
     assert "the publication of generation 3 is under way" in look.errors[0]
-    assert a.held() == union([newer().inventory(), coming.inventory()])
+    assert a.held() == union([newer_store().inventory(), coming.inventory()])
     for name in "bc":
         assert cluster.look(name, CheckLevel.AUDIT).generation == 2
-    assert b.held() == c.held() == newer().inventory()
+    assert b.held() == c.held() == newer_store().inventory()
     state(a.tree, statement)
     assert cluster.look("a", CheckLevel.AUDIT).complete
     assert cluster.look("b").generation == 3

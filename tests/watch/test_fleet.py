@@ -23,7 +23,7 @@ from mirror.oci import Digest
 from mirror.operations.trees import registry_inventory
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
-from mirror.sync import Inventory, MemoryStore, make_plan
+from mirror.sync import Inventory, make_plan
 from mirror.sync.publication_state import statement_digest
 from mirror.sync.statement import REPOSITORY
 from mirror.sync.tree import RegistryTree
@@ -42,7 +42,7 @@ from mirror.watch.fleet import (
 )
 from mirror.watch.settings import CheckLevel, WatchSettings, Window
 from tests.conftest import MakeRealRegistry
-from tests.support.inventories import put_image, sample_store
+from tests.support.inventories import newer_store, sample_store
 from tests.support.patience import wait_until
 from tests.support.places import tree_of
 from tests.support.replicas import ROOT, Replica, replicas
@@ -70,13 +70,6 @@ THREE_RINGS: dict[str, Any] = {
 }
 FLEET = Fleet.model_validate(THREE_RINGS)
 HELD, BEHIND = MemberState(NEWS, 2), MemberState(OLD, 1)
-
-
-def newer() -> MemoryStore:
-    """The sample, and one more release of its platform."""
-    store = sample_store()
-    put_image(store, "", "v1.2.0", layers=(b"the next release",))
-    return store
 
 
 def complaint(tmp_path: Path, **changes: Any) -> str:
@@ -317,7 +310,7 @@ def test_an_edge_that_waits_keeps_what_it_has_and_is_compared_with_that() -> Non
         found.join(0, window=Window.parse("22:00-05:00"))
         assert found.look(0).complete
         found.now_s = 12 * 3600.0
-        found.hub.fill(newer(), 2)
+        found.hub.fill(newer_store(), 2)
         look = found.look(0, CheckLevel.AUDIT)
         assert look.waiting == "the window 22:00-05:00 is closed"
         assert (look.errors, look.generation, look.leader_generation, look.lag) == ((), 1, 2, 1)
@@ -377,7 +370,7 @@ def test_edges_of_docker_registries_follow_each_other_in_tiers(
         found, before = Edges(members), Inventory()
         found.join(0)
         found.join(1, upstreams=(0,), upstream_wait_s=600.0)
-        for generation, store in enumerate((STORE, newer()), 1):
+        for generation, store in enumerate((STORE, newer_store()), 1):
             found.hub.fill(store, generation)
             assert "no upstream states it yet" in found.look(1).waiting
             found.clear()
@@ -424,7 +417,7 @@ def test_an_upstream_that_states_anything_else_is_not_followed() -> None:
     """Whoever may write to an edge cannot lead the edges behind it."""
     with edges(2) as found:
         found.join(1, upstreams=(0,), upstream_wait_s=600.0)
-        found.edges[0].fill(newer(), 9)
+        found.edges[0].fill(newer_store(), 9)
         assert found.look(1).waiting
         found.now_s = 600.0
         assert found.look(1).leader == found.hub.name

@@ -28,12 +28,11 @@ from mirror.watch.daemon import Daemon, create_app
 from mirror.watch.fleet import Fleet
 from mirror.watch.monitoring import FleetStatus, MemberStatus, fleet_status, parse_page
 from mirror.watch.settings import CheckLevel, Schedule
-from tests.support.inventories import sample_store
+from tests.support.inventories import newer_store, sample_store
 from tests.support.processes import free_port
 from tests.support.program import call_mirror
 from tests.support.replicas import Replica, replicas
 from tests.support.scripted_server import Reply, ScriptedServer
-from tests.watch.test_fleet import newer
 
 STORE = sample_store()
 NAMES = ("done", "late", "empty")
@@ -44,8 +43,8 @@ def four() -> Iterator[list[Replica]]:
     """A hub with generation 2, who has it, who has generation 1, and who has nothing."""
     with replicas(4) as made:
         made[0].fill(STORE, 1)
-        made[0].fill(newer(), 2)
-        made[1].fill(newer(), 2)
+        made[0].fill(newer_store(), 2)
+        made[1].fill(newer_store(), 2)
         made[2].fill(STORE, 1)
         yield made
 
@@ -81,11 +80,11 @@ def test_each_registry_is_asked_once_and_the_bytes_that_lack_are_counted(
     status = fleet_status(Fleet.model_validate(described(four)))
     assert (status.generation, status.complete, status.exit_code) == (2, 1, 3)
     assert [one.name for one in status.members] == ["done", "empty", "late"], "by rings"
-    new = missing_content(newer().inventory(), STORE.inventory())
+    new = missing_content(newer_store().inventory(), STORE.inventory())
     late = standing(status, "late")
     assert (late.generation, late.lag, late.behind) == (1, 1, sum(new.blob_sizes().values()))
     empty = standing(status, "empty")
-    everything = sum(newer().inventory().blob_sizes().values())
+    everything = sum(newer_store().inventory().blob_sizes().values())
     assert (empty.generation, empty.lag, empty.behind) == (None, 2, everything)
     assert standing(status, "done").behind == 0
     assert [len(one.registry.requests) for one in four[1:]] == [1, 1, 1]
@@ -96,7 +95,7 @@ def test_a_member_that_does_not_answer_holds_nobody_up(
 ) -> None:
     monkeypatch.setattr("mirror.watch.fleet.PATIENCE_S", 0.3)
     four[2].registry.faults.add(Fault(Delay(60.0), times=None))
-    four[3].fill(newer(), 2)
+    four[3].fill(newer_store(), 2)
     status = fleet_status(Fleet.model_validate(described(four)))
     assert status.exit_code == 5, "all that answer are complete"
     late = standing(status, "late")
