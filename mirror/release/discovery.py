@@ -45,7 +45,7 @@ from mirror.sync import Finding, Inventory, MemoryStore, Source
 from mirror.sync.plan import Tags
 
 if TYPE_CHECKING:
-    from mirror.release.source import ReleaseSource  # who asks about a bundle has none
+    from mirror.release.source import ReleaseSource  # commands on bundles do not load it
 
 
 # -- the index of what exists ----------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol
@@ -18,6 +17,7 @@ from semver import Version
 from mirror.errors import SourceContentError
 from mirror.layout import in_order, is_early, tags_of_versions
 from mirror.release.contracts import BundleVersions, Contract, Requirement
+from mirror.run import Result
 
 BUILT_IN = frozenset({"delivery-kit", "package"})
 """Plugins that are part of the `d8` program: there for every dependency, never carried."""
@@ -109,8 +109,8 @@ class ChoiceLog:
         return [found[version] for version in reversed(in_order(found))]
 
 
-class TooTangledError(Exception):
-    """`MAX_TRIES` or `MAX_STEPS` are used up. It never leaves the selection of plugins."""
+class _TooTangledError(Exception):
+    """`MAX_TRIES` or `MAX_STEPS` are used up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +147,10 @@ class Dependencies:
         self._steps = 0
 
     def spend(self, steps: int) -> None:
-        """Count what was looked at, or raise TooTangledError if that was too much."""
+        """Count what was looked at; end what is `bounded` if that was too much."""
         self._steps += steps
         if self._steps > MAX_STEPS:
-            raise TooTangledError(
+            raise _TooTangledError(
                 f"the plugins of this source are too tangled: {MAX_STEPS} needs and versions were "
                 "looked at; name exact versions with --include-plugin"
             )
@@ -175,18 +175,24 @@ class Dependencies:
                 self._contracts[candidate] = err
         return self._contracts[candidate]
 
-    @contextmanager
-    def budget(self) -> Iterator[None]:
-        """Allow `MAX_TRIES` tries within the block, which raises TooTangledError otherwise."""
+    def bounded(self, work: Callable[[], Result]) -> Result | str:
+        """Do `work` with `MAX_TRIES` tries; return a text if these, or `MAX_STEPS`, are used up."""
         self._tries, self._first_reason = 0, None
         mark = self.journal.mark()
         try:
-            yield
-        except TooTangledError:
+            return work()
+        except _TooTangledError as err:
             self.journal.back_to(mark)
-            raise
+            return str(err)
 
-    def first_taken(
+    def newest(
+        self, candidates: Iterable[Candidate], take: Callable[[Candidate], str | None]
+    ) -> tuple[Candidate | None, str | None]:
+        """The first that can be taken with `MAX_TRIES` tries, and why the newest cannot."""
+        found = self.bounded(partial(self._first_taken, candidates, take))
+        return (None, found) if isinstance(found, str) else found
+
+    def _first_taken(
         self, candidates: Iterable[Candidate], take: Callable[[Candidate], str | None]
     ) -> tuple[Candidate | None, str | None]:
         """The first that can be taken, and why the one before all others cannot.
@@ -260,7 +266,7 @@ class Dependencies:
             return f"{wish}, which in turn needs it: {' -> '.join((*chain, need.name))}"
         if len(chain) > MAX_DEPTH:
             return f"{wish}, at the end of a chain of more than {MAX_DEPTH} plugins"
-        taken, first = self.first_taken(
+        taken, first = self._first_taken(
             self._fitting(need), partial(self._try, chain=chain, strict=strict)
         )
         if taken is not None:
@@ -287,7 +293,7 @@ class Dependencies:
                 return reason
         self._tries += 1
         if self._tries > MAX_TRIES:
-            raise TooTangledError(
+            raise _TooTangledError(
                 f"its dependencies are too tangled: {MAX_TRIES} combinations were tried; the first "
                 f"failed because {self._first_reason or 'of a circle'}; name exact "
                 "versions with --include-plugin"

@@ -26,7 +26,6 @@ from mirror.release.plugin_dependencies import (
     Dependencies,
     Edge,
     PluginFacts,
-    TooTangledError,
 )
 from mirror.release.selection import ExactTag, Filter, ItemFilter
 from mirror.release.source import ReleaseSource
@@ -165,11 +164,7 @@ class _Selecting:
                 self._journal.choose(candidate, Edge("module", module, texts))
             return reason
 
-        try:
-            with self._dependencies.budget():
-                taken, first = self._dependencies.first_taken(versions, take)
-        except TooTangledError as err:
-            return str(err)
+        taken, first = self._dependencies.newest(versions, take)
         return None if taken is not None else first or "it has no versions"
 
     # -- by flag ----------------------------------------------------------------------------------
@@ -181,11 +176,8 @@ class _Selecting:
         pins = [(item, exact) for item in wanted for exact in item.exact_tags]
         pinned = [self._pin(item, exact) for item, exact in pins]
         for candidate, flag in pinned:
-            try:
-                with self._dependencies.budget():
-                    reason = self._dependencies.complete(candidate, strict=False)
-            except TooTangledError as err:
-                reason = str(err)
+            complete = partial(self._dependencies.complete, candidate, strict=False)
+            reason = self._dependencies.bounded(complete)
             if reason:
                 raise SourceContentError(f"--include-plugin {flag} cannot be taken: {reason}")
         for item in wanted:
@@ -234,12 +226,8 @@ class _Selecting:
         flag = f"{name}@{constraint}" if constraint else name
         tags, need = self._published(name, flag), Requirement(name, constraint)
         fitting = (one for one in self._dependencies.stable(name) if need.accepts(one.version))
-        try:
-            with self._dependencies.budget():
-                take = partial(self._dependencies.take, strict=False)
-                taken, first = self._dependencies.first_taken(fitting, take)
-        except TooTangledError as err:
-            taken, first = None, str(err)
+        take = partial(self._dependencies.take, strict=False)
+        taken, first = self._dependencies.newest(fitting, take)
         if taken is None and first:
             raise SourceContentError(f"--include-plugin {flag} cannot be taken: {first}")
         if taken is None:

@@ -23,6 +23,8 @@ from mirror.bundle.format import (
     SUMS,
 )
 from mirror.oci.manifest import MAX_MANIFEST_BYTES
+from mirror.oci.manifest import OCI_INDEX as INDEX
+from mirror.oci.manifest import OCI_MANIFEST as TYPE
 from mirror.serve import MemoryStorage
 from mirror.testing import EmbeddedRegistry
 from tests.support.bundles import pack_store
@@ -32,8 +34,6 @@ from tests.support.patience import ends_within
 from tests.support.program import call_mirror
 
 MOST_MEMORY = 200_000_000
-TYPE = "application/vnd.oci.image.manifest.v1+json"
-INDEX = "application/vnd.oci.image.index.v1+json"
 END = bytes(1024)
 
 

@@ -20,6 +20,7 @@ from mirror.bundle.verify import verify_bundle
 from mirror.documents import value_count
 from mirror.errors import BundleLimitError, DamagedBundleError
 from mirror.oci import Descriptor, Digest, Manifest
+from mirror.oci.manifest import OCI_MANIFEST
 from mirror.serve import FolderStorage
 from mirror.sync import Inventory, InventoryBuilder, ManifestNode, MemoryStore
 from mirror.sync.statement import MAX_STATEMENT_VALUES, Statement
@@ -40,7 +41,7 @@ def images(count: int, blobs: int, *, tags: int = 1, media_type: str = "a/b") ->
         layers = tuple(
             Descriptor(media_type, Digest.of(f"{each}".encode()), 1) for each in range(blobs)
         )
-        descriptor = Descriptor("application/vnd.oci.image.manifest.v1+json", digest, 100)
+        descriptor = Descriptor(OCI_MANIFEST, digest, 100)
         builder.add_manifest("", ManifestNode(descriptor, layers, (), None))
         for tag in range(tags):
             builder.add_tag("", f"v{number}.{tag}", digest)
@@ -211,7 +212,7 @@ def test_the_large_limits_have_room_for_100_000_images_of_10_layers(repositories
     for number in range(200):
         path, name = f"modules/m{number % repositories}", f"{number}"
         named = (Digest.of(f"{name} {each}".encode()) for each in range(12))
-        first, *others = (Descriptor(MEDIA_TYPE, one, 10**9 + number) for one in named)
+        first, *others = (Descriptor(OCI_MANIFEST, one, 10**9 + number) for one in named)
         builder.add_manifest(path, ManifestNode(first, tuple(others), ()))
         builder.add_tag(path, f"v1.{number}.0", first.digest)
     inventory = builder.build()
@@ -246,7 +247,7 @@ class Many:
     def _manifest(number: int) -> Manifest:
         config, *layers = (descriptor("a/b", data) for data in Many.content(number))
         document = {"schemaVersion": 2, "config": config, "layers": layers}
-        return Manifest.parse(json.dumps(document).encode(), MEDIA_TYPE)
+        return Manifest.parse(json.dumps(document).encode(), OCI_MANIFEST)
 
     @staticmethod
     def content(number: int) -> tuple[bytes, ...]:
@@ -268,7 +269,6 @@ class Many:
 
 
 COUNT = 100_000
-MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
 
 
 @pytest.mark.soak

@@ -14,6 +14,7 @@ import pytest
 from mirror.bundle.format import size_text
 from mirror.layout import PACKAGE_VERSIONS_ARCHIVE
 from mirror.oci import Manifest
+from mirror.oci.manifest import OCI_INDEX
 from mirror.serve import MemoryStorage
 from mirror.testing import Answer, EmbeddedRegistry, Fault
 from mirror.testing.plugin import MakeEmbeddedRegistry
@@ -21,8 +22,6 @@ from tests.support.program import call_mirror
 from tests.support.release_source import TINY, Source, serve
 from tests.support.schemas import jsonschema
 from tests.support.terminal import on_a_terminal
-
-IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
 
 
 def lines(text: str) -> list[dict[str, object]]:
@@ -189,7 +188,7 @@ def test_a_prune_on_a_terminal_shows_what_would_go_and_asks(
     storage = MemoryStorage()
     target = f"{make_embedded_registry(storage).address}/dkp/ee"
     call_mirror("push", bundle, target, "--insecure").succeeded()
-    extra = Manifest.parse(b'{"schemaVersion": 2, "manifests": []}', media_type=IMAGE_INDEX)
+    extra = Manifest.parse(b'{"schemaVersion": 2, "manifests": []}', media_type=OCI_INDEX)
     storage.put_manifest("dkp/ee/install", extra, "of-nobody")
     prune = ("prune", target, "--keep", bundle, "--insecure")
     code, out, shown = on_a_terminal(*prune, answer="n")

@@ -497,9 +497,7 @@ def test_a_broken_description_of_a_package_nobody_asked_for_fails_nothing(source
     where = source.at("packages/grafana/version")
     entry = {"mediaType": OCI_MANIFEST, "digest": str(NOWHERE), "size": 7}
     broken = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]})
-    source.depot.add_manifest(
-        where, broken.encode(), "application/vnd.oci.image.index.v1+json", tags=["dev"]
-    )
+    source.depot.add_manifest(where, broken.encode(), OCI_INDEX, tags=["dev"])
     run = source.plan("--no-packages").succeeded()
     tags = {
         tag

@@ -31,7 +31,8 @@ ARM64 = {"architecture": "arm64", "os": "linux", "variant": "v8"}
 
 FOUR_MIB = 4 << 20
 
-_ACCEPT = {"Accept": ", ".join((INDEX, IMAGE, DOCKER_LIST, DOCKER_IMAGE))}
+ACCEPT = ", ".join((INDEX, IMAGE, DOCKER_LIST, DOCKER_IMAGE))
+"""The header of who reads manifests of every kind."""
 
 
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:
@@ -148,7 +149,9 @@ class Content:
             ("manifests", {tag: self.manifests[digest][1] for tag, digest in self.tags.items()}),
         ):
             for reference, data in expected.items():
-                answer = http.get(f"/v2/{repository}/{kind}/{reference}", headers=_ACCEPT)
+                answer = http.get(
+                    f"/v2/{repository}/{kind}/{reference}", headers={"Accept": ACCEPT}
+                )
                 if answer.status_code != 200 or answer.content != data:
                     wrong.append(f"{kind[:-1]} {reference}: HTTP {answer.status_code}")
         return wrong

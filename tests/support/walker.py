@@ -18,14 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_ACCEPT = ", ".join(
-    [
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-    ]
-)
+from tests.support.content_kinds import ACCEPT
 
 
 @dataclass
@@ -147,7 +140,7 @@ class Walker:
     def _request(
         self, path: str, authorization: Mapping[str, str]
     ) -> tuple[int, dict[str, str], bytes]:
-        self._connection.request("GET", path, headers={"Accept": _ACCEPT, **authorization})
+        self._connection.request("GET", path, headers={"Accept": ACCEPT, **authorization})
         with self._connection.getresponse() as answer:
             headers = {name.lower(): value for name, value in answer.getheaders()}
             return answer.status, headers, answer.read()

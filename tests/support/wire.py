@@ -11,14 +11,7 @@ from typing import Any
 
 import httpx
 
-_ACCEPT = ", ".join(
-    [
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-    ]
-)
+from tests.support.content_kinds import ACCEPT
 
 
 @dataclass(frozen=True)
@@ -70,14 +63,14 @@ class Wire:
                 yield from self._reached(repository, digest)
 
     def _get(self, path: str) -> bytes | None:
-        answer = self.http.get(path, headers={"Accept": _ACCEPT})
+        answer = self.http.get(path, headers={"Accept": ACCEPT})
         if answer.status_code == 404:
             return None
         assert answer.status_code == 200, (path, answer.status_code, answer.text)
         return answer.content
 
     def _head(self, path: str) -> bool:
-        answer = self.http.head(path, headers={"Accept": _ACCEPT})
+        answer = self.http.head(path, headers={"Accept": ACCEPT})
         assert answer.status_code in (200, 404), (path, answer.status_code)
         return answer.status_code == 200
 

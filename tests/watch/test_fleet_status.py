@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mirror.errors import InputError, NotFoundError, UnreachableError
 from mirror.events import Event, Retrying
+from mirror.oci.manifest import OCI_MANIFEST
 from mirror.reports.page import fleet_html
 from mirror.reports.registries import fleet_summary
 from mirror.run import Run
@@ -32,6 +33,7 @@ from tests.support.inventories import newer_store, sample_store
 from tests.support.processes import free_port
 from tests.support.program import call_mirror
 from tests.support.replicas import Replica, replicas
+from tests.support.sample_images import image
 from tests.support.scripted_server import Reply, ScriptedServer
 
 STORE = sample_store()
@@ -231,10 +233,8 @@ def test_pages_may_be_at_a_short_name(four: list[Replica]) -> None:
 
 def test_of_each_member_no_more_is_read_than_a_statement_takes(four: list[Replica]) -> None:
     """Sixty-four are read at a time, and a manifest of 4 MiB takes many times that of memory."""
-    notes = ",".join(f'"k{number}":"v"' for number in range(9000))
-    kind = "application/vnd.oci.image.manifest.v1+json"
-    manifest = f'{{"schemaVersion":2,"mediaType":"{kind}","annotations":{{{notes}}}}}'.encode()
-    large = Answer(200, {"Content-Type": kind}, manifest)
+    manifest = image((), annotations={f"k{number}": "v" for number in range(9000)})
+    large = Answer(200, {"Content-Type": OCI_MANIFEST}, manifest)
     four[2].registry.faults.add(Fault(large, "GET", "/manifests/latest", times=None))
     late = standing(fleet_status(Fleet.model_validate(described(four))), "late")
     assert "is larger than 65537 bytes" in str(late.error)
