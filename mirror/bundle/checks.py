@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from mirror.bundle import sums
 from mirror.bundle.archive import BLOCK, TRAILER_SIZE, Archive, Entry
 from mirror.bundle.contents import OpenArchive
-from mirror.bundle.files import PartedReader, beginning, open_file
+from mirror.bundle.files import beginning, open_file
 from mirror.bundle.format import (
     GOST_SUFFIX,
     MAX_SIGNATURE_BYTES,
@@ -392,7 +392,7 @@ def once_each(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 def parts_of(check: Check) -> tuple[Location, ...]:
     """Return the parts in which a stretch of an archive lies; none if that is in one piece."""
     file = check.file
-    if not isinstance(file, PartedReader) or len(file.parts) == 1:
+    if len(file.ends) == 1:
         return ()
     first = bisect_right(file.ends, check.offset - len(check.before))
     last = bisect_left(file.ends, check.offset + check.size + check.after)

@@ -163,8 +163,7 @@ class Compressor:
         compression: Compression,
         output: PackedFiles,
         archive: str,
-        *,
-        part_size: int = 0,
+        part_size: int,
         hashes: Mapping[str, MakeHash],
     ) -> None:
         self._compression, self._output, self._archive = compression, output, archive

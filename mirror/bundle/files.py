@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -24,9 +23,9 @@ from mirror.bundle.location import (
     Readable,
     RemoteFile,
     RemotePath,
-    Stretch,
     ended_early,
     size_of,
+    windows,
 )
 from mirror.durable import Extents, FileExtent, Folder, begin_sync, os_errors, sync_file, write_at
 from mirror.errors import DamagedBundleError, InputError
@@ -35,6 +34,7 @@ CHUNK = 1 << 20
 """Bytes read or written at a time."""
 _OPEN_FILES = 64
 _SETTLED = 32 << 20
+_ANY_SIZE = 1 << 62
 
 
 class ReadAt(Readable):
@@ -42,13 +42,10 @@ class ReadAt(Readable):
 
     def __init__(self, path: Path) -> None:
         self.path: Location = path
+        self.parts: tuple[Location, ...] = (path,)
         with os_errors(path, "open"):
             self._fd = _open_to_read(path)
             self.size = os.fstat(self._fd).st_size
-
-    @property
-    def parts(self) -> tuple[Location, ...]:
-        return (self.path,)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -84,66 +81,6 @@ def _extent(fd: int, path: Location, offset: int, size: int) -> FileExtent:
     return FileExtent(fd, path, offset, size, partial(ended_early, path))
 
 
-class WriteAt:
-    """A file of `folder` written at offsets, by any number of threads; each byte once.
-
-    With `keep`, what an earlier run left in it stays.
-    """
-
-    reports = False
-
-    def __init__(self, folder: Folder, name: str, *, keep: bool = False) -> None:
-        self.path = folder / name
-        with os_errors(self.path, "create"):
-            self._fd: int | None = folder.open_anew(name, keep=keep)
-
-    @property
-    def parts(self) -> tuple[Path, ...]:
-        return (self.path,)
-
-    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
-        """Read back what was written, `CHUNK` bytes at a time, or raise DamagedBundleError."""
-        assert self._fd is not None
-        return _extent(self._fd, self.path, offset, size).pieces(CHUNK)
-
-    def settling(self, offset: int, size: int) -> Generator[bytes, None, None]:
-        """As `chunks`, one behind the other; it begins what `sync` else had to wait for."""
-        yield from self.chunks(offset, size)
-        end = offset + size
-        if self._fd is not None and end // _SETTLED > offset // _SETTLED:
-            begin_sync(self._fd, end - _SETTLED, _SETTLED)
-
-    def write(self, offset: int, *pieces: bytes) -> None:
-        """Put `pieces`, one behind the other, at `offset`."""
-        assert self._fd is not None
-        with os_errors(self.path, "write"):
-            write_at(self._fd, offset, *pieces)
-
-    def cut(self, size: int) -> None:
-        """Drop what lies behind `size` bytes."""
-        assert self._fd is not None
-        with os_errors(self.path, "write"):
-            if os.fstat(self._fd).st_size > size:
-                os.ftruncate(self._fd, size)
-
-    def reaches(self, _offset: int, end: int) -> bool:
-        """Whether the file has bytes up to `end`."""
-        assert self._fd is not None
-        return os.fstat(self._fd).st_size >= end
-
-    def sync(self) -> int:
-        """Make what was written outlive a power cut; return the file's size in bytes."""
-        assert self._fd is not None
-        with os_errors(self.path, "write"):
-            sync_file(self._fd)
-            return os.fstat(self._fd).st_size
-
-    def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-
 # -- parts -----------------------------------------------------------------------------------------
 
 
@@ -157,30 +94,15 @@ class _Parts:
         self, paths: Sequence[Path], sizes: Sequence[int], open_part: Callable[[Path], int]
     ) -> None:
         self.parts = tuple(paths)
-        self._starts = (0, *accumulate(sizes))
+        self.starts = (0, *accumulate(sizes))
         self._open_part = open_part
         self._lock = threading.Lock()
         self._open: OrderedDict[int, int] = OrderedDict()  # part → descriptor, least used first
         self._users: dict[int, int] = {}  # both under the lock
         self._closed = False
 
-    @property
-    def ends(self) -> Sequence[int]:
-        """Where each part ends in the whole."""
-        return self._starts[1:]
-
     def windows(self, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
-        """Cut a stretch, which lies inside the whole, into (part, offset in it, size)."""
-        end = offset + size
-        while offset < end:
-            number = bisect_right(self._starts, offset) - 1
-            step = min(end, self._starts[number + 1]) - offset
-            yield number, offset - self._starts[number], step
-            offset += step
-
-    def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
-        for extent in self.extents(offset, size):
-            yield from extent.pieces(CHUNK)
+        return windows(self.starts, offset, size)
 
     def extents(self, offset: int, size: int) -> Extents:
         for number, start, length in self.windows(offset, size):
@@ -230,12 +152,11 @@ class _Parts:
             self._trim(0)
 
 
-class PartedReader(Readable):
-    """Parts read as the one archive that they are, at offsets and by any number of threads.
+def open_parts(paths: Iterable[Location], sizes: Sequence[int] | None = None) -> Readable:
+    """Open parts to be read as the one archive that they are, whose path no file has.
 
-    `path` is the archive's, where no file lies. `paths` are its parts in any order, from several
-    folders if need be. `sizes` are those that a seal states; without them, a missing last part
-    shows only as an archive that was cut short.
+    `paths` are its parts in any order, from several folders if need be. `sizes` are those that a
+    seal states; without them, a missing last part shows only as an archive that was cut short.
 
     Raises:
         InputError: there are no parts, or other files, or parts of several archives.
@@ -243,71 +164,49 @@ class PartedReader(Readable):
             stated, or there twice; each is named.
         FileSystemError: a part cannot be examined.
     """
-
-    def __init__(self, paths: Iterable[Location], sizes: Sequence[int] | None = None) -> None:
-        archive, parts = _ordered(paths)
-        self.path: Location = parts[min(parts)].with_name(archive)
-        count = max(max(parts) + 1, len(sizes or ()))
-        missing = [number for number in range(count) if number not in parts]
-        if missing:
-            raise DamagedBundleError(
-                f"{_listed(archive, missing)} of {count} parts "
-                f"{'is' if len(missing) == 1 else 'are'} missing",
-                where=archive,
-                advice="copy what is missing from where the bundle was made",
-            )
-        ordered = [parts[number] for number in range(count)]
-        found = [size_of(path) for path in ordered]
-        for number, size in enumerate(found):
-            _check_size(ordered[number], number, size, found, sizes)
-        self.size = sum(found)
-        here = [path for path in ordered if isinstance(path, Path)]
-        there = [path for path in ordered if isinstance(path, RemotePath)]
-        self._files: _Parts | RemoteFile = (
-            RemoteFile(self.path, there) if there else _Parts(here, found, _open_to_read)
+    archive, parts = _ordered(paths)
+    count = max(max(parts) + 1, len(sizes or ()))
+    missing = [number for number in range(count) if number not in parts]
+    if missing:
+        raise DamagedBundleError(
+            f"{_listed(archive, missing)} of {count} parts "
+            f"{'is' if len(missing) == 1 else 'are'} missing",
+            where=archive,
+            advice="copy what is missing from where the bundle was made",
         )
+    ordered = [parts[number] for number in range(count)]
+    found = [size_of(path) for path in ordered]
+    for number, size in enumerate(found):
+        _check_size(ordered[number], number, size, found, sizes)
+    whole = ordered[0].with_name(archive)
+    here = [path for path in ordered if isinstance(path, Path)]
+    there = [path for path in ordered if isinstance(path, RemotePath)]
+    return RemoteFile(whole, there) if there else PartedReader(whole, here, found)
 
-    @property
-    def parts(self) -> tuple[Location, ...]:
-        return self._files.parts
+
+class PartedReader(Readable):
+    """Parts on this machine as one archive (`open_parts`), read by any number of threads."""
+
+    def __init__(self, path: Location, parts: Sequence[Path], sizes: Sequence[int]) -> None:
+        self.path, self.size, self.parts = path, sum(sizes), tuple(parts)
+        self._files = _Parts(parts, sizes, _open_to_read)
 
     @property
     def ends(self) -> Sequence[int]:
-        """Where in the archive each of them ends."""
-        return self._files.ends
+        return self._files.starts[1:]
 
     def close(self) -> None:
         self._files.close()
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """Read `size` bytes from `offset`, in pieces of at most `CHUNK` bytes."""
-        inside = max(0, min(size, self.size - offset))
-        yield from self._files.chunks(offset, inside)
-        if inside < size:
-            raise DamagedBundleError(
-                f"its parts end at byte {self.size}, {size - inside} bytes too early",
-                where=self.path.name,
-                advice="one is cut short, or the last is missing: copy them again from their "
-                "origin",
-            )
+        for extent in self.extents(offset, size):
+            yield from extent.pieces(CHUNK)
+        if (end := offset + size) > self.size:
+            raise ended_early(self.path, self.size, min(size, end - self.size), parted=True)
 
     def extents(self, offset: int, size: int) -> Extents:
         return self._files.extents(offset, min(size, self.size - offset))
-
-    def read(self, offset: int, size: int) -> bytes:
-        if isinstance(self._files, RemoteFile) and offset + size <= self.size:
-            return self._files.read(offset, size)
-        return super().read(offset, size)
-
-    @contextmanager
-    def in_order(self, stretches: Iterable[Stretch]) -> Iterator[Readable]:
-        whole = self._files
-        with nullcontext(self) if isinstance(whole, _Parts) else whole.in_order(stretches) as file:
-            yield file
-
-    def keep(self, stretches: Iterable[Stretch]) -> None:
-        if isinstance(self._files, RemoteFile):
-            self._files.keep(stretches)
 
 
 def _ordered(paths: Iterable[Location]) -> tuple[str, dict[int, Location]]:
@@ -368,26 +267,31 @@ def _listed(archive: str, numbers: Sequence[int]) -> str:
     return ", ".join([*names[:5], *(["…"] if len(names) > 5 else [])])
 
 
-class PartedWriter:
-    """An archive of `size` bytes written at offsets into parts, by any number of threads.
+class WriteAt:
+    """An archive written at offsets into `folder`, by any number of threads; each byte once.
 
-    It offers what `WriteAt` does, and each byte is written once here too. `name` is the archive's,
-    such as `platform.tar.partial`, where no file lies; `parts` are the files, such as
-    `platform.tar.0000.chunk.partial`. With `keep`, what an earlier run left in them stays.
+    `name` is the archive's, such as `platform.tar.partial`. `part_size` cuts it into parts, such as
+    `platform.tar.0000.chunk.partial`, and no file has its name then. Without a `size` it is one
+    file of any. With `keep`, what an earlier run left stays, as far as it fits.
 
     Raises:
-        ValueError: `part_size` is not positive.
-        FileSystemError, NoSpaceError: a part cannot be created.
+        FileSystemError, NoSpaceError: a file cannot be created.
     """
 
     reports = False
 
     def __init__(
-        self, folder: Folder, name: str, size: int, part_size: int, *, keep: bool = False
+        self,
+        folder: Folder,
+        name: str,
+        size: int = _ANY_SIZE,
+        part_size: int = 0,
+        *,
+        keep: bool = False,
     ) -> None:
         self.path, self.size = folder / name, size
-        self.sizes = part_sizes(size, part_size)
-        self.parts = part_paths(self.path, len(self.sizes))
+        self.sizes = part_sizes(size, part_size or size)
+        self.parts = part_paths(self.path, len(self.sizes)) if part_size else (self.path,)
         for part, most in zip(self.parts, self.sizes, strict=True):
             with os_errors(part, "create"):
                 fd = folder.open_anew(part.name, keep=keep)
@@ -415,10 +319,20 @@ class PartedWriter:
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """Read back what was written, `CHUNK` bytes at a time, or raise DamagedBundleError."""
-        return self._files.chunks(offset, size)
+        for extent in self._files.extents(offset, size):
+            yield from extent.pieces(CHUNK)
+
+    def settling(self, offset: int, size: int) -> Generator[bytes, None, None]:
+        """As `chunks`, one behind the other; it begins what `sync` else had to wait for."""
+        yield from self.chunks(offset, size)
+        end = offset + size
+        if end // _SETTLED > offset // _SETTLED:
+            for number, start, length in self._files.windows(end - _SETTLED, _SETTLED):
+                with self._files.use(number, "write") as fd:
+                    begin_sync(fd, start, length)
 
     def reaches(self, offset: int, end: int) -> bool:
-        """Whether the parts have all bytes from `offset` to `end`."""
+        """Whether its files have all bytes from `offset` to `end`."""
         return all(
             size_of(self.parts[number]) >= start + length
             for number, start, length in self._files.windows(offset, end - offset)

@@ -95,9 +95,9 @@ class Follower:
         self._hashes, self._watch = hashes, watch
         self._run = Run.of(run)
         self._name = name
-        self._position = 0  # changed by the thread alone, like the next two
+        self.position = 0  # bytes that are hashed; changed by the thread alone, like the next two
         self._digests: list[Mapping[str, str]] = []
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None  # what has ended the thread
         self._changed = threading.Condition()
         self._ranges = Ranges()  # under the condition, like all below
         self._awaited: tuple[int, int] | None = None  # what the thread sleeps for: from, up to
@@ -118,11 +118,6 @@ class Follower:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-
-    @property
-    def position(self) -> int:
-        """How many bytes from the beginning are hashed."""
-        return self._position
 
     @property
     def gaps(self) -> int:
@@ -172,12 +167,7 @@ class Follower:
         """
         with self._changed:
             self._is_late = self._is_late or (self._is_refused and not self._begun)
-            return self._is_late or self._error is not None
-
-    @property
-    def error(self) -> BaseException | None:
-        """What has ended the thread."""
-        return self._error
+            return self._is_late or self.error is not None
 
     def finish(self) -> tuple[Mapping[str, str], ...]:
         """Wait for the end of the hashing; per part, its digests in lower-case hex by algorithm.
@@ -192,10 +182,10 @@ class Follower:
             self._changed.notify_all()
         if self._begun:
             self._thread.join()
-        elif not self._digests and self._error is None:
+        elif not self._digests and self.error is None:
             self._follow()
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return tuple(self._digests)
 
     # -- the thread ----------------------------------------------------------------------------
@@ -208,21 +198,21 @@ class Follower:
                     self._feed([one.update for one in made.values()], size)
                     self._digests.append({name: one.hexdigest() for name, one in made.items()})
         except BaseException as error:  # noqa: BLE001 - `finish` raises it where it is awaited
-            self._error = error
+            self.error = error
 
     def _feed(self, receivers: list[Callable[[bytes | memoryview], None]], size: int) -> None:
         """Give the next `size` bytes to `receivers`, as they get written."""
         if self._watch is not None:
             receivers.append(self._watch)
-        stop, written = self._position + size, self._position
-        while self._position < stop:
-            end = min(self._position + CHUNK, stop)
+        stop, written = self.position + size, self.position
+        while self.position < stop:
+            end = min(self.position + CHUNK, stop)
             if written < end or self._is_held:
-                written = self._available(self._position, end)
-            for chunk in self._chunks(self._position, end - self._position):
+                written = self._available(self.position, end)
+            for chunk in self._chunks(self.position, end - self.position):
                 for receive in receivers:
                     receive(chunk)
-            self._position = end
+            self.position = end
 
     def _available(self, start: int, enough: int) -> int:
         """Wait until all bytes from `start` to `enough` are written; return where they end."""

@@ -38,11 +38,13 @@ class Readable(Protocol):
 
     path: Location
     size: int
+    parts: tuple[Location, ...] = ()
+    """The files that it consists of; none for a folder, or what cannot be opened."""
 
     @property
-    def parts(self) -> tuple[Location, ...]:
-        """The files that it consists of; none for a folder, or what cannot be opened."""
-        return ()
+    def ends(self) -> Sequence[int]:
+        """Where each of its parts ends in the whole."""
+        return (self.size,)
 
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """Read `size` bytes from `offset`, in pieces of at most a few MiB.
@@ -55,7 +57,9 @@ class Readable(Protocol):
         """The same as it lies in files of this machine; nothing where it does not."""
         yield from ()
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of what was opened with it."""
+        return
 
     def read(self, offset: int, size: int) -> bytes:
         """Read the same as one piece."""
@@ -75,13 +79,29 @@ class Readable(Protocol):
         return
 
 
-def ended_early(path: Location, offset: int, missing: int) -> DamagedBundleError:
+def ended_early(
+    path: Location, offset: int, missing: int, *, parted: bool = False
+) -> DamagedBundleError:
     """What to raise where an archive ends at `offset`, `missing` bytes before it may."""
+    whole = "ends", f"the archive is truncated, {COPY_AGAIN}"
+    parts = "its parts end", "one is cut short, or the last is missing: copy them again from their"
+    told, advice = (parts[0], f"{parts[1]} origin") if parted else whole
     return DamagedBundleError(
-        f"ends at byte {offset}, {missing} bytes too early",
-        where=path.name,
-        advice=f"the archive is truncated, {COPY_AGAIN}",
+        f"{told} at byte {offset}, {missing} bytes too early", where=path.name, advice=advice
     )
+
+
+def windows(starts: Sequence[int], offset: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a stretch of a whole, whose parts begin at `starts`, into (part, offset in it, size).
+
+    The last of `starts` is where the whole ends; the stretch lies inside.
+    """
+    end = offset + size
+    while offset < end:
+        number = bisect_right(starts, offset) - 1
+        step = min(end, starts[number + 1]) - offset
+        yield number, offset - starts[number], step
+        offset += step
 
 
 def size_of(path: Location) -> int:
@@ -264,19 +284,14 @@ class RemoteFile(Readable):
     """
 
     def __init__(self, path: Location, parts: Sequence[RemotePath]) -> None:
-        self.path, self._parts = path, tuple(parts)
+        self.path, self.parts, self._parts = path, tuple(parts), tuple(parts)
         self._starts = (0, *accumulate(size_of(part) for part in parts))
         self.size = self._starts[-1]
         self._kept: list[tuple[int, bytes]] = []  # sorted
         self._block = (0, b"")  # the last that was read for its beginning
 
     @property
-    def parts(self) -> tuple[Location, ...]:
-        return self._parts
-
-    @property
     def ends(self) -> Sequence[int]:
-        """Where each of them ends in the whole."""
         return self._starts[1:]
 
     def close(self) -> None:
@@ -294,14 +309,12 @@ class RemoteFile(Readable):
         if kept is not None:
             yield kept
             return
-        end, inside = offset + size, min(offset + size, self.size)
-        while offset < inside:
-            number = bisect_right(self._starts, offset) - 1
-            step = min(inside, self._starts[number + 1]) - offset
-            yield from self._parts[number].range(offset - self._starts[number], step)
-            offset += step
-        if offset < end:
-            raise ended_early(self.path, self.size, end - offset)
+        inside = max(0, min(size, self.size - offset))
+        for number, start, step in windows(self._starts, offset, inside):
+            yield from self._parts[number].range(start, step)
+        if inside < size:
+            parted = self._parts != (self.path,)
+            raise ended_early(self.path, self.size, size - inside, parted=parted)
 
     def read(self, offset: int, size: int) -> bytes:
         """Read one piece, and behind a header what follows it: the next one is often near."""

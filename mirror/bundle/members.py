@@ -14,17 +14,16 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from bisect import bisect_right
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.bundle.archive import BLOCK, Archive
-from mirror.bundle.files import CHUNK, PartedReader
-from mirror.bundle.format import INDEX, ORDINARY
-from mirror.bundle.location import Location, Readable
-from mirror.durable import os_errors
+from mirror.bundle.files import CHUNK
+from mirror.bundle.format import INDEX, ORDINARY, parse_part_name
+from mirror.bundle.location import Location, Readable, windows
+from mirror.durable import FileExtent, os_errors
 from mirror.errors import DamagedBundleError, MirrorError
 
 _MAX_EXTENDED_HEADER = 64 << 10
@@ -200,8 +199,8 @@ def _damaged(file: Readable, offset: int, found: str, advice: str = "") -> Damag
 
 def _cut(file: Readable, offset: int, found: str) -> DamagedBundleError:
     advice = "the archive was cut short, copy it again from its origin"
-    if isinstance(file, PartedReader):
-        last = file.parts[-1].name
+    last = file.parts[-1].name if file.parts else ""
+    if (part := parse_part_name(last)) and part[0] == file.path.name:
         advice = f"the part behind {last} seems to be missing, copy it too, or else {last} again"
     return _damaged(file, offset, found, advice)
 
@@ -248,7 +247,7 @@ class TreeFile(Readable):
                 self.size += size + (-size % BLOCK)
         except MirrorError as err:
             self.problem = err
-        self._starts = [member.offset for member in self._members]
+        self._starts = [*(member.offset for member in self._members), self.size]
 
     def members(self, _file: object = None) -> Generator[TarMember, None, int]:
         """Yield every file, in order; raise the `problem` behind the last one."""
@@ -290,20 +289,15 @@ class TreeFile(Readable):
             DamagedBundleError: the file there is not what it was when the folder was listed.
             FileSystemError: it cannot be read.
         """
-        end = offset + size
-        while offset < end:
-            number = bisect_right(self._starts, offset) - 1
-            if number < 0 or offset >= self.size:
-                raise DamagedBundleError(f"ends at byte {self.size}", where=self.path.name)
-            member = self._members[number]
-            inside = min(end, member.offset + member.size) - offset
-            if inside > 0:
-                yield from self._from_file(number, offset - member.offset, inside)
-                offset += inside
-            padded = min(end, member.offset + member.size + (-member.size % BLOCK)) - offset
-            if padded > 0:
-                yield bytes(padded)
-                offset += padded
+        inside = min(size, self.size - offset)
+        for number, start, length in windows(self._starts, offset, inside):
+            content = max(0, min(length, self._members[number].size - start))
+            if content:
+                yield from self._from_file(number, start, content)
+            if padding := length - content:
+                yield bytes(padding)
+        if inside < size:
+            raise DamagedBundleError(f"ends at byte {self.size}", where=self.path.name)
 
     def _from_file(self, number: int, offset: int, size: int) -> Iterator[bytes]:
         member, path = self._members[number], Path(self._files[number])
@@ -313,18 +307,10 @@ class TreeFile(Readable):
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode) or status.st_size != member.size:
                     raise self._hostile(member.path, "was changed while the folder was read")
-                end = offset + size
-                while offset < end:
-                    chunk = os.pread(fd, min(CHUNK, end - offset), offset)
-                    if not chunk:
-                        raise self._hostile(member.path, "was cut short while the folder was read")
-                    yield chunk
-                    offset += len(chunk)
+                cut_short = self._hostile(member.path, "was cut short while the folder was read")
+                yield from FileExtent(fd, path, offset, size, lambda *_: cut_short).pieces(CHUNK)
             finally:
                 os.close(fd)
-
-    def close(self) -> None:
-        """Do nothing: no file stays open between readings."""
 
     def _hostile(self, name: str, what: str) -> DamagedBundleError:
         return DamagedBundleError(f"{name!a:.200} {what}", where=self.path.name)

@@ -15,7 +15,7 @@ from mirror.bundle import sums
 from mirror.bundle.archive import Archive, minus, missing_archives
 from mirror.bundle.checks import UNLISTED, flattened
 from mirror.bundle.contents import Contents, OpenArchive, read_contents
-from mirror.bundle.files import PartedReader, open_file
+from mirror.bundle.files import open_file, open_parts
 from mirror.bundle.format import (
     PARTIAL_SEAL,
     PARTIAL_SUFFIX,
@@ -432,9 +432,9 @@ def _opened(
     try:
         if stored_file(files[0]) == path:
             stated = part_sizes(sealed.size, part_size) if sealed and part_size else None
-            return OpenArchive(PartedReader(files, stated), sealed=sealed)
+            return OpenArchive(open_parts(files, stated), sealed=sealed)
         part = parse_part_name(files[0].name) is not None
-        packed = PartedReader(files) if part else open_file(files[0])
+        packed = open_parts(files) if part else open_file(files[0])
         try:
             return OpenArchive(SeekableFile(packed), sealed=sealed)
         except BaseException:

@@ -14,15 +14,14 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 import zstandard
 
-from mirror.bundle.files import PartedReader
 from mirror.bundle.format import ZSTD_SUFFIX
-from mirror.bundle.location import Location, Readable, ended_early
+from mirror.bundle.location import Location, Readable, ended_early, windows
 from mirror.errors import DamagedBundleError, MirrorError
 from mirror.oci import Digest
 
@@ -72,7 +71,7 @@ class SeekableFile(Readable):
     """
 
     def __init__(self, packed: Readable) -> None:
-        self.packed = packed
+        self.packed, self.parts = packed, packed.parts
         self.path: Location = packed.path.with_name(packed.path.name.removesuffix(ZSTD_SUFFIX))
         self.starts = array("Q", [0])  # of frame n in the archive; behind the last, its size
         self.places = array("Q", [0])  # of frame n in the compressed file
@@ -122,19 +121,11 @@ class SeekableFile(Readable):
             )
 
     @property
-    def parts(self) -> tuple[Location, ...]:
-        return self.packed.parts
-
-    @property
     def frames(self) -> int:
         return len(self.starts) - 1
 
     def length(self, number: int) -> int:
         return self.starts[number + 1] - self.starts[number]
-
-    def number_at(self, offset: int) -> int:
-        """The frame that holds the byte at `offset`."""
-        return bisect_right(self.starts, offset) - 1
 
     def packed_frame(self, number: int, packed: Readable | None = None) -> bytes:
         """The compressed bytes of a frame, out of `packed` if somebody reads that in order."""
@@ -174,20 +165,20 @@ class SeekableFile(Readable):
         Raises:
             DamagedBundleError: the archive ends before `offset` plus `size`, or is damaged.
         """
-        end = offset + size
-        if end > self.size:
-            raise ended_early(self.path, self.size, end - self.size)
-        if offset == end:
-            return
-        frames = self.places[self.number_at(offset)], self.places[self.number_at(end - 1) + 1]
-        with self.packed.in_order([frames]) as packed:
-            while offset < end:
-                number = self.number_at(offset)
-                data = self._frame(number, packed)
-                start = offset - self.starts[number]
-                piece = data[start : start + end - offset]
-                yield piece
-                offset += len(piece)
+        if offset + size > self.size:
+            raise ended_early(self.path, self.size, offset + size - self.size)
+        if size:
+            first, last = (bisect_right(self.starts, at) - 1 for at in (offset, offset + size - 1))
+            frames = self.places[first], self.places[last + 1]
+            with self.packed.in_order([frames]) as packed:
+                yield from self.pieces(offset, size, lambda number: self._frame(number, packed))
+
+    def pieces(
+        self, offset: int, size: int, frame: Callable[[int], bytes]
+    ) -> Generator[bytes, None, None]:
+        """A stretch, which lies inside, out of the frames that `frame` gives, in their order."""
+        for number, start, length in windows(self.starts, offset, size):
+            yield frame(number)[start : start + length]
 
     def _frame(self, number: int, packed: Readable) -> bytes:
         with self._lock:
@@ -237,9 +228,6 @@ class Unreadable(Readable):
             raise DamagedBundleError("cannot be read; see what is said of it", where=self.path.name)
         yield from ()
 
-    def close(self) -> None:
-        """Do nothing."""
-
 
 # -- from front to back ----------------------------------------------------------------------------
 
@@ -275,9 +263,6 @@ class Forward(Readable):
         self._closing.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def close(self) -> None:
-        """Do nothing: whoever opened the file closes it."""
-
     def chunks(self, offset: int, size: int) -> Generator[bytes, None, None]:
         """The bytes from `offset`, in pieces of at most `seekable.MAX_FRAME` bytes.
 
@@ -287,14 +272,7 @@ class Forward(Readable):
         """
         if offset + size > self.size:
             yield from self._file.chunks(offset, size)  # which says what is wrong with that
-        end = offset + size
-        while offset < end:
-            number = self._file.number_at(offset)
-            data = self._frame(number)
-            start = offset - self._file.starts[number]
-            piece = data[start : start + end - offset]
-            yield piece
-            offset += len(piece)
+        yield from self._file.pieces(offset, size, self._frame)
 
     def _frame(self, number: int) -> bytes:
         while self._now[0] < number:
@@ -359,25 +337,18 @@ class _FileHashes:
     """SHA-256 of each file that a compressed archive consists of, from front to back."""
 
     def __init__(self, file: SeekableFile) -> None:
-        packed = file.packed
-        paths: list[Location] = [packed.path]
-        ends = [packed.size]
-        if isinstance(packed, PartedReader):
-            paths, ends = list(packed.parts), list(packed.ends)
-        self._names = [path.name for path in paths]
-        self._ends = ends
-        self._hashes = [hashlib.sha256() for _ in paths]
+        self._names = [path.name for path in file.packed.parts]
+        self._starts = (0, *file.packed.ends)
+        self._hashes = [hashlib.sha256() for _ in self._names]
         self._failure: MirrorError | None = None
         self._position = 0
 
     def update(self, data: bytes) -> None:
         view = memoryview(data)
-        while len(view):
-            number = bisect_right(self._ends, self._position)
-            step = min(len(view), self._ends[number] - self._position)
+        for number, _, step in windows(self._starts, self._position, len(data)):
             self._hashes[number].update(view[:step])
-            self._position += step
             view = view[step:]
+        self._position += len(data)
 
     def skip(self, failure: MirrorError) -> None:
         """Note that something could not be read, so that there are no digests."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mirror.bundle.archive import Archive, Entry
-from mirror.bundle.files import PartedWriter, WriteAt
+from mirror.bundle.files import WriteAt
 from mirror.bundle.follow import Follower
 from mirror.bundle.format import PARTIAL_SUFFIX
 from mirror.bundle.seal import Seal
@@ -49,10 +49,8 @@ class ArchiveFile(Protocol):
     """
 
     reports: bool
-
-    @property
-    def parts(self) -> tuple[Path, ...]:
-        """The files that it consists of."""
+    parts: tuple[Path, ...]
+    """The files that it consists of."""
 
     def write(self, offset: int, *pieces: bytes) -> None:
         """Put `pieces`, one behind the other, at `offset`."""
@@ -347,15 +345,11 @@ def folder_staging(
         FileSystemError, NoSpaceError: they cannot be created.
     """
     journal = Journal(folder, part_size)
-    files: dict[str, WriteAt | PartedWriter] = {}
+    files: dict[str, WriteAt] = {}
     try:
         for name, archive in sorted(seal.archives.items()):
             staged = name + PARTIAL_SUFFIX
-            files[name] = (
-                PartedWriter(folder, staged, archive.size, part_size, keep=keep)
-                if part_size
-                else WriteAt(folder, staged, keep=keep)
-            )
+            files[name] = WriteAt(folder, staged, archive.size, part_size, keep=keep)
         # What cannot be there: a file was taken away, or copied in part, since.
         claims = journal.progress
         impossible = {
@@ -374,7 +368,7 @@ def folder_staging(
     return ArchiveStaging(journal, files, seal, follow)
 
 
-def _has_room(file: WriteAt | PartedWriter, entry: Entry, count: int) -> bool:
+def _has_room(file: WriteAt, entry: Entry, count: int) -> bool:
     """Whether the file is long enough to hold the first `count` bytes of an entry."""
     end = entry.end if count >= entry.size else entry.data_offset + count
     return file.reaches(entry.offset, end)

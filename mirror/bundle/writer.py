@@ -5,12 +5,10 @@ The next pull into the same folder completes one that was stopped anywhere (`mir
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +16,9 @@ from mirror.bundle import gost
 from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.files import WriteAt
 from mirror.bundle.folder import FolderPlace
-from mirror.bundle.follow import EntryCheck, Follower, LargeWriteLimit, MakeHash
+from mirror.bundle.follow import EntryCheck, Follower, LargeWriteLimit
 from mirror.bundle.format import PARTIAL_SUFFIX, compressed_bound, part_sizes
-from mirror.bundle.place import AS_USUAL, BundlePlace, Packing, possible_names
+from mirror.bundle.place import AS_USUAL, BundlePlace, Packing, hashes_of, possible_names
 from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.staging import ArchiveFile, ArchiveStaging, BlobSlot
 from mirror.bundle.sums import CompanionFiles
@@ -139,25 +137,18 @@ class BundleWriter:
             needed += sum(compressed_bound(archive.size) for archive in self._archives)
         keep = self._place.begin(self._seal, sealed, packing, needed)
         undo.callback(self._close)
-        hashes: dict[str, MakeHash] = {"sha256": hashlib.sha256}
-        if packing.gost_digest:
-            hashes["gost"] = gost.GostHash
-        compress = None
+        hashes = hashes_of(packing)
         if packing.compress:
             from mirror.bundle.compress import Compression, Compressor
 
-            compress = partial(
-                Compressor,
-                undo.enter_context(Compression()),
-                part_size=packing.part_size,
-                hashes=hashes,
-            )
+            compression = undo.enter_context(Compression())
 
         def follow(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:
             check = self._entry_checks[archive.name] = EntryCheck(claimed)
             made, chunks = hashes, file.chunks
-            if compress is not None:
-                compressor = compress(self._place.packed(archive), archive.name)
+            if packing.compress:
+                to, cut = self._place.packed(archive), packing.part_size
+                compressor = Compressor(compression, to, archive.name, cut, hashes)
                 undo.callback(compressor.close)
                 self._compressors[archive.name] = compressor
                 made = {"zstd": lambda: compressor}

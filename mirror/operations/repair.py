@@ -16,7 +16,7 @@ from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from mirror.bundle.archive import TRAILER_SIZE, Archive
-from mirror.bundle.files import CHUNK, PartedWriter, WriteAt
+from mirror.bundle.files import CHUNK, WriteAt
 from mirror.bundle.folder import only_writer
 from mirror.bundle.format import SEAL, ZSTD_SUFFIX, parse_part_name
 from mirror.bundle.location import Location, Readable
@@ -39,7 +39,6 @@ from mirror.run import Run, for_each
 from mirror.sync import Inventory, InventoryBuilder, Source
 
 _IN_MEMORY = 4 << 20
-_ArchiveFile = WriteAt | PartedWriter
 
 # -- what is to be done ----------------------------------------------------------------------------
 
@@ -148,7 +147,7 @@ def _reader(path: Location, opened: ExitStack) -> BundleReader | None:
 
 
 class _Repair(Restorer):
-    _open: dict[str, _ArchiveFile]
+    _open: dict[str, WriteAt]
     _sound: dict[Digest, Damage]
 
     def carry_out(self) -> None:
@@ -175,17 +174,14 @@ class _Repair(Restorer):
 
     def _open_archive(self, archive: Archive, names: Sequence[str], opened: ExitStack) -> None:
         """Open an archive's file or parts for reading and writing; lost ones are made empty."""
-        file: _ArchiveFile
+        size = 0
         if any(map(parse_part_name, names)):
             size = self.part_size()
             if not size:
                 self._run.on_event(Warned(f"nothing tells how long parts of {archive.name} were"))
                 self.lost += (Damage(archive.name, entry) for entry in archive.entries)
                 return
-            file = PartedWriter(self._folder, archive.name, archive.size, size, keep=True)
-        else:
-            file = WriteAt(self._folder, archive.name, keep=True)
-            file.cut(archive.size)
+        file = WriteAt(self._folder, archive.name, archive.size, size, keep=True)
         opened.callback(file.close)
         self._open[archive.name] = file
 
@@ -249,7 +245,7 @@ class _Repair(Restorer):
     def _files(self, damage: Damage) -> Iterator[str]:
         """The names of the files that an entry lies in."""
         file, entry = self._open[damage.archive], damage.entry
-        size = file.sizes[0] if isinstance(file, PartedWriter) else entry.end
+        size = file.sizes[0]
         for part in file.parts[entry.offset // size : -(-entry.end // size)]:
             yield part.name
 
@@ -286,7 +282,7 @@ class _Repair(Restorer):
             yield IN_PLACE, self._open[damage.archive].chunks(damage.entry.data_offset, size)
         here = self._sound.get(digest)
         if here is not None:
-            file: Readable | _ArchiveFile = self._open[here.archive]
+            file: Readable | WriteAt = self._open[here.archive]
             yield str(self._folder.path), file.chunks(here.entry.data_offset, size)
         for copy, reader in self._copies:
             for damage in damages if reader is not None else ():
@@ -315,7 +311,7 @@ class _Repair(Restorer):
         return written + _put_bytes(file, at, bytes(entry.padding))
 
 
-def _put_bytes(file: _ArchiveFile, offset: int, data: bytes) -> int:
+def _put_bytes(file: WriteAt, offset: int, data: bytes) -> int:
     """Write what differs from what is there; return how many bytes that were."""
     with suppress(IntegrityError, FileSystemError):
         if b"".join(file.chunks(offset, len(data))) == data:

@@ -16,7 +16,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from mirror.bundle.archive import missing_findings
 from mirror.bundle.contents import OpenArchive
-from mirror.bundle.files import PartedReader
 from mirror.bundle.members import TarMember
 from mirror.bundle.reader import BundleReader, placed
 from mirror.bundle.seekable import SeekableFile
@@ -434,7 +433,7 @@ class _ArchivedBlob:
         if isinstance(file, SeekableFile):
             return ()
         parts = [part for part in file.parts if isinstance(part, Path)]  # no others can be sent
-        ends = file.ends if isinstance(file, PartedReader) else (file.size,)
+        ends = file.ends
         found: list[FilePiece] = []
         while parts and length:
             number = bisect_right(ends, at)

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from mirror.bundle import sums
 from mirror.bundle.compress import Compression, Compressor, FolderFiles
-from mirror.bundle.files import PartedReader, ReadAt
+from mirror.bundle.files import ReadAt, open_parts
 from mirror.bundle.follow import SHA256
 from mirror.bundle.format import FRAME, PARTIAL_SUFFIX, SUMS, compressed_bound
 from mirror.bundle.place import Packing
@@ -100,13 +100,8 @@ def squeeze(
 ) -> Compressor:
     """Compress `data` as the archive `path`, and give it its name."""
     with Compression(threads) as compression:
-        made = Compressor(
-            compression,
-            FolderFiles(Folder(path.parent)),
-            path.name,
-            part_size=part_size,
-            hashes=SHA256,
-        )
+        output = FolderFiles(Folder(path.parent))
+        made = Compressor(compression, output, path.name, part_size, SHA256)
         for start in range(0, len(data), step):
             made.update(data[start : start + step])
         made.hexdigest()
@@ -181,7 +176,7 @@ def test_decompressing_undoes_compressing(
         assert {path.stat().st_size for path in paths[:-1]} <= {part_size}
     for path, done in zip(paths, made.files, strict=True):
         assert done.digests["sha256"] == Digest.of(path.read_bytes()).encoded
-    source = PartedReader(paths) if part_size else ReadAt(paths[0])
+    source = open_parts(paths) if part_size else ReadAt(paths[0])
     file = SeekableFile(source)
     try:
         assert file.size == len(data)
@@ -190,7 +185,8 @@ def test_decompressing_undoes_compressing(
             start = dice.randint(0, len(data))
             length = dice.randint(0, len(data) - start)
             assert file.read(start, length) == data[start : start + length]
-        with pytest.raises(DamagedBundleError, match="truncated, copy it again"):
+        told = f"ends at byte {len(data)}, 1 bytes too early; the archive is truncated, copy it"
+        with pytest.raises(DamagedBundleError, match=told):
             file.read(len(data), 1)
     finally:
         file.close()
@@ -546,7 +542,7 @@ def test_a_frame_that_no_thread_could_be_started_for_is_compressed_all_the_same(
 
     frames = [noise(FRAME, seed) for seed in range(running + refusals)]
     with Folder(tmp_path) as folder, Compression(2) as compression:
-        made = Compressor(compression, FolderFiles(folder), "platform.tar", hashes=SHA256)
+        made = Compressor(compression, FolderFiles(folder), "platform.tar", 0, SHA256)
         # No thread is idle while its frame waits for this one to write it.
         with monkeypatch.context() as patch, made._changed:
             patch.setattr(threading.Thread, "start", refused)
@@ -568,7 +564,7 @@ def test_frames_are_read_one_by_one_where_no_thread_can_be_started(
 ) -> None:
     frames = [noise(FRAME, seed) for seed in range(3)]
     with Folder(tmp_path) as folder, Compression(2) as compression:
-        made = Compressor(compression, FolderFiles(folder), "platform.tar", hashes=SHA256)
+        made = Compressor(compression, FolderFiles(folder), "platform.tar", 0, SHA256)
         for frame in frames:
             made.update(frame)
         made.hexdigest()

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.bundle import follow
-from mirror.bundle.files import CHUNK, PartedWriter, ReadAt
+from mirror.bundle.files import CHUNK, ReadAt, WriteAt
 from mirror.bundle.follow import LARGE, Follower, Hash, LargeWriteLimit
 from mirror.durable import Folder
 from mirror.errors import CancelledError, DamagedBundleError, IntegrityError
@@ -99,7 +99,7 @@ def test_ranges_are_merged_as_sets_of_bytes_are(spans: list[tuple[int, int]]) ->
 
 def test_parts_are_hashed_while_they_are_written_and_by_several_threads(tmp_path: Path) -> None:
     content = Random(1).randbytes(9 * CHUNK + 12345)
-    writer = PartedWriter(Folder(tmp_path), "x.tar.partial", len(content), 4_000_000)
+    writer = WriteAt(Folder(tmp_path), "x.tar.partial", len(content), 4_000_000)
     steps = [(start, content[start : start + 77_777]) for start in range(0, len(content), 77_777)]
     Random(2).shuffle(steps)
     with Follower(writer.chunks, writer.sizes, name="x.tar") as follower:

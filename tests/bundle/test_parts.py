@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.bundle.files import PartedReader, PartedWriter, ReadAt, WriteAt
+from mirror.bundle.files import PartedReader, ReadAt, WriteAt, open_parts
 from mirror.bundle.format import parse_part_name, part_name, part_sizes
 from mirror.bundle.location import Readable
 from mirror.durable import Folder
@@ -28,7 +28,7 @@ class Writable(Protocol):
 
 
 READERS: tuple[type[Readable], ...] = (ReadAt, PartedReader)
-WRITERS: tuple[type[Writable], ...] = (WriteAt, PartedWriter)
+WRITERS: tuple[type[Writable], ...] = (WriteAt,)
 
 
 def cut(folder: Path, *pieces: bytes, archive: str = "x.tar") -> list[Path]:
@@ -104,7 +104,7 @@ def test_parts_read_as_the_whole_at_every_offset(
     pieces = data.draw(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=6))
     whole = b"".join(pieces)
     paths = cut(tmp_path_factory.mktemp("parts"), *pieces)
-    reader = PartedReader(data.draw(st.permutations(paths)))
+    reader = open_parts(data.draw(st.permutations(paths)))
     start = data.draw(st.integers(0, len(whole)))
     size = data.draw(st.integers(0, len(whole) - start))
     assert (reader.size, reader.path) == (len(whole), paths[0].with_name("x.tar"))
@@ -114,7 +114,7 @@ def test_parts_read_as_the_whole_at_every_offset(
 
 
 def test_pieces_are_of_bounded_size(tmp_path: Path) -> None:
-    reader = PartedReader(cut(tmp_path, bytes(3 << 20), bytes(1 << 19)))
+    reader = open_parts(cut(tmp_path, bytes(3 << 20), bytes(1 << 19)))
     assert [len(chunk) for chunk in reader.chunks(5, (3 << 20) + 100)] == [
         1 << 20,
         1 << 20,
@@ -129,7 +129,7 @@ def test_parts_may_come_from_several_folders(tmp_path: Path) -> None:
     cut(first, b"one")
     for path in cut(second, b"", b"two")[:1]:
         path.unlink()
-    reader = PartedReader([second / "x.tar.0001.chunk", first / "x.tar.0000.chunk"])
+    reader = open_parts([second / "x.tar.0001.chunk", first / "x.tar.0000.chunk"])
     assert reader.read(0, 6) == b"onetwo"
     assert reader.path == first / "x.tar"
     reader.close()
@@ -138,7 +138,7 @@ def test_parts_may_come_from_several_folders(tmp_path: Path) -> None:
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     paths = cut(tmp_path, *[b"part"] * 9)
     with pytest.raises(DamagedBundleError) as caught:
-        PartedReader([path for number, path in enumerate(paths) if number not in (0, 3, 4, 5)])
+        open_parts([path for number, path in enumerate(paths) if number not in (0, 3, 4, 5)])
     assert "x.tar.0000.chunk, x.tar.0003.chunk to x.tar.0005.chunk of 9 parts are" in str(
         caught.value
     )
@@ -147,11 +147,11 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 def test_a_missing_last_part_is_named_when_the_sizes_are_known(tmp_path: Path) -> None:
     paths = cut(tmp_path, b"part", b"par")
     with pytest.raises(DamagedBundleError, match=r"x\.tar\.0001\.chunk of 2 parts is missing"):
-        PartedReader(paths[:1], [4, 3])
+        open_parts(paths[:1], [4, 3])
 
 
 def test_without_sizes_a_missing_last_part_shows_as_a_cut_archive(tmp_path: Path) -> None:
-    reader = PartedReader(cut(tmp_path, b"part", b"part")[:1])
+    reader = open_parts(cut(tmp_path, b"part", b"part")[:1])
     with pytest.raises(DamagedBundleError, match="end at byte 4, 2 bytes too early"):
         reader.read(3, 3)
     reader.close()
@@ -160,20 +160,20 @@ def test_without_sizes_a_missing_last_part_shows_as_a_cut_archive(tmp_path: Path
 @pytest.mark.parametrize("sizes", [[4, 4, 3], [4, 3, 4]])
 def test_a_part_of_another_size_than_stated_is_named(tmp_path: Path, sizes: list[int]) -> None:
     with pytest.raises(DamagedBundleError, match=r"x\.tar\.000[12]\.chunk has 4 bytes instead"):
-        PartedReader(cut(tmp_path, b"part", b"part", b"part"), sizes)
+        open_parts(cut(tmp_path, b"part", b"part", b"part"), sizes)
 
 
 def test_a_part_too_many_is_named(tmp_path: Path) -> None:
     paths = cut(tmp_path, b"part", b"part", b"more")
     with pytest.raises(DamagedBundleError, match=r"x\.tar\.0002\.chunk does not belong"):
-        PartedReader(paths, [4, 4])
+        open_parts(paths, [4, 4])
 
 
 @pytest.mark.parametrize("sizes", [None, [4, 4]])
 def test_the_empty_last_part_that_other_tools_leave_is_accepted(
     tmp_path: Path, sizes: list[int] | None
 ) -> None:
-    reader = PartedReader(cut(tmp_path, b"part", b"part", b""), sizes)
+    reader = open_parts(cut(tmp_path, b"part", b"part", b""), sizes)
     assert reader.read(0, reader.size) == b"partpart"
     reader.close()
 
@@ -183,31 +183,31 @@ def test_another_empty_part_is_named(tmp_path: Path, empty: int) -> None:
     pieces = [b"part"] * 3
     pieces[empty] = b""
     with pytest.raises(DamagedBundleError, match=f"x.tar.000{empty}.chunk is empty"):
-        PartedReader(cut(tmp_path, *pieces))
+        open_parts(cut(tmp_path, *pieces))
     with pytest.raises(DamagedBundleError, match=r"x\.tar\.0000\.chunk is empty"):
-        PartedReader(cut(tmp_path / "alone", b""))
+        open_parts(cut(tmp_path / "alone", b""))
 
 
 def test_foreign_files_are_named(tmp_path: Path) -> None:
     ours, others = cut(tmp_path, b"1"), cut(tmp_path, b"2", archive="y.tar")
     with pytest.raises(InputError, match=r"several archives \(x\.tar, y\.tar\)"):
-        PartedReader([*ours, *others])
+        open_parts([*ours, *others])
     with pytest.raises(InputError, match="notes is not a part"):
-        PartedReader([*ours, tmp_path / "notes"])
+        open_parts([*ours, tmp_path / "notes"])
     with pytest.raises(InputError, match="at least one part"):
-        PartedReader([])
+        open_parts([])
     with pytest.raises(FileSystemError, match="cannot examine"):
-        PartedReader([tmp_path / "z.tar.0000.chunk"])
+        open_parts([tmp_path / "z.tar.0000.chunk"])
 
 
 def test_a_part_that_is_there_twice_is_named(tmp_path: Path) -> None:
     with pytest.raises(DamagedBundleError, match="is there twice"):
-        PartedReader([*cut(tmp_path / "a", b"1"), *cut(tmp_path / "b", b"1")])
+        open_parts([*cut(tmp_path / "a", b"1"), *cut(tmp_path / "b", b"1")])
 
 
 def test_a_part_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     paths = cut(tmp_path, b"part", b"part")
-    reader = PartedReader(paths)
+    reader = open_parts(paths)
     os.truncate(paths[1], 1)
     with pytest.raises(DamagedBundleError, match=r"x\.tar\.0001\.chunk: ends 3 bytes too early"):
         reader.read(0, 8)
@@ -217,7 +217,7 @@ def test_a_part_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
 def test_many_parts_take_few_open_files_whoever_reads_them(tmp_path: Path) -> None:
     before = open_files()
     pieces = [number.to_bytes(2, "big") for number in range(400)]
-    reader = PartedReader(cut(tmp_path, *pieces))
+    reader = open_parts(cut(tmp_path, *pieces))
     wrong: list[int] = []
     most = 0
 
@@ -256,7 +256,7 @@ def test_writes_in_any_order_fill_the_parts_exactly(
     ranges = list(zip([0, *cuts], [*cuts, len(whole)], strict=True))
     folder = tmp_path_factory.mktemp("parts")
     opened = Folder(folder)
-    writer = PartedWriter(opened, "x.tar.partial", len(whole), part_size)
+    writer = WriteAt(opened, "x.tar.partial", len(whole), part_size)
     for start, end in data.draw(st.permutations(ranges)):
         middle = data.draw(st.integers(start, end))
         writer.write(start, whole[start:middle], b"", whole[middle:end])
@@ -272,16 +272,16 @@ def test_writes_in_any_order_fill_the_parts_exactly(
 
 
 def test_what_was_written_reads_as_an_archive(tmp_path: Path) -> None:
-    writer = PartedWriter(Folder(tmp_path), "x.tar", 10, 4)
+    writer = WriteAt(Folder(tmp_path), "x.tar", 10, 4)
     writer.write(0, b"0123", b"456789")
     writer.close()
-    reader = PartedReader(reversed(writer.parts), writer.sizes)
+    reader = open_parts(reversed(writer.parts), writer.sizes)
     assert reader.read(2, 7) == b"2345678"
     reader.close()
 
 
 def test_a_part_that_was_not_written_to_its_end_shows_in_the_size(tmp_path: Path) -> None:
-    writer = PartedWriter(Folder(tmp_path), "x.tar", 10, 4)
+    writer = WriteAt(Folder(tmp_path), "x.tar", 10, 4)
     writer.write(0, b"012")
     writer.write(4, b"456789")
     assert writer.sync() == 9
@@ -290,7 +290,7 @@ def test_a_part_that_was_not_written_to_its_end_shows_in_the_size(tmp_path: Path
 
 @pytest.mark.parametrize(("offset", "data"), [(-1, b"x"), (9, b"xy"), (11, b"x")])
 def test_nothing_is_written_outside(tmp_path: Path, offset: int, data: bytes) -> None:
-    writer = PartedWriter(Folder(tmp_path), "x.tar", 10, 4)
+    writer = WriteAt(Folder(tmp_path), "x.tar", 10, 4)
     with pytest.raises(ValueError, match=r"not all in x\.tar"):
         writer.write(offset, data)
     writer.close()
@@ -299,10 +299,10 @@ def test_nothing_is_written_outside(tmp_path: Path, offset: int, data: bytes) ->
 def test_what_an_earlier_run_left_is_kept_on_request_and_cut_to_its_window(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     (tmp_path / "x.tar.0000.chunk.partial").write_bytes(b"012345")
-    writer = PartedWriter(folder, "x.tar.partial", 6, 4, keep=True)
+    writer = WriteAt(folder, "x.tar.partial", 6, 4, keep=True)
     assert [part.read_bytes() for part in writer.parts] == [b"0123", b""]
     writer.close()
-    writer = PartedWriter(folder, "x.tar.partial", 6, 4)
+    writer = WriteAt(folder, "x.tar.partial", 6, 4)
     assert [part.read_bytes() for part in writer.parts] == [b"", b""]
     with pytest.raises(DamagedBundleError, match=r"x\.tar\.0000\.chunk\.partial: ends 4 bytes"):
         b"".join(writer.chunks(0, 6))
@@ -314,4 +314,4 @@ def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     with pytest.raises(FileSystemError, match=r"cannot create .*x\.tar\.0000\.chunk"):
-        PartedWriter(folder, "x.tar", 6, 4)
+        WriteAt(folder, "x.tar", 6, 4)
