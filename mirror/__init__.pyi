@@ -5,12 +5,12 @@ from mirror.bundle.archive import Omissions as Omissions
 from mirror.bundle.bucket import Bucket as Bucket
 from mirror.bundle.bucket import BucketAddress as BucketAddress
 from mirror.bundle.bucket import Part as Part
+from mirror.bundle.format import Shard as Shard
 from mirror.bundle.location import Objects as Objects
 from mirror.bundle.location import Readable as Readable
 from mirror.bundle.location import RemotePath as RemotePath
 from mirror.bundle.place import Packing as Packing
 from mirror.bundle.reader import BundleReader as BundleReader
-from mirror.bundle.share import Shard as Shard
 from mirror.bundle.static_server import remote_folder as remote_folder
 from mirror.bundle.verify import BundleReport as BundleReport
 from mirror.controller import Reconciled as Reconciled

@@ -147,7 +147,6 @@ _BOUNDS = {
     r"^Input should be less than or equal to (\S+)$": r"must be \1 or less",
 }
 """The same for bounds, which only the text has."""
-
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 
 

@@ -420,24 +420,23 @@ def os_errors(path: object, doing: str) -> Iterator[None]:
 
 def _translated(err: OSError, path: object, doing: str) -> MirrorError:
     what = f"cannot {doing} {path}: {err.strerror or err}"
-    match err.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return NoSpaceError(what, advice="free some space there and run the command again")
-        case errno.EFBIG:
-            limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-            advice = "that file system takes no file so large (FAT: 4 GiB), use ext4 or exFAT"
-            if limit != resource.RLIM_INFINITY:
-                advice = f"this process may write {limit} bytes of a file, raise that (ulimit -f)"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            advice = "check the permissions, or use another folder"
-        case errno.ELOOP:
-            advice = "remove the symbolic link there"
-        case errno.EMFILE | errno.ENFILE:
-            advice = "raise the limit of open files (ulimit -n), or work with fewer --jobs"
-        case errno.EMLINK:
-            advice = "remove it: what is written there would change a file elsewhere, or wait"
-        case errno.EIO:
-            advice = "the medium is failing, copy it from its origin"
-        case _:
-            advice = ""
+    number = err.errno or 0
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(what, advice="free some space there and run the command again")
+    advice = _ADVICE.get(number, "")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if number == errno.EFBIG and limit != resource.RLIM_INFINITY:
+        advice = f"this process may write {limit} bytes of a file, raise that (ulimit -f)"
     return FileSystemError(what, advice=advice)
+
+
+_PERMISSIONS = "check the permissions, or use another folder"
+_OPEN_FILES = "raise the limit of open files (ulimit -n), or work with fewer --jobs"
+_ADVICE = {
+    errno.EFBIG: "that file system takes no file so large (FAT: 4 GiB), use ext4 or exFAT",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _PERMISSIONS),
+    errno.ELOOP: "remove the symbolic link there",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _OPEN_FILES),
+    errno.EMLINK: "remove it: what is written there would change a file elsewhere, or wait",
+    errno.EIO: "the medium is failing, copy it from its origin",
+}

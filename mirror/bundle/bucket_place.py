@@ -81,7 +81,7 @@ class BucketPlace(BundlePlace):
         self._before: FileState | None = None  # the seal that was here
 
     def found_seal(self) -> Seal | None:
-        return self._seal_in(self._bucket.states(self._run), SEAL)
+        return self._seal_in(self._states(), SEAL)
 
     def _seal_in(self, states: Mapping[str, FileState], name: str) -> Seal | None:
         try:
@@ -90,7 +90,7 @@ class BucketPlace(BundlePlace):
             return None
 
     def _look(self, *, force: bool) -> dict[str, FileState]:
-        states = self._bucket.states(self._run)
+        states = self._states()
         if self._alone and SHARDS in states and SEAL not in states:
             raise InputError(
                 f"several machines make a bundle in {self.where}; run this pull with --shard as "
@@ -100,6 +100,9 @@ class BucketPlace(BundlePlace):
         known = self._seal_in(states, SEAL if SEAL in states else PARTIAL_SEAL)
         check_names(self.where, states, known, force=force)
         return states
+
+    def _states(self) -> dict[str, FileState]:
+        return self._bucket.states(self._run)
 
     def _read(self, name: str, states: Mapping[str, FileState]) -> bytes:
         """A small object; nothing where there is none, or one that is larger than any."""
@@ -123,7 +126,7 @@ class BucketPlace(BundlePlace):
         }
         self._sealed = sealed
         self._plan = plan_of(marks[JOURNAL], sealed)
-        states = self._bucket.states(self._run)
+        states = self._states()
         self._before = states.get(SEAL)
         if packing.resume and all(self._read(name, states) == data for name, data in marks.items()):
             return True
@@ -164,14 +167,10 @@ class BucketPlace(BundlePlace):
         return self._packed[archive.name]
 
     def _resume(self, *, keep: bool) -> None:
-        states = self._bucket.states(self._run) if keep else {}
+        states = self._states() if keep else {}
         uploads = dict(self._bucket.uploads(self._run)) if keep else {}
         for file in self._files.values():
             file.resume(states, uploads)
-
-    def earlier(self) -> AbstractContextManager[ArchiveStaging | None]:
-        """Nothing: what another plan has uploaded cannot be read."""
-        return nullcontext()
 
     def stages(self, plan: Plan, staging: ArchiveStaging) -> Iterator[Plan]:
         """Manifests, then blobs in the order of the archives, each once for every place it has."""
@@ -194,7 +193,7 @@ class BucketPlace(BundlePlace):
         )
 
     def give_way(self) -> None:
-        states = self._bucket.states(self._run)
+        states = self._states()
         seal = states.get(SEAL)
         if seal is not None and seal == self._before:
             self._bucket.remove(SEAL, self._run)
@@ -211,17 +210,17 @@ class BucketPlace(BundlePlace):
         for packed in self._packed.values():
             packed.complete()
         own = {*OWN_FILES, *({TOOL_FILE} & self._former)}
-        for name in self._bucket.states(self._run):
+        for name in self._states():
             if name not in names and name not in files and (is_of_a_bundle(name) or name in own):
                 self._bucket.remove(name, self._run)
         for name, data in files.items():
             self._bucket.put(name, data, self._run)
         # Whoever makes another bundle here says so first, and replaces our archives then.
-        states = self._bucket.states(self._run)
+        states = self._states()
         if self._sealed not in (self._read(PARTIAL_SEAL, states), self._read(SEAL, states)):
             raise self._overtaken()
         self._bucket.put(SEAL, self._sealed, self._run, only_new=True)
-        if self._read(SEAL, self._bucket.states(self._run)) != self._sealed:
+        if self._read(SEAL, self._states()) != self._sealed:
             raise self._overtaken()
 
     def _overtaken(self) -> ConflictError:
@@ -232,7 +231,7 @@ class BucketPlace(BundlePlace):
         )
 
     def leftovers(self) -> dict[str, int]:
-        states = self._bucket.states(self._run)
+        states = self._states()
         found = {name: states[name].size for name in self._left(states)}
         for name, upload in self._uploads():
             parts = self._bucket.parts(name, upload, self._run).values()
@@ -240,7 +239,7 @@ class BucketPlace(BundlePlace):
         return found
 
     def clear(self) -> None:
-        for name in self._left(self._bucket.states(self._run)):
+        for name in self._left(self._states()):
             self._bucket.remove(name, self._run)
         for name, upload in self._uploads():
             self._bucket.abort(name, upload, self._run)

@@ -94,7 +94,8 @@ class BucketArchive:
         self._bucket, self._memory, self._run = to.bucket, to.memory, to.run
         self.archive, self.is_early, self.reads_back = archive, True, False
         self.follower: Follower | None = None
-        names = [*file_names(archive.name, archive.size, part_size)]
+        names = file_names(archive.name, archive.size, part_size)
+        self.parts = tuple(map(Path, names))
         sizes = part_sizes(archive.size, part_size or archive.size)
         self.objects: list[Object] = []
         self._stretches: list[Stretch] = []
@@ -113,10 +114,6 @@ class BucketArchive:
         self._hash_end = archive.size  # up to where memory is hashed
         self._back: Generator[bytes, None, None] | None = None
         self._rest = memoryview(b"")
-
-    @property
-    def parts(self) -> tuple[Path, ...]:
-        return tuple(Path(one.name) for one in self.objects)
 
     # -- what an interrupted run brought ---------------------------------------------------------
 

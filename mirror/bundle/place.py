@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mirror.bundle import sums
+from mirror.bundle import gost, sums
 from mirror.bundle.archive import Archive
+from mirror.bundle.follow import SHA256, MakeHash
 from mirror.bundle.format import (
     GOST_SUFFIX,
     PARTIAL_SEAL,
@@ -72,6 +73,20 @@ class Packing:
 
 
 AS_USUAL = Packing()
+
+
+def hashes_of(packing: Packing) -> Mapping[str, MakeHash]:
+    """The digests that are made of each file while it is written, by name."""
+    return {**SHA256, "gost": gost.GostHash} if packing.gost_digest else SHA256
+
+
+def noted_sums(packing: Packing, noted: Mapping[str, Any]) -> dict[str, str]:
+    """Those digests of a file as somebody noted them, which must look like some.
+
+    Raises:
+        KeyError, InvalidDigestError: they do not.
+    """
+    return {kind: Digest.parse(f"sha256:{noted[kind]}").encoded for kind in hashes_of(packing)}
 
 
 def possible_names(packing: Packing, archive: Archive) -> Iterator[str]:
@@ -295,9 +310,10 @@ class BundlePlace(ABC):
     def packed(self, archive: Archive, /) -> PackedFiles:
         """Where its compressed files go, if the `packing` has such; asked once, by `follow`."""
 
-    @abstractmethod
     def earlier(self) -> AbstractContextManager[ArchiveStaging | None]:
-        """What a run with another plan has left that is of use; None if there is nothing."""
+        """What a run with another plan has left that is of use; None if there is nothing, as in a
+        bucket, where it cannot be read."""
+        return nullcontext()
 
     @abstractmethod
     def stages(self, plan: Plan, staging: ArchiveStaging) -> Iterator[Plan]:

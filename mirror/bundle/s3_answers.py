@@ -95,11 +95,11 @@ def refusal(
         reason = printable(tree.findtext("{*}Message", ""))[:200]
     except ElementTree.ParseError:
         pass  # an answer to HEAD has no body, and a proxy's is a page
-    if code in _PASSING or status in TRANSIENT_STATUSES:
-        error = refused(status, code, reason, where)
-        asked = retry_after_s(headers.get("retry-after"))
-        return TransientFailure(error, f"the S3 server answers HTTP {status} {code}", asked)
-    return refused(status, code, reason, where)
+    error = refused(status, code, reason, where)
+    if not isinstance(error, UnreachableError):
+        return error
+    asked = retry_after_s(headers.get("retry-after"))
+    return TransientFailure(error, f"the S3 server answers HTTP {status} {code}", asked)
 
 
 def refused(status: int, code: str, reason: str, where: str) -> RegistryError:

@@ -9,7 +9,6 @@ own. The first that finds the sums of all files seals.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from base64 import b64decode, b64encode
@@ -20,15 +19,21 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from mirror.bundle import gost
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.bucket_place import BucketPlace, plan_of
-from mirror.bundle.follow import EntryCheck, Hash, MakeHash
-from mirror.bundle.format import PARTIAL_SEAL, PARTIAL_SUFFIX, SEAL, SHARDS, file_names
+from mirror.bundle.follow import EntryCheck
+from mirror.bundle.format import (
+    PARTIAL_SEAL,
+    PARTIAL_SUFFIX,
+    SEAL,
+    SHARDS,
+    Shard,
+    file_names,
+    share,
+)
 from mirror.bundle.multipart import BucketArchive
-from mirror.bundle.place import Packing, is_leftover
+from mirror.bundle.place import Packing, hashes_of, is_leftover, noted_sums
 from mirror.bundle.seal import Seal, check_limits, parse_seal
-from mirror.bundle.share import Shard, share
 from mirror.bundle.staging import JOURNAL
 from mirror.bundle.sums import CompanionFiles
 from mirror.bundle.uploads import PART, Object
@@ -174,10 +179,10 @@ class ShardPlace(BucketPlace):
 
     def _found(self) -> tuple[Mapping[str, FileState], AgreedPlan | None]:
         """What lies here, and what all go by."""
-        states = self._bucket.states(self._run)
+        states = self._states()
         with suppress(*_GONE):
             return states, self._read_agreed(states)
-        states = self._bucket.states(self._run)  # what was listed went: another sealed
+        states = self._states()  # what was listed went: another sealed
         return states, self._read_agreed(states)
 
     def _read_agreed(self, states: Mapping[str, FileState]) -> AgreedPlan | None:
@@ -232,11 +237,16 @@ class ShardPlace(BucketPlace):
                 " without which several machines cannot agree; leave out --shard, or use a server "
                 "that knows them"
             )
-        self._agreed = self._read_agreed(states)
-        assert self._agreed is not None, "it is listed"
+        self._agreed = self._read_agreed(states)  # which are listed
         # Even who was refused may have been first: an answer was lost, and it asked again.
-        needless = uploads.items() - self._agreed.uploads.items()
+        needless = uploads.items() - self._all.uploads.items()
         gather(needless, lambda one: self._bucket.abort(one[0], one[1], self._run), run=self._run)
+        return self._all
+
+    @property
+    def _all(self) -> AgreedPlan:
+        """What all go by."""
+        assert self._agreed is not None, "first all agree"
         return self._agreed
 
     def _names(self, seal: Seal) -> list[str]:
@@ -257,14 +267,14 @@ class ShardPlace(BucketPlace):
         return None
 
     def begin(self, seal: Seal, sealed: bytes, _packing: Packing, _needed: int) -> bool:
-        assert self._agreed is not None, "first all agree"
-        beside = {name: Digest.of(data) for name, data in self._agreed.files.items()}
+        agreed = self._all
+        beside = {name: Digest.of(data) for name, data in agreed.files.items()}
         fits = beside == {name: one.digest for name, one in seal.files.items()}
-        if not fits or self._agreed.uploads.keys() != set(self._names(seal)):
+        if not fits or agreed.uploads.keys() != set(self._names(seal)):
             where = f"{self.where}/{SHARDS}"
             raise DamagedBundleError("it does not fit the seal in it", where=where, advice=_AGAIN)
-        self._sealed, self._plan = self._agreed.sealed, self._plan_for(sealed)
-        states = self._bucket.states(self._run)
+        self._sealed, self._plan = agreed.sealed, self._plan_for(sealed)
+        states = self._states()
         for name, data in ((JOURNAL, canonical_json(self._asked)), (PARTIAL_SEAL, self._sealed)):
             if name not in states:  # they say whose files lie here, for whoever cleans up
                 self._bucket.put(name, data, self._run)
@@ -300,8 +310,7 @@ class ShardPlace(BucketPlace):
             file.narrow(*shares.get(file, (0, 0)))
 
     def _resume_shares(self) -> None:
-        assert self._agreed is not None, "first all agree"
-        states, uploads = self._bucket.states(self._run), self._agreed.uploads
+        states, uploads = self._states(), self._all.uploads
         own = {one.name: uploads[one.name] for _, one in self._own}
         for file in {file for file, _ in self._own}:
             file.resume(states, own)
@@ -328,7 +337,7 @@ class ShardPlace(BucketPlace):
         ]
         if todo:
             self._run.on_event(PhaseStarted("reading back for the sums", len(todo)))
-        states = self._bucket.states(self._run)
+        states = self._states()
         lock = threading.Lock()  # over the record
 
         def note(pair: tuple[BucketArchive, Object]) -> None:
@@ -364,7 +373,7 @@ class ShardPlace(BucketPlace):
         """Put an object unless there is one; what lies there then."""
         for _ in range(_MOST_TRIES):  # another may have removed it meanwhile
             self._bucket.put(name, data, self._run, only_new=True)
-            states = self._bucket.states(self._run)
+            states = self._states()
             if name in states:
                 return states
         raise ConflictError(
@@ -376,10 +385,7 @@ class ShardPlace(BucketPlace):
     def _read_back(self, file: BucketArchive, one: Object, state: FileState) -> dict[str, str]:
         """The sums of an object, whose blobs must be right; one that lies in two files counts by
         these sums alone."""
-        makers: dict[str, MakeHash] = {"sha256": hashlib.sha256}
-        if self.packing.gost_digest:
-            makers["gost"] = gost.GostHash
-        made: dict[str, Hash] = {name: make() for name, make in makers.items()}
+        made = {name: make() for name, make in hashes_of(self.packing).items()}
         stop = one.start + one.size
         entries = (each for each in file.archive.entries if each.end <= stop)
         check = EntryCheck((each for each in entries if each.offset >= one.start), one.start)
@@ -398,18 +404,16 @@ class ShardPlace(BucketPlace):
 
     def _sums(self) -> dict[str, Mapping[str, str]]:
         """The sums that any shard has written down, by file."""
-        assert self._agreed is not None, "first all agree"
-        states = self._bucket.states(self._run)
+        states, uploads = self._states(), self._all.uploads
         found: dict[str, Mapping[str, str]] = {}
-        kinds = ("sha256", "gost") if self.packing.gost_digest else ("sha256",)
         for name in filter(_RECORD.fullmatch, states):
             try:
                 record = parse_json(self._read(name, states))
                 if record["plan"] == self._plan:
                     noted = {
-                        one: {kind: Digest.parse(f"sha256:{each[kind]}").encoded for kind in kinds}
+                        one: noted_sums(self.packing, each)
                         for one, each in record["files"].items()
-                        if one in self._agreed.uploads
+                        if one in uploads
                     }
                     found |= noted
                     if name == self._record:
@@ -420,13 +424,12 @@ class ShardPlace(BucketPlace):
 
     def seal(self) -> list[str]:
         """Seal the bundle, if the sums of all its files are known; the names of those that lack."""
-        assert self._agreed is not None, "first all agree"
         sums = self._sums()
-        lacking = sorted(set(self._agreed.uploads) - set(sums))
+        lacking = sorted(set(self._all.uploads) - set(sums))
         if lacking or not self._claims(SEAL):
             return [] if self.is_sealed() else lacking or [SEAL]
         packing = self.packing
-        beside = CompanionFiles(self._agreed.files, packing.sign, packing.gost_digest)
+        beside = CompanionFiles(self._all.files, packing.sign, packing.gost_digest)
         self.take((), beside.render(self._sealed, sums), sums)
         super().clear()
         return []

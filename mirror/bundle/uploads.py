@@ -14,11 +14,10 @@ from mirror.bundle.archive import Archive
 from mirror.bundle.bucket import Bucket, Part
 from mirror.bundle.compress import PackedFile, PackedFiles
 from mirror.bundle.format import LARGE, PARTIAL_SUFFIX, ZSTD_SUFFIX, compressed_bound, file_names
-from mirror.bundle.place import Packing
+from mirror.bundle.place import Packing, noted_sums
 from mirror.documents import parse_json
 from mirror.errors import InvalidDigestError
 from mirror.events import Warned
-from mirror.oci import Digest
 from mirror.registry.downloads import FileState
 from mirror.run import Run
 from mirror.sync.inventory import canonical_json
@@ -184,64 +183,38 @@ class Object:
 
 _MOST_PARTS = 9_900
 """Servers take 10,000 parts."""
-_MOST_AT_ONCE = 4
-"""Files that one frame is written to: none has less than 1 MB, except for the last."""
 
 
 class CompressedUpload:
-    """A compressed file that goes up as it is written, from front to back.
+    """A compressed file that goes up as it is written, by one thread from front to back.
 
-    What is written waits in memory for whoever calls `send`.
+    What is written waits in memory until its `files` are sent.
     """
 
     def __init__(self, files: BucketFiles, name: str) -> None:
         self.path, self.object = Path(name), Object(files.to, name, 0, 0)
         self._files, self._data, self._cut = files, bytearray(), 0
-        self._changed = threading.Condition()  # guards these and the next two
-        self.ready: deque[tuple[int, bytes]] = deque()
-        self._under_way = 0
 
     def write(self, _offset: int, *pieces: bytes) -> None:
         self._files.check()
-        with self._changed:
-            self._data += b"".join(pieces)
-            while len(self._data) > self._files.part:
-                self._cut_off()
+        self._data += b"".join(pieces)
+        while len(self._data) > self._files.part:
+            self._cut_off()
 
     def _cut_off(self) -> None:
         self._cut, size = self._cut + 1, self._files.part
-        self.ready.append((self._cut, bytes(self._data[:size])))
+        self._files.ready.append((self.object, self._cut, bytes(self._data[:size])))
         del self._data[:size]
 
     def end(self) -> None:
         """Nothing more is written, so that the rest is ready."""
-        with self._changed:
-            if self._data:
-                self._cut_off()
-
-    def send(self) -> None:
-        """Send what is ready."""
-        while not self._files.errors:
-            with self._changed:
-                if not self.ready:
-                    return
-                number, data = self.ready.popleft()
-                self._under_way += 1
-            try:
-                self.object.send(number, data)
-            except BaseException as err:  # noqa: BLE001 - whoever writes next raises it
-                self._files.errors.append(err)
-            with self._changed:
-                self._under_way -= 1
-                self._changed.notify_all()
+        if self._data:
+            self._cut_off()
 
     def sync(self) -> int:
         """Wait until all of it has arrived; how many bytes that is."""
         self.end()
-        self.send()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._under_way)
-        self._files.check()
+        self._files.wait()
         self.object.size = sum(part.size for part in self.object.parts.values())
         return self.object.size
 
@@ -258,18 +231,21 @@ class BucketFiles(PackedFiles):
     """
 
     def __init__(self, to: Destination, archive: Archive, packing: Packing) -> None:
-        self.to, self.errors = to, list[BaseException]()
-        self._kinds = ("sha256", "gost") if packing.gost_digest else ("sha256",)
-        self._part_size, self._prefix = packing.part_size, archive.name + ZSTD_SUFFIX
+        self.to = to
+        self._packing, self._prefix = packing, archive.name + ZSTD_SUFFIX
         most = packing.part_size or compressed_bound(archive.size)
         self.part = max(PART, most // _MOST_PARTS + 1)
         self._record = self._prefix + PARTIAL_SUFFIX
         self._uploads: list[CompressedUpload] = []
+        self.ready: deque[tuple[Object, int, bytes]] = deque()  # parts: of what, number, content
+        self._errors: list[BaseException] = []
+        self._changed = threading.Condition()
+        self._under_way = 0  # under the condition
 
     def check(self) -> None:
         """Raise what has gone wrong with any of them."""
-        if self.errors:
-            raise self.errors[0]
+        if self._errors:
+            raise self._errors[0]
 
     def create(self, name: str) -> CompressedUpload:
         if self._uploads:
@@ -278,9 +254,30 @@ class BucketFiles(PackedFiles):
         return one
 
     def send(self) -> None:
-        for one in self._uploads[-_MOST_AT_ONCE:]:
-            if one.ready:
-                self.to.memory.share(one.send)
+        if self.ready:
+            self.to.memory.share(self._send_ready)
+
+    def _send_ready(self) -> None:
+        while not self._errors:
+            with self._changed:
+                if not self.ready:
+                    return
+                one, number, data = self.ready.popleft()
+                self._under_way += 1
+            try:
+                one.send(number, data)
+            except BaseException as err:  # noqa: BLE001 - whoever writes next raises it
+                self._errors.append(err)
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Send what is ready, and wait until all that was begun has arrived."""
+        self._send_ready()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way)
+        self.check()
 
     def keep(self, files: Sequence[PackedFile]) -> None:
         rows = [
@@ -299,13 +296,11 @@ class BucketFiles(PackedFiles):
                 raise ValueError(self._record)
             record = parse_json(bucket.read(self._record, state, run))
             rows = record["files"] if record["plan"] == self.to.plan else []
-            names = file_names(self._prefix, sum(row[1] for row in rows), self._part_size)
+            names = file_names(self._prefix, sum(row[1] for row in rows), self._packing.part_size)
             if rows and [row[0] for row in rows] != [*names]:
                 raise ValueError(self._record)
             for name, size, digests, upload in rows:
-                own = {kind: Digest.parse(f"sha256:{digests[kind]}") for kind in self._kinds}
-                sums = {kind: each.encoded for kind, each in own.items()}
-                known.append(PackedFile(name, size, sums))
+                known.append(PackedFile(name, size, noted_sums(self._packing, digests)))
                 if uploads.get(name) == upload:
                     one = self.create(name)
                     one.object.resume(upload)

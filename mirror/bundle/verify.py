@@ -36,13 +36,21 @@ from mirror.bundle.checks import (
 )
 from mirror.bundle.contents import OpenArchive
 from mirror.bundle.files import beginning
-from mirror.bundle.format import GOST_SUFFIX, MAX_SIGNATURE_BYTES, SEAL, SIGNATURE, SUMS
+from mirror.bundle.format import (
+    GOST_SUFFIX,
+    MAX_SIGNATURE_BYTES,
+    SEAL,
+    SIGNATURE,
+    SUMS,
+    Shard,
+    owner,
+    share,
+)
 from mirror.bundle.gost import gostsum_path
 from mirror.bundle.location import Location, Readable, size_of
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, check_limits, seal_bytes
 from mirror.bundle.seekable import Forward, SeekableFile
-from mirror.bundle.share import Shard, owner, share
 from mirror.documents import document
 from mirror.errors import (
     BundleLimitError,

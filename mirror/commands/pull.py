@@ -46,7 +46,7 @@ from mirror.reports.bundles import clean_summary, plan_summary, pull_summary
 
 if TYPE_CHECKING:
     from mirror.bundle.bucket import Bucket
-    from mirror.bundle.share import Shard
+    from mirror.bundle.format import Shard
 
 
 def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, Any]:
@@ -284,7 +284,7 @@ def clean_command(
 
 def _shard(text: str, place: Path | Bucket, *, dry_run: bool, force: bool) -> Shard:
     """Which share of the bundle this machine makes."""
-    from mirror.bundle.share import Shard  # few need it
+    from mirror.bundle.format import Shard  # few need it
 
     if isinstance(place, Path):
         raise InputError("--shard is for a bundle in a bucket: s3://bucket/prefix, not a folder")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import click
 
+from mirror.bundle.format import Shard
 from mirror.bundle.location import Location
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.share import Shard
 from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.share import Shard
+from mirror.bundle.format import Shard
 from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,

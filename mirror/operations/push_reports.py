@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mirror.bundle.share import Shard
+from mirror.bundle.format import Shard
 from mirror.documents import document
 from mirror.errors import MirrorError
 from mirror.oci import Digest

@@ -10,13 +10,12 @@ from typing import Any
 
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.checks import once_each, state_of
-from mirror.bundle.format import PARTIAL_SEAL, VERIFIED
+from mirror.bundle.format import PARTIAL_SEAL, VERIFIED, Shard, owners
 from mirror.bundle.location import RemotePath, size_of
 from mirror.bundle.place import AS_USUAL, Packing
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.seal import Seal, parse_seal
 from mirror.bundle.shards import AgreedPlan, ShardPlace
-from mirror.bundle.share import Shard, owners
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.documents import document, parse_json

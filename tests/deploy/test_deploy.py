@@ -13,7 +13,7 @@ import pytest
 import yaml
 from starlette.routing import Route
 
-from mirror.bundle.share import Shard
+from mirror.bundle.format import Shard
 from mirror.errors import InputError, IntegrityError
 from mirror.layout import tool_name
 from mirror.watch.daemon import Daemon, create_app

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mirror.bundle.archive import against
+from mirror.bundle.format import Shard
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.share import Shard
 from mirror.errors import (
     ConflictError,
     DowngradeError,

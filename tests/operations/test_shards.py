@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.bundle.bucket import Bucket
+from mirror.bundle.format import Shard, share
 from mirror.bundle.multipart import BucketArchive
 from mirror.bundle.place import AS_USUAL, Packing
 from mirror.bundle.seal import Seal
 from mirror.bundle.shards import ShardPlace
-from mirror.bundle.share import Shard, share
 from mirror.bundle.sums import parse_whole
 from mirror.bundle.uploads import Object
 from mirror.errors import ConflictError, InputError, IntegrityError, MirrorError

@@ -18,10 +18,10 @@ import pytest
 from mirror.bundle import gost
 from mirror.bundle.bucket import Bucket
 from mirror.bundle.checks import Check
+from mirror.bundle.format import Shard
 from mirror.bundle.location import Readable, RemotePath
 from mirror.bundle.place import Packing
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.share import Shard
 from mirror.bundle.verify import verify_bundle
 from mirror.errors import (
     ConflictError,

@@ -15,8 +15,8 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from mirror.bundle.format import Shard
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.share import Shard
 from mirror.oci import Repository
 from mirror.operations.push import push
 from mirror.operations.shards import push_shard, verify_shard

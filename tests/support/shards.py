@@ -21,9 +21,9 @@ from unittest import mock
 import click
 
 from mirror.bundle.bucket import Bucket, BucketAddress
+from mirror.bundle.format import Shard
 from mirror.bundle.place import Packing
 from mirror.bundle.seal import Seal
-from mirror.bundle.share import Shard
 from mirror.oci import Digest, Manifest, Repository
 from mirror.operations.pull import PullPlan, pack
 from mirror.operations.shards import pull_shard
