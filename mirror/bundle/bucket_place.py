@@ -74,7 +74,7 @@ class BucketPlace(BundlePlace):
     def __init__(self, bucket: Bucket, run: Run, *, alone: bool = False) -> None:
         self._bucket, self._run, self._alone, self.where = bucket, run, alone, bucket.where
         self._sealed, self._plan = b"", ""
-        self._packing = AS_USUAL
+        self.packing = AS_USUAL
         self._files: dict[str, BucketArchive] = {}
         self._packed: dict[str, BucketFiles] = {}
         self._former: frozenset[str] = frozenset()
@@ -119,7 +119,7 @@ class BucketPlace(BundlePlace):
         return nullcontext()
 
     def begin(self, _seal: Seal, sealed: bytes, packing: Packing, _needed: int) -> bool:
-        self._packing, how = packing, " in zstd" if packing.compress else ""
+        self.packing, how = packing, " in zstd" if packing.compress else ""
         marks = {
             JOURNAL: f"parts {packing.part_size} of {PART}{how}\n".encode(),
             PARTIAL_SEAL: sealed,
@@ -137,16 +137,16 @@ class BucketPlace(BundlePlace):
             self._bucket.put(name, data, self._run)
         return False
 
-    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
+    def staging(self, seal: Seal, *, keep: bool, follow: Follow) -> ArchiveStaging:
         memory = PartMemory(self._run.jobs * PART, self._run)
         to = Destination(self._bucket, self._plan, memory, self._run)
         files = self._files
         for name, archive in sorted(seal.archives.items()):
-            if self._packing.compress:
-                packed = self._packed[name] = BucketFiles(to, archive, self._packing)
+            if self.packing.compress:
+                packed = self._packed[name] = BucketFiles(to, archive, self.packing)
                 files[name] = PassingArchive(packed, archive)
             else:
-                files[name] = BucketArchive(to, archive, part_size)
+                files[name] = BucketArchive(to, archive, self.packing.part_size)
         self._resume(keep=keep)
 
         def followed(archive: Archive, file: ArchiveFile, claimed: list[Entry]) -> Follower:

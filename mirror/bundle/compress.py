@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -79,7 +80,8 @@ class Compression:
 
     def _frame(self, data: bytes) -> bytes:
         if not hasattr(self._local, "usual"):
-            self._local.usual, self._local.fastest = map(_compressor, (LEVEL, _FASTEST))
+            make = partial(zstandard.ZstdCompressor, write_checksum=True, write_content_size=True)
+            self._local.usual, self._local.fastest = make(level=LEVEL), make(level=_FASTEST)
         compressor: zstandard.ZstdCompressor = self._local.usual
         # Layers are compressed already; a sample from the middle shows that cheaply.
         start = max(0, len(data) // 2 - _SAMPLE // 2)
@@ -87,10 +89,6 @@ class Compression:
         if len(data) > _SAMPLE and len(compressor.compress(sample)) > _WORTH * len(sample):
             compressor = self._local.fastest
         return compressor.compress(data)
-
-
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +259,11 @@ class Compressor:
     def _append(self, data: bytes) -> None:
         while data:
             if not self._open or (self._part_size and self._open[-1].size == self._part_size):
-                self._open.append(self._next_file())
+                name = self._archive + ZSTD_SUFFIX
+                if self._part_size:
+                    name = part_name(name, len(self._open))
+                hashes = {key: make() for key, make in self._hashes.items()}
+                self._open.append(_Open(self._output.create(name), hashes))
             file = self._open[-1]
             room = self._part_size - file.size if self._part_size else len(data)
             piece, data = data[:room], data[room:]
@@ -269,10 +271,3 @@ class Compressor:
             for one in file.hashes.values():
                 one.update(piece)
             file.size += len(piece)
-
-    def _next_file(self) -> _Open:
-        name = self._archive + ZSTD_SUFFIX
-        if self._part_size:
-            name = part_name(name, len(self._open))
-        hashes = {key: make() for key, make in self._hashes.items()}
-        return _Open(self._output.create(name), hashes)

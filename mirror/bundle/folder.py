@@ -125,7 +125,8 @@ class FolderPlace(BundlePlace):
 
     def __init__(self, path: Path, on_event: OnEvent = ignore) -> None:
         self.path, self.where, self._on_event = path, str(path), on_event
-        self._folder: Folder
+        self._folder: Folder  # that is held
+        self._part_size = 0
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -214,9 +215,10 @@ class FolderPlace(BundlePlace):
             self._folder.remove(name)
 
     def begin(self, seal: Seal, sealed: bytes, packing: Packing, needed: int) -> bool:
-        part_size = 0 if packing.compress else packing.part_size  # frames are cut, not the tar
+        if not packing.compress:  # else frames are cut, not the tar
+            self._part_size = packing.part_size
         left = self.leftovers() if packing.resume else {}
-        keep = packing.resume and self._sort_leftovers(seal, part_size)
+        keep = packing.resume and self._sort_leftovers(seal)
         if not packing.resume:
             self.clear()
         elif not keep:
@@ -228,7 +230,7 @@ class FolderPlace(BundlePlace):
             self._write(PARTIAL_SEAL, sealed)
         return keep
 
-    def _sort_leftovers(self, seal: Seal, part_size: int) -> bool:
+    def _sort_leftovers(self, seal: Seal) -> bool:
         """Whether this very bundle was under way; what was of another is put aside."""
         folder = self._folder
         old = seal_in(folder, PARTIAL_SEAL)
@@ -236,9 +238,9 @@ class FolderPlace(BundlePlace):
         if old is None or known_size is None:
             self.clear()
             return False
-        if old == seal and known_size == part_size:
+        if old == seal and known_size == self._part_size:
             # What an interrupted `take` had begun is done again.
-            for final in self._named_already(seal, part_size, progress):
+            for final in self._named_already(seal, self._part_size, progress):
                 with os_errors(folder / final, "rename"):
                     folder.rename(final, final + PARTIAL_SUFFIX)
             return True
@@ -282,8 +284,8 @@ class FolderPlace(BundlePlace):
 
     # -- this pull -----------------------------------------------------------------------------
 
-    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
-        return folder_staging(self._folder, seal, part_size, keep=keep, follow=follow)
+    def staging(self, seal: Seal, *, keep: bool, follow: Follow) -> ArchiveStaging:
+        return folder_staging(self._folder, seal, self._part_size, keep=keep, follow=follow)
 
     def packed(self, _archive: Archive) -> FolderFiles:
         from mirror.bundle.compress import FolderFiles  # few need it

@@ -119,12 +119,6 @@ class Follower:
             self._stopped = True
             self._changed.notify_all()
 
-    @property
-    def gaps(self) -> int:
-        """How many separate stretches are written and wait for what lies before them."""
-        with self._changed:
-            return len(self._ranges)
-
     def done(self, offset: int, size: int) -> None:
         """Take note that these bytes are written and final. Any thread may call it, repeatedly too.
 

@@ -96,11 +96,11 @@ class BucketArchive:
         self.follower: Follower | None = None
         names = file_names(archive.name, archive.size, part_size)
         self.parts = tuple(map(Path, names))
-        sizes = part_sizes(archive.size, part_size or archive.size)
+        self.sizes = part_sizes(archive.size, part_size or archive.size)
         self.objects: list[Object] = []
         self._stretches: list[Stretch] = []
         ends, start = [entry.end for entry in archive.entries], 0
-        for name, size in zip(names, sizes, strict=True):
+        for name, size in zip(names, self.sizes, strict=True):
             one = Object(to, name, start, size)
             self.objects.append(one)
             for number, end in enumerate(cut(ends, start, one.start + size), 1):

@@ -303,7 +303,7 @@ class BundlePlace(ABC):
         """
 
     @abstractmethod
-    def staging(self, seal: Seal, part_size: int, *, keep: bool, follow: Follow) -> ArchiveStaging:
+    def staging(self, seal: Seal, *, keep: bool, follow: Follow) -> ArchiveStaging:
         """The archives under way; with `keep`, those of the interrupted run."""
 
     @abstractmethod

@@ -18,6 +18,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -39,7 +40,7 @@ per blob."""
 _MOST_BYTES = 32 << 20
 """A journal of our own is far below; what somebody else put in its place claims nothing."""
 _FIRST = re.compile(r"parts (?P<size>[0-9]{1,18})")
-_COUNT = re.compile(r"[0-9]{1,18}")
+_CLAIM = re.compile(r"(?P<digest>[^ ]+) (?P<count>[0-9]{1,18})\n")
 
 
 class ArchiveFile(Protocol):
@@ -51,6 +52,8 @@ class ArchiveFile(Protocol):
     reports: bool
     parts: tuple[Path, ...]
     """The files that it consists of."""
+    sizes: tuple[int, ...]
+    """The bytes of each, when it is whole."""
 
     def write(self, offset: int, *pieces: bytes) -> None:
         """Put `pieces`, one behind the other, at `offset`."""
@@ -202,13 +205,9 @@ def read_journal(folder: Folder) -> tuple[int | None, dict[Digest, int]]:
     if not newline or match is None:
         return None, {}
     claims: dict[Digest, int] = {}
-    for line in rest.splitlines(keepends=True):
-        digest, _, count = line.removesuffix("\n").partition(" ")
-        if line.endswith("\n") and _COUNT.fullmatch(count):
-            try:
-                claims[Digest.parse(digest)] = int(count)
-            except InvalidDigestError:
-                continue
+    for found in filter(None, map(_CLAIM.fullmatch, rest.splitlines(keepends=True))):
+        with suppress(InvalidDigestError):
+            claims[Digest.parse(found["digest"])] = int(found["count"])
     return int(match["size"]), claims
 
 

@@ -17,7 +17,7 @@ from mirror.bundle.archive import TRAILER_SIZE, Archive, Entry
 from mirror.bundle.files import WriteAt
 from mirror.bundle.folder import FolderPlace
 from mirror.bundle.follow import EntryCheck, Follower, LargeWriteLimit
-from mirror.bundle.format import PARTIAL_SUFFIX, compressed_bound, part_sizes
+from mirror.bundle.format import PARTIAL_SUFFIX, compressed_bound
 from mirror.bundle.place import AS_USUAL, BundlePlace, Packing, hashes_of, possible_names
 from mirror.bundle.seal import Seal, check_limits
 from mirror.bundle.staging import ArchiveFile, ArchiveStaging, BlobSlot
@@ -128,7 +128,6 @@ class BundleWriter:
 
     def _begin_archives(self, undo: ExitStack, sealed: bytes) -> None:
         packing = self._packing
-        part_size = 0 if packing.compress else packing.part_size  # frames are cut, not the tar
         # What lies beside is written last, which would be a late moment to find the disk full.
         names = (name for archive in self._archives for name in possible_names(packing, archive))
         needed = self.size + len(sealed) + self._companions.size(names)
@@ -154,13 +153,12 @@ class BundleWriter:
                 made = {"zstd": lambda: compressor}
             elif isinstance(file, WriteAt):  # what gets compressed need not reach the disk
                 chunks = file.settling
-            sizes = part_sizes(archive.size, part_size or archive.size)
             watch = check.update if claimed else None
-            follower = Follower(chunks, sizes, hashes=made, watch=watch, name=archive.name)
+            follower = Follower(chunks, file.sizes, hashes=made, watch=watch, name=archive.name)
             self._followers[archive.name] = follower
             return undo.enter_context(follower)
 
-        self._now = self._place.staging(self._seal, part_size, keep=keep, follow=follow)
+        self._now = self._place.staging(self._seal, keep=keep, follow=follow)
         self._earlier = undo.enter_context(self._place.earlier())
         if self._earlier is not None:
             self._reusable = self._earlier.finished()

@@ -14,8 +14,8 @@ from mirror.bundle.format import PARTIAL_SEAL, VERIFIED, Shard, owners
 from mirror.bundle.location import RemotePath, size_of
 from mirror.bundle.place import AS_USUAL, Packing
 from mirror.bundle.reader import BundleReader
-from mirror.bundle.seal import Seal, parse_seal
-from mirror.bundle.shards import AgreedPlan, ShardPlace
+from mirror.bundle.seal import parse_seal
+from mirror.bundle.shards import ShardPlace
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.documents import document, parse_json
@@ -118,22 +118,20 @@ def pull_shard(
         agreed = place.agree(planned._seal, planned._files)
         if place.is_sealed():  # by the others, while this one planned
             return sealed
-    seal, taken = parse_seal(agreed.sealed, PARTIAL_SEAL), list[int]()
+    seal, files, taken = parse_seal(agreed.sealed, PARTIAL_SEAL), agreed.files, list[int]()
+
+    def fill_share() -> list[str]:
+        with BundleWriter(place, seal, files, packing) as writer:
+            fill(writer, seal.carried, source, taken, run)
+            writer.check_replaced()
+            return place.close_files()
+
     try:
-        summed = _fill(place, seal, agreed, source, taken, run)
+        summed = fill_share()
     except ChangedLeftoversError as err:
         run.on_event(Warned(f"{err.problem}; what lacks of them is fetched anew"))
-        summed = _fill(place, seal, agreed, source, taken, run)
+        summed = fill_share()
     return ShardReport(bucket.where, shard, sum(taken), tuple(summed), tuple(place.seal()))
-
-
-def _fill(
-    place: ShardPlace, seal: Seal, agreed: AgreedPlan, source: Source, taken: list[int], run: Run
-) -> list[str]:
-    with BundleWriter(place, seal, agreed.files, place.packing) as writer:
-        fill(writer, seal.carried, source, taken, run)
-        writer.check_replaced()
-        return place.close_files()
 
 
 # -- pushes ----------------------------------------------------------------------------------------
@@ -194,16 +192,13 @@ def push_shard(
                 "garbage collector that runs there; then run this shard again",
                 (),
             )
-        finished = None
-        if not awaited:
-            try:
-                finished = work.finish(tree, state, goal)
-            except ConflictError as err:
-                if not looks_left:
-                    raise
-                conflict = err  # if another shard came to the end at the same time, it is stated
-                continue
-        break
+        try:
+            finished = None if awaited else work.finish(tree, state, goal)
+            break
+        except ConflictError as err:
+            if not looks_left:
+                raise
+            conflict = err  # if another shard came to the end at the same time, it is stated
     return PushShardReport(tree.name, shard, len(plan.blobs), sent, tuple(awaited), finished)
 
 

@@ -203,6 +203,18 @@ def test_what_is_there_already_is_not_made_again(
     assert storage.content("again")["platform.tar"] == plain["platform.tar"]
 
 
+def test_one_that_was_stopped_while_it_cleared_up_is_complete_even_with_force(
+    storage: S3Server,
+) -> None:
+    fill(storage.bucket("cleared"))
+    with closing(storage.bucket("cleared")) as bucket:
+        bucket.put("pull.journal.partial", b"the last that is removed", Run())
+    source = Counted()
+    assert fill(storage.bucket("cleared"), source, force=True) == source.given == 0
+    assert "pull.journal.partial" not in storage.content("cleared")
+    assert fill(storage.bucket("cleared"), source, force=True) == source.given > 0
+
+
 @given(
     sizes=st.lists(st.integers(512, 40 * MIB), min_size=1, max_size=30),
     window=st.tuples(st.floats(0, 1), st.floats(0, 1)),

@@ -145,8 +145,19 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(
         sync_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("part_size", "stretches"),
+    [
+        (0, [(0, 300), (300, 300), (600, 300)]),
+        (450, [(0, 300), (300, 150), (0, 150), (150, 300)]),
+    ],
+    ids=["whole", "parts"],
+)
 def test_what_was_hashed_begins_its_way_to_the_disk_at_once_stretch_by_stretch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part_size: int,
+    stretches: list[tuple[int, int]],
 ) -> None:
     monkeypatch.setattr(files, "_SETTLED", 300)
     begun: list[tuple[int, int, int]] = []
@@ -157,9 +168,9 @@ def test_what_was_hashed_begins_its_way_to_the_disk_at_once_stretch_by_stretch(
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
     data = random.Random(3).randbytes(1000)
-    with closing(WriteAt(Folder(tmp_path), "a.tar")) as file:
+    with closing(WriteAt(Folder(tmp_path), "a.tar", 1000, part_size)) as file:
         file.write(0, data)
         read = [b"".join(file.settling(at, 100)) for at in range(0, 1000, 100)]
     assert b"".join(read) == data
     away = os.POSIX_FADV_DONTNEED
-    assert begun == [(0, 300, away), (300, 300, away), (600, 300, away)]
+    assert begun == [(*stretch, away) for stretch in stretches]

@@ -130,9 +130,9 @@ def test_it_does_not_wait_for_the_end() -> None:
         while follower.position < 3 * CHUNK:
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        assert follower.gaps == 2
+        assert len(follower._ranges) == 2
         follower.done(3 * CHUNK, CHUNK)
-        assert follower.gaps == 1
+        assert len(follower._ranges) == 1
         follower.finish()
 
 
