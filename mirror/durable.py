@@ -108,12 +108,9 @@ class Folder:
             raise
 
     def _make(self, name: str, mode: int | None, *, last: bool) -> None:
-        if mode is None:
-            wish = 0o777
-        else:
-            wish = mode if last else _PARENTS_MODE
+        wish = _PARENTS_MODE if mode is not None and not last else mode
         try:
-            os.mkdir(_one(name), wish, dir_fd=self.fd)
+            os.mkdir(_one(name), 0o777 if wish is None else wish, dir_fd=self.fd)
         except FileExistsError:
             os.close(self._open_folder(name))  # or it says what is in the way
             return

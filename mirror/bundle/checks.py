@@ -19,9 +19,9 @@ from mirror.bundle.format import (
     SEAL,
     SIGNATURE,
     SUMS,
-    ZSTD_SUFFIX,
+    archive_named,
     blob_at,
-    parse_part_name,
+    whole_name,
 )
 from mirror.bundle.gost import check_gostsum
 from mirror.bundle.location import Location, Readable, Stretch, archive_at
@@ -278,15 +278,11 @@ def _sums_findings(
     `stated` is what the file says; `packed` are the archives that are there compressed. What it
     says of other archives was written while they were; the seal judges those.
     """
-    parts = ((name, parse_part_name(name)) for name in stated)
-    listed = {(part[0] if part else name).removesuffix(ZSTD_SUFFIX) for name, part in parts}
+    listed = set(map(archive_named, stated))
     for name in sorted({*seal.archives, *seal.files, SEAL} - listed):
         yield Finding(SUMS, f"it does not list {name}; copy the file again from its origin")
     for name in sorted(stated.keys() - seal.files.keys()):
-        part = parse_part_name(name)
-        stored = part[0] if part else name
-        beside = folder / name
-        archive = stored.removesuffix(ZSTD_SUFFIX)
+        stored, archive, beside = whole_name(name), archive_named(name), folder / name
         if stored in seal.archives or (archive in seal.archives and archive not in packed):
             continue
         if name != beside.name or not beside.is_file():

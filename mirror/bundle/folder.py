@@ -34,7 +34,7 @@ from mirror.bundle.place import (
     OWN_FILES,
     BundlePlace,
     Packing,
-    archive_of,
+    archive_by_file,
     check_names,
     give_up,
     is_leftover,
@@ -263,7 +263,9 @@ class FolderPlace(BundlePlace):
             return []  # it had not begun: files with these names are of an earlier bundle
         archives, names = seal.archives.values(), self._names()
         finals = {name for one in archives for name in file_names(one.name, one.size, part_size)}
-        finals |= {one for one in names if ZSTD_SUFFIX in one and archive_of(one) in seal.archives}
+        finals |= {
+            one for one in names if ZSTD_SUFFIX in one and archive_by_file(one) in seal.archives
+        }
         return [one for one in names if one in finals and one + PARTIAL_SUFFIX not in names]
 
     @contextmanager

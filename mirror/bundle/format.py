@@ -113,6 +113,17 @@ def parse_part_name(name: str) -> tuple[str, int] | None:
     return (archive, number) if part_name(archive, number) == name else None
 
 
+def whole_name(name: str) -> str:
+    """Return the file that a part is a part of; other names are their own."""
+    part = parse_part_name(name)
+    return part[0] if part else name
+
+
+def archive_named(name: str) -> str:
+    """Return the archive that a file of this name would hold, or a part of, compressed or not."""
+    return whole_name(name).removesuffix(ZSTD_SUFFIX)
+
+
 def part_sizes(total: int, part_size: int) -> tuple[int, ...]:
     """Return the sizes of the parts of `total` bytes: each exactly `part_size`, the last the rest.
 

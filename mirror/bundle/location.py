@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeAlias, Union
 
-from mirror.bundle.format import ZSTD_SUFFIX, parse_part_name
+from mirror.bundle.format import ZSTD_SUFFIX, archive_named, whole_name
 from mirror.durable import Extents, os_errors
 from mirror.errors import DamagedBundleError, FileSystemError
 from mirror.registry.downloads import FileState
@@ -119,24 +119,19 @@ def size_of(path: Location) -> int:
 def uncompressed_bytes(paths: Iterable[Location]) -> int:
     """Return how many bytes files have; compressed ones and folders have none."""
     plain = (path for path in paths if not path.is_dir())
-    return sum(
-        size_of(path)
-        for path in plain
-        if not (parse_part_name(path.name) or (path.name,))[0].endswith(ZSTD_SUFFIX)
-    )
+    return sum(size_of(path) for path in plain if not whole_name(path.name).endswith(ZSTD_SUFFIX))
 
 
 def archive_at(path: Location) -> Location | None:
     """Return the archive that a file is, or is a part of, compressed or not; None for others."""
-    stored = stored_file(path)
-    archive = stored.with_name(stored.name.removesuffix(ZSTD_SUFFIX))
+    archive = path.with_name(archive_named(path.name))
     return archive if archive.suffix == ".tar" else None
 
 
 def stored_file(path: Location) -> Location:
     """Return the file that would hold an archive in one piece: without the name of the part."""
-    part = parse_part_name(path.name)
-    return path if part is None else path.with_name(part[0])
+    whole = whole_name(path.name)
+    return path if whole == path.name else path.with_name(whole)
 
 
 # -- on another machine ----------------------------------------------------------------------------

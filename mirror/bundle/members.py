@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mirror.bundle.archive import BLOCK, Archive
 from mirror.bundle.files import CHUNK
-from mirror.bundle.format import INDEX, ORDINARY, parse_part_name
+from mirror.bundle.format import INDEX, ORDINARY, whole_name
 from mirror.bundle.location import Location, Readable, windows
 from mirror.durable import FileExtent, os_errors
 from mirror.errors import DamagedBundleError, MirrorError
@@ -200,7 +200,7 @@ def _damaged(file: Readable, offset: int, found: str, advice: str = "") -> Damag
 def _cut(file: Readable, offset: int, found: str) -> DamagedBundleError:
     advice = "the archive was cut short, copy it again from its origin"
     last = file.parts[-1].name if file.parts else ""
-    if (part := parse_part_name(last)) and part[0] == file.path.name:
+    if last != file.path.name == whole_name(last):
         advice = f"the part behind {last} seems to be missing, copy it too, or else {last} again"
     return _damaged(file, offset, found, advice)
 

@@ -24,11 +24,13 @@ from mirror.bundle.format import (
     SIGNATURE,
     SUMS,
     ZSTD_SUFFIX,
+    archive_named,
     compressed_bound,
     file_names,
     parse_part_name,
     part_sizes,
     size_text,
+    whole_name,
 )
 from mirror.bundle.seal import Seal
 from mirror.bundle.staging import JOURNAL, ArchiveStaging, Follow
@@ -108,7 +110,7 @@ def _stored_as(packing: Packing, seal: Seal, files: Mapping[str, int]) -> dict[s
         name, size = archive.name, archive.size
         if packing.compress:
             name += ZSTD_SUFFIX
-            size = sum(n for one, n in files.items() if name == _whole(one))
+            size = sum(n for one, n in files.items() if name == whole_name(one))
         if not size:
             return None
         own = file_names(name, size, packing.part_size)
@@ -122,25 +124,19 @@ def _stored_as(packing: Packing, seal: Seal, files: Mapping[str, int]) -> dict[s
     return stored if names == files.keys() else None
 
 
-def _whole(name: str) -> str:
-    """The file that one is, or is a part of."""
-    part = parse_part_name(name)
-    return part[0] if part else name
-
-
-def archive_of(name: str) -> str:
+def archive_by_file(name: str) -> str:
     """The archive that a file holds, or a part of, or the sum of one of these."""
-    return _whole(name.removesuffix(GOST_SUFFIX)).removesuffix(ZSTD_SUFFIX)
+    return archive_named(name.removesuffix(GOST_SUFFIX))
 
 
 def is_of_a_bundle(name: str) -> bool:
     """Whether the format has files of this name: archives, their parts, and sums beside them."""
-    return is_archive_name(archive_of(name))
+    return is_archive_name(archive_by_file(name))
 
 
 def belongs(name: str, seal: Seal) -> bool:
     """Whether a file of this name belongs to the sealed bundle, complete or under way."""
-    return name in (*seal.files, SEAL, SUMS, SIGNATURE) or archive_of(name) in seal.archives
+    return name in (*seal.files, SEAL, SUMS, SIGNATURE) or archive_by_file(name) in seal.archives
 
 
 def is_leftover(name: str) -> bool:

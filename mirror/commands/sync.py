@@ -12,8 +12,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mirror.bundle.reader import BundleReader
 from mirror.bundle.format import Shard
+from mirror.bundle.reader import BundleReader
 from mirror.commands import options
 from mirror.commands.access import (
     AccessOptions,

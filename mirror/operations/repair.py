@@ -18,7 +18,7 @@ from typing import Any
 from mirror.bundle.archive import TRAILER_SIZE, Archive
 from mirror.bundle.files import CHUNK, WriteAt
 from mirror.bundle.folder import only_writer
-from mirror.bundle.format import SEAL, ZSTD_SUFFIX, parse_part_name
+from mirror.bundle.format import SEAL, ZSTD_SUFFIX, archive_named, parse_part_name, whole_name
 from mirror.bundle.location import Location, Readable
 from mirror.bundle.reader import BundleReader, find_archives, placed
 from mirror.bundle.verify import BundleReport
@@ -34,7 +34,7 @@ from mirror.errors import (
 from mirror.events import BlobDone, BytesMoved, PhaseStarted, TransferStarted, Warned
 from mirror.oci import Digest
 from mirror.operations.compare import verify
-from mirror.operations.restore import ASIDE, IN_PLACE, Damage, Restorer, archive_named, whole_name
+from mirror.operations.restore import ASIDE, IN_PLACE, Damage, Restorer
 from mirror.run import Run, for_each
 from mirror.sync import Inventory, InventoryBuilder, Source
 

@@ -18,7 +18,7 @@ from mirror.bundle.format import (
     PARTIAL_SUFFIX,
     SEAL,
     SUMS,
-    ZSTD_SUFFIX,
+    archive_named,
     parse_part_name,
     part_sizes,
 )
@@ -206,13 +206,3 @@ class Restorer:
             )
         except (IntegrityError, FileSystemError):
             return False
-
-
-def whole_name(name: str) -> str:
-    """The file that a part is a part of; other names are their own."""
-    return (parse_part_name(name) or (name,))[0]
-
-
-def archive_named(name: str) -> str:
-    """The archive that a file of this name would hold, or a part of it."""
-    return whole_name(name).removesuffix(ZSTD_SUFFIX)
