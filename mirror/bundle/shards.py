@@ -44,6 +44,7 @@ from mirror.errors import (
     InputError,
     IntegrityError,
     InvalidDigestError,
+    MirrorError,
     RegistryNotFoundError,
     SignatureError,
     counted,
@@ -196,11 +197,8 @@ class ShardPlace(BucketPlace):
         try:
             found = AgreedPlan.from_json(self._read(SHARDS, states))
         except ValueError as err:
-            raise DamagedBundleError(
-                f"it is not what shards agree upon: {err}",
-                where=f"{self.where}/{SHARDS}",
-                advice=_AGAIN,
-            ) from err
+            told = f"it is not what shards agree upon: {err}"
+            raise self._spoilt(DamagedBundleError, told, SHARDS) from err
         theirs, ours = dict(found.asked), self._asked
         names = {name: name for name in {**theirs, **ours}} | {"shards": "number of shards"}
         differing = [names[name] for name in names if theirs.get(name) != ours.get(name)]
@@ -249,6 +247,11 @@ class ShardPlace(BucketPlace):
         assert self._agreed is not None, "first all agree"
         return self._agreed
 
+    def _spoilt(self, kind: type[MirrorError], problem: str, name: str = "") -> MirrorError:
+        """What to raise where shards cannot go on with what lies here."""
+        where = f"{self.where}/{name}" if name else self.where
+        return kind(problem, where=where, advice=_AGAIN)
+
     def _names(self, seal: Seal) -> list[str]:
         """The files that the archives are."""
         archives = sorted(seal.archives.items())
@@ -271,8 +274,7 @@ class ShardPlace(BucketPlace):
         beside = {name: Digest.of(data) for name, data in agreed.files.items()}
         fits = beside == {name: one.digest for name, one in seal.files.items()}
         if not fits or agreed.uploads.keys() != set(self._names(seal)):
-            where = f"{self.where}/{SHARDS}"
-            raise DamagedBundleError("it does not fit the seal in it", where=where, advice=_AGAIN)
+            raise self._spoilt(DamagedBundleError, "it does not fit the seal in it", SHARDS)
         self._sealed, self._plan = agreed.sealed, self._plan_for(sealed)
         states = self._states()
         for name, data in ((JOURNAL, canonical_json(self._asked)), (PARTIAL_SEAL, self._sealed)):
@@ -295,17 +297,14 @@ class ShardPlace(BucketPlace):
             for one in file.objects
             if one.start < stop and start < one.start + one.size
         ]
-        for is_last in (False, True):
+        try:
             try:
                 self._resume_shares()
-                break
-            except RegistryNotFoundError as err:  # of an upload that was completed just now
-                if is_last:
-                    raise ConflictError(
-                        f"an upload that all shards had agreed upon is gone ({err})",
-                        where=self.where,
-                        advice=_AGAIN,
-                    ) from err
+            except RegistryNotFoundError:  # of an upload that was completed just now
+                self._resume_shares()
+        except RegistryNotFoundError as err:
+            told = f"an upload that all shards had agreed upon is gone ({err})"
+            raise self._spoilt(ConflictError, told) from err
         for file in self._files.values():
             file.narrow(*shares.get(file, (0, 0)))
 
@@ -343,8 +342,7 @@ class ShardPlace(BucketPlace):
         def note(pair: tuple[BucketArchive, Object]) -> None:
             file, one = pair
             if one.name not in states:
-                where = f"{self.where}/{one.name}"
-                raise ConflictError("it was complete, and is gone", where=where, advice=_AGAIN)
+                raise self._spoilt(ConflictError, "it was complete, and is gone", one.name)
             digests = self._read_back(file, one, states[one.name])
             with lock:
                 self._noted[one.name] = digests
@@ -365,8 +363,7 @@ class ShardPlace(BucketPlace):
         except _GONE:  # another sealed just now
             return False
         if found not in [b"%d" % number for number in range(1, self._shard.count + 1)]:
-            where = f"{self.where}/{claim}"
-            raise DamagedBundleError("it names none of the shards", where=where, advice=_AGAIN)
+            raise self._spoilt(DamagedBundleError, "it names none of the shards", claim)
         return found == mine
 
     def _put_first(self, name: str, data: bytes) -> Mapping[str, FileState]:
@@ -394,12 +391,9 @@ class ShardPlace(BucketPlace):
                 each.update(piece)
             check.update(piece)
         if check.wrong:
-            raise IntegrityError(
-                f"{counted(len(check.wrong), 'file')} of {one.name} are not in the bucket as "
-                f"they were sent",
-                where=self.where,
-                advice=_AGAIN,
-            )
+            wrong = f"{counted(len(check.wrong), 'file')} of {one.name}"
+            told = f"{wrong} are not in the bucket as they were sent"
+            raise self._spoilt(IntegrityError, told)
         return {name: each.hexdigest() for name, each in made.items()}
 
     def _sums(self) -> dict[str, Mapping[str, str]]:

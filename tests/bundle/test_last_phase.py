@@ -194,12 +194,18 @@ def stored(folder: Path) -> Iterator[tuple[str, Path]]:
     return ((path.name, path) for path in folder.glob("*.zst*") if path.suffix != ".gostsum")
 
 
+def lead_away(path: Path) -> None:
+    path.rename(away := path.parent.with_name(f"{path.parent.name} {path.name}"))
+    path.symlink_to(away)
+
+
 SPOILT: dict[str, Callable[[Path], object]] = {
     "an archive is gone": lambda folder: (folder / "module-m.tar").unlink(),
     "an archive is cut short": lambda folder: (folder / "platform.tar").write_bytes(b"short"),
     "the sums are gone": lambda folder: (folder / "SHA256SUMS").unlink(),
     "the sums are changed": lambda folder: (folder / "SHA256SUMS").write_bytes(b"#\n"),
     "the releases are gone": lambda folder: (folder / "deckhousereleases.yaml").unlink(),
+    "the releases are a link": lambda folder: lead_away(folder / "deckhousereleases.yaml"),
     "the seal is another": lambda folder: pack_store(STORE, folder),
     "there is more": lambda folder: (folder / "module-x.tar").write_bytes(b"more"),
 }
