@@ -15,7 +15,7 @@ from mirror.reports.bundles import bundle_summary, push_summary
 from mirror.reports.messages import duration_text, few, fitted, lines_of, page, table
 
 if TYPE_CHECKING:
-    from mirror.bundle.share import Shard
+    from mirror.bundle.format import Shard
     from mirror.operations.compare import (
         DiffReport,
         Generation,
