@@ -101,7 +101,7 @@ def sign(data: bytes, key_pem: bytes, passphrase: Callable[[], str] | None = Non
     Raises:
         InputError: the private key is not usable, or its passphrase is missing or wrong.
     """
-    key = _private_key(key_pem, passphrase or passphrase_from())
+    key = _private_key(key_pem, passphrase)
     match key:
         case EllipticCurvePrivateKey():
             signature = key.sign(data, _ecdsa())
@@ -125,7 +125,7 @@ def public_half(key_pem: bytes, passphrase: Callable[[], str] | None = None) -> 
     Raises:
         InputError: the private key is not usable, or its passphrase is missing or wrong.
     """
-    key = _private_key(key_pem, passphrase or passphrase_from())
+    key = _private_key(key_pem, passphrase)
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -170,8 +170,8 @@ def _blocks(pem: bytes) -> dict[bytes, bytes]:
     return blocks
 
 
-def _private_key(pem: bytes, passphrase: Callable[[], str]) -> PrivateKey:
-    blocks = _blocks(pem)
+def _private_key(pem: bytes, passphrase: Callable[[], str] | None) -> PrivateKey:
+    blocks, passphrase = _blocks(pem), passphrase or passphrase_from()
     for label, block in blocks.items():
         if label in _COSIGN:
             return _usable_private(_cosign_key(block, passphrase))

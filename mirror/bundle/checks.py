@@ -237,15 +237,15 @@ def state_of(folder: Location) -> Digest:
         return Digest.of(canonical_json(sorted(map(state, (*archives, *beside)))))
 
 
-def file_findings(seal: Seal, folder: Location | None) -> Iterator[Finding]:
+def file_findings(seal: Seal, folder: Location) -> Iterator[Finding]:
     """Check the files that the seal lists beside the archives; they are small.
 
     A list of releases that the seal does not know is a finding too, since a cluster would get it.
     """
-    if folder is not None and RELEASES_FILE not in seal.files and (folder / RELEASES_FILE).exists():
+    if RELEASES_FILE not in seal.files and (folder / RELEASES_FILE).exists():
         yield Finding(RELEASES_FILE, UNLISTED)
     for name, sealed in seal.files.items():
-        if folder is None or not (folder / name).is_file():
+        if not (folder / name).is_file():
             yield Finding(name, "the file is missing", digest=sealed.digest)
             continue
         with closing(open_file(folder / name)) as file:
