@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -404,19 +404,15 @@ def open_archives(
         FileSystemError: a file in one piece cannot be opened. Other archives that cannot be are
             returned as broken ones.
     """
+    sizes = {folder: sums.part_size_in(folder, seal, found) for folder, seal in seals.items()}
     archives: list[OpenArchive] = []
-    part_sizes_by_folder = {
-        folder: sums.part_size_in(folder, seal, found) for folder, seal in seals.items()
-    }
-    try:
+    with ExitStack() as failed:
         for path, files in found.items():
             seal = seals.get(path.parent)
             sealed = seal.archives.get(path.name) if seal is not None else None
-            archives.append(_opened(path, files, sealed, part_sizes_by_folder.get(path.parent, 0)))
-    except BaseException:
-        for archive in archives:
-            archive.file.close()
-        raise
+            archives.append(_opened(path, files, sealed, sizes.get(path.parent, 0)))
+            failed.callback(archives[-1].file.close)
+        failed.pop_all()
     return archives
 
 

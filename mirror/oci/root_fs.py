@@ -90,10 +90,11 @@ class RootFs:
         except _CircleError as err:
             raise UnreadableImageError(str(err)) from None
 
-    def end_of(self, path: str) -> tuple[str, Directory | Leaf] | None:
-        """The same as `find`; None where links lead in circles, too."""
+    def end_of(self, path: str, *, follow: bool = True) -> tuple[str, Directory | Leaf] | None:
+        """The same as `find`; None where links lead in circles, too. Without `follow`, a symbolic
+        link at the end is what is there."""
         with suppress(_CircleError):
-            return self._find(path)
+            return self._find(path, follow=follow)
         return None
 
     def _find(self, path: str, *, follow: bool = True) -> tuple[str, Directory | Leaf] | None:
@@ -232,8 +233,6 @@ class RootFs:
 
     def _linked(self, target: str) -> Leaf | None:
         """What a hard link to `target` is a name of."""
-        with suppress(_CircleError):  # which is not a file either
-            found = self._find(clean_path(target) or "", follow=False)
-            if found is not None and isinstance(found[1], Leaf):
-                return found[1] if found[1].kind is not EntryKind.HARDLINK else None
-        return None
+        found = self.end_of(clean_path(target) or "", follow=False)
+        leaf = found[1] if found is not None else None
+        return leaf if isinstance(leaf, Leaf) and leaf.kind is not EntryKind.HARDLINK else None
