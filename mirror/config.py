@@ -6,7 +6,7 @@ file can be reviewed and kept under version control.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -179,17 +179,11 @@ class PullConfig(BaseModel):
 
     def bytes_per_s(self) -> float | None:
         """The rate that `limit_rate` allows; None for any."""
-        try:
-            return None if self.limit_rate is None else parse_rate(self.limit_rate)
-        except ValueError as err:
-            raise InputError(f"--limit-rate: {err}") from None
+        return _parsed(self.limit_rate, parse_rate, "--limit-rate")
 
     def retry_for_s(self) -> float | None:
         """The seconds that `retry_for` allows; None for the default."""
-        try:
-            return None if self.retry_for is None else parse_duration(self.retry_for)
-        except ValueError as err:
-            raise InputError(f"--retry-for: {err}") from None
+        return _parsed(self.retry_for, parse_duration, "--retry-for")
 
     @property
     def brings_tool(self) -> bool:
@@ -318,6 +312,13 @@ class PullConfig(BaseModel):
         for key in _OUTWARD:
             document.pop(key, None)
         return document
+
+
+def _parsed(text: str | None, parse: Callable[[str], float], flag: str) -> float | None:
+    try:
+        return None if text is None else parse(text)
+    except ValueError as err:
+        raise InputError(f"{flag}: {err}") from None
 
 
 def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

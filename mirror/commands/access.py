@@ -154,11 +154,13 @@ def profile_hosts() -> frozenset[str] | None:
     return profile.hosts or None
 
 
-def signer(key_file: Path) -> tuple[Callable[[bytes], bytes], bytes]:
-    """What signs with the private key in a file, and its public half.
+def signer(key_file: Path | None) -> tuple[Callable[[bytes], bytes] | None, bytes | None]:
+    """What signs with the private key in a file, and its public half; nothing without a file.
 
     The key is tried at once, before a long pull begins.
     """
+    if key_file is None:
+        return None, None
     from mirror.signing import passphrase_from, public_half, sign
 
     key, asked = key_file.read_bytes(), f"Passphrase of {key_file}: "
@@ -171,7 +173,7 @@ def statement_keys(
     trusted_key: Sequence[Path] = (), sign_key: Path | None = None, allow_downgrade: bool = False
 ) -> StatementKeys:
     """What the options `keys` say."""
-    sign, own = (None, None) if sign_key is None else signer(sign_key)
+    sign, own = signer(sign_key)
     trusted = tuple(one.read_bytes() for one in trusted_key)
     return StatementKeys(sign, trusted, allow_downgrade, own)
 

@@ -117,7 +117,7 @@ def merge_command(
     packing = Packing(
         part_size=parse_part_size(images_bundle_chunk_size or "0"),
         gost_digest=gost_digest,
-        sign=signer(sign_key)[0] if sign_key is not None else None,
+        sign=signer(sign_key)[0],
         compress=compress == "zstd",
     )
     if force:
@@ -204,10 +204,10 @@ class Serving:
 
     def to_document(self) -> dict[str, Any]:
         """As JSON values, for `--json`."""
-        sizes = {} if self.held is None else {"bytes": sum(self.held.blob_sizes().values())}
-        counts = {} if self.held is None else self.held.counts()
-        keys = ("url", "address", "root", "origin", "readOnly=read_only", "login")
-        return {**document(self, *keys), **counts, **sizes}
+        found = document(self, "url", "address", "root", "origin", "readOnly=read_only", "login")
+        if self.held is not None:
+            found |= {**self.held.counts(), "bytes": sum(self.held.blob_sizes().values())}
+        return found
 
     def lines(self) -> Iterator[str]:
         """Yield what a person does with it."""
@@ -320,7 +320,8 @@ def serve_command(
         ]
         readers = [work.enter_context(BundleReader([one], flattened=True)) for one in paths]
         bundle, origin = readers[0], readers[0].origin
-        root = _root(root, origin)
+        root = (root or (origin or "").partition("/")[2] or _ROOT).strip("/")
+        check_repository(root)
         for warning in bundle.warnings():
             work.on_event(Warned(warning))
         held = BundleStorage(
@@ -348,12 +349,6 @@ def serve_command(
             while not stopped:  # a wait without an end may miss a signal that comes as it begins
                 time.sleep(0.1)
     tell("stopped")
-
-
-def _root(asked: str | None, origin: str | None) -> str:
-    root = (asked or (origin or "").partition("/")[2] or _ROOT).strip("/")
-    check_repository(root)
-    return root
 
 
 def _auth(users: Path | None, login: str | None, password: str | None, *, read_only: bool) -> Auth:

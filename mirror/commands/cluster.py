@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import gethostname
@@ -210,17 +210,8 @@ def apply_command(
 
 def _rendered(folder: Path) -> list[Mapping[str, Any]]:
     """The objects of a folder, in the order in which to apply them."""
-    found = list(_objects(folder / MANIFESTS))
-    if not found:
-        raise InputError(
-            f"{folder}: no rendered objects in {MANIFESTS}/; run `mirror mode render --out "
-            f"{folder}` first"
-        )
-    return sorted(found, key=lambda one: _ORDER.index(one["kind"]))
-
-
-def _objects(folder: Path) -> Iterator[Mapping[str, Any]]:
-    for path in sorted(folder.glob("*.yaml")):
+    found = []
+    for path in sorted((folder / MANIFESTS).glob("*.yaml")):
         for one in read_documents(read_text(path), str(path), "expected an object"):
             named = isinstance(one.get("metadata"), Mapping) and one["metadata"].get("name")
             kind = str(one.get("kind"))
@@ -229,7 +220,13 @@ def _objects(folder: Path) -> Iterator[Mapping[str, Any]]:
                     f"{path}: expected a {', '.join(_ORDER)} as rendered, found "
                     f"{kind[:40]}; render anew, or apply it with kubectl"
                 )
-            yield one
+            found.append(one)
+    if not found:
+        raise InputError(
+            f"{folder}: no rendered objects in {MANIFESTS}/; run `mirror mode render --out "
+            f"{folder}` first"
+        )
+    return sorted(found, key=lambda one: _ORDER.index(one["kind"]))
 
 
 @command("controller", "mirror controller --kubeconfig admin.conf --digests digests.json")

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from mirror.bundle import gost
 from mirror.bundle.folder import check_space
-from mirror.bundle.format import MAX_COMPANION_BYTES
+from mirror.bundle.format import MAX_COMPANION_BYTES, Shard
 from mirror.bundle.place import Packing
 from mirror.bundle.reader import read_inventory
 from mirror.commands import options, program
@@ -40,26 +40,32 @@ from mirror.events import Warned
 from mirror.layout import tool_name
 from mirror.oci import Digest
 from mirror.operations.pull import PullPlan, clean, place_of, plan_patch, plan_pull
-from mirror.registry import Credentials, find_credentials
+from mirror.registry import find_credentials
 from mirror.release.source import ReleaseSource, SourceTree
 from mirror.reports.bundles import clean_summary, plan_summary, pull_summary
 
 if TYPE_CHECKING:
     from mirror.bundle.bucket import Bucket
-    from mirror.bundle.format import Shard
 
 
-def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, Any]:
+_SHORT = {
+    "include_module": "-i",
+    "exclude_module": "-e",
+    "images_bundle_chunk_size": "-c",
+    "cert_key": "--key",
+}
+_VARIABLES = {"cert": "D8_MIRROR_SOURCE_CERT", "cert_key": "D8_MIRROR_SOURCE_KEY"}
+
+
+def _config_options() -> dict[str, Any]:
     """One option for every setting of `PullConfig`, absent unless it is given.
-
-    `short` has second names of some, and `variables` those of the environment that may give them.
 
     A switch has an opposite, for what a file switches on: `--no-modules/--modules`.
     """
     found = {}
     for name, setting in PullConfig.model_fields.items():
         long = name.replace("_", "-")
-        names = [f"--{long}", *([short[name]] if name in short else [])]
+        names = [f"--{long}", *([_SHORT[name]] if name in _SHORT else [])]
         default, text = setting.get_default(), setting.description
         how: dict[str, Any] = {"shell_complete": program.PULL.get(name)}
         if isinstance(default, bool):
@@ -70,7 +76,10 @@ def _config_options(*, short: Mapping[str, str], variables: Mapping[str, str]) -
             how |= {"multiple": True}
         else:
             text = f"{text}  [default: {default}]" if default is not None else text
-            how |= {"type": int if isinstance(default, int) else str, "envvar": variables.get(name)}
+            how |= {
+                "type": int if isinstance(default, int) else str,
+                "envvar": _VARIABLES.get(name),
+            }
             if get_origin(setting.annotation) is Literal:
                 how["type"] = click.Choice(get_args(setting.annotation))
         found[name] = option(text, *names, default=None, **how)
@@ -114,10 +123,11 @@ def pull_command(
     only: Path | None = file_option(
         "Pull just what this file of `mirror repair --request` lists: a patch for that bundle."
     ),
-    shard: str | None = option(
+    shard: Shard | None = option(
         "Carry one of COUNT shares of a bundle in a bucket, as 3/8, which as many machines make "
         "together. `auto`: the share of a pod of a Kubernetes Indexed Job.",
         "--shard N/COUNT",
+        read=Shard.parse,
     ),
     force: bool = flag("Replace the bundle that is in BUNDLE_DIR."),
     yes: bool = options.yes_option,
@@ -129,18 +139,7 @@ def pull_command(
     license_key: str | None = _LOGINS["license_key"],
     cluster: ClusterFiles = cluster_files,
     _d8: None = program.for_d8,
-    settings: Mapping[str, Any] = options.grouped(
-        dict,
-        **_config_options(
-            short={
-                "include_module": "-i",
-                "exclude_module": "-e",
-                "images_bundle_chunk_size": "-c",
-                "cert_key": "--key",
-            },
-            variables={"cert": "D8_MIRROR_SOURCE_CERT", "cert_key": "D8_MIRROR_SOURCE_KEY"},
-        ),
-    ),
+    settings: Mapping[str, Any] = options.grouped(dict, **_config_options()),
     work: Work = options.as_json,
 ) -> None:
     """Pack a release tree into a bundle in BUNDLE_DIR, or in a bucket: s3://BUCKET/PREFIX.
@@ -183,12 +182,12 @@ def pull_command(
     source = _source(config, access, license_key, cluster)
     tool = _tool(config)
     selection, warnings = config.selection()
-    own_key = (None, None) if sign_key is None or dry_run else signer(sign_key)
+    sign, public_key = signer(None if dry_run else sign_key)
     packing = Packing(
         part_size=config.part_size(),
         gost_digest=config.gost_digest,
-        sign=own_key[0],
-        public_key=own_key[1],
+        sign=sign,
+        public_key=public_key,
         resume=not no_pull_resume,
         compress=config.compress == "zstd",
     )
@@ -205,9 +204,13 @@ def pull_command(
     for warning in warnings:
         work.on_event(Warned(warning))
     place = made_at(bundle_dir, access, work)
-    part = None if shard is None else _shard(shard, place, dry_run=dry_run, force=force)
-    if part is None:
+    if shard is None:
         place_of(place, run).check(force=force)
+    elif isinstance(place, Path):
+        raise InputError("--shard is for a bundle in a bucket: s3://bucket/prefix, not a folder")
+    elif dry_run or force:
+        other = "--dry-run" if dry_run else "--force"
+        raise InputError(f"--shard takes no {other}; leave one of them out")
     if force and not dry_run:
         confirm_replacing(work, place, yes)
     tree = SourceTree(source.root, source.modules_suffix)
@@ -233,7 +236,7 @@ def pull_command(
             run=run,
         )
 
-    if part is not None and not isinstance(place, Path):
+    if shard is not None and not isinstance(place, Path):
         from mirror.operations.shards import pull_shard  # few need these
         from mirror.reports.registries import shard_summary
 
@@ -248,11 +251,15 @@ def pull_command(
             "version": tool_name(),
         }
         content = ReleaseSource(client.within(run), tree, run=run).content
-        report = pull_shard(place, part, asked, planned, content, packing=packing, run=run)
+        report = pull_shard(place, shard, asked, planned, content, packing=packing, run=run)
         work.show(report, shard_summary)
     elif dry_run:
         plan = planned()
-        _tell_space(work, place, sum(plan.archives.values()))
+        try:
+            if isinstance(place, Path):
+                check_space(place, sum(plan.archives.values()))
+        except NoSpaceError as err:
+            work.on_event(Warned(str(err)))
         work.show(plan, plan_summary)
     else:
         done = planned().carry_out(place, force=force, packing=packing, run=run)
@@ -280,18 +287,6 @@ def clean_command(
         if found.removed:
             work.confirm(f"Remove this from {place} for good?")
     work.show(clean(place, dry_run=dry_run, run=work.run), clean_summary)
-
-
-def _shard(text: str, place: Path | Bucket, *, dry_run: bool, force: bool) -> Shard:
-    """Which share of the bundle this machine makes."""
-    from mirror.bundle.format import Shard  # few need it
-
-    if isinstance(place, Path):
-        raise InputError("--shard is for a bundle in a bucket: s3://bucket/prefix, not a folder")
-    for given, name in ((dry_run, "--dry-run"), (force, "--force")):
-        if given:
-            raise InputError(f"--shard takes no {name}; leave one of them out")
-    return Shard.parse(text)
 
 
 def _tool(config: PullConfig) -> bytes | None:
@@ -337,31 +332,15 @@ def confirm_replacing(work: Work, folder: Path | Bucket, yes: bool) -> None:
         work.confirm(f"Replace the bundle in {folder}? It stays until the new one is complete.")
 
 
-def _tell_space(work: Work, folder: Path | Bucket, needed: int) -> None:
-    """Warn if the pull would not find the room that it needs."""
-    if not isinstance(folder, Path):
-        return
-    try:
-        check_space(folder, needed)
-    except NoSpaceError as err:
-        work.on_event(Warned(str(err)))
-
-
-def _license_credentials(license_key: str) -> Credentials:
-    """The login that belongs to a licence key."""
-    key = read_secret(license_key, "Licence key: ")
-    if not key:
-        raise InputError("--license - found no key on standard input")
-    return Credentials("license-token", key)
-
-
 def _source(
     config: PullConfig, access: AccessOptions, license_key: str | None, cluster: ClusterFiles
 ) -> TreeAccess:
     """Where to pull from: the registry of the settings, or by default that of the cluster."""
     if license_key and not access.login:
-        licensed = _license_credentials(license_key)
-        access = replace(access, login=licensed.username, password=licensed.password)
+        key = read_secret(license_key, "Licence key: ")
+        if not key:
+            raise InputError("--license - found no key on standard input")
+        access = replace(access, login="license-token", password=key)
     named = config.source if not cluster or "source" in config.model_fields_set else None
     return cluster.reach(named, access, writes=False)
 

@@ -181,30 +181,27 @@ def verify_command(
         work.show(done, verify_shard_summary, code=code)
     elif target is None:
         whole = verify(reader, key=key, quick=quick, run=work.run)
-        _write_page(work, html_file, reader, whole.findings, bundle_summary(whole, 0), "\n")
+        told = bundle_summary(whole, 0).partition("\n")[0]
+        _write_page(work, html_file, reader, whole.findings, told)
         work.show(whole, bundle_summary, code=IntegrityError.exit_code if whole.findings else 0)
     else:
         tree = work.enter_context(target.open(work.on_event))
         held = verify(reader, against=tree, deep=deep, run=work.run)
-        _write_page(work, html_file, reader, held.findings, registry_summary(held, 0), "\n")
+        told = registry_summary(held, 0).partition("\n")[0]
+        _write_page(work, html_file, reader, held.findings, told)
         work.show(held, registry_summary, code=IntegrityError.exit_code if held.findings else 0)
 
 
 def _write_page(
-    work: Work,
-    file: Path | None,
-    reader: BundleReader,
-    findings: Sequence[Finding],
-    summary: str,
-    end: str,
+    work: Work, file: Path | None, reader: BundleReader, findings: Sequence[Finding], told: str
 ) -> None:
-    """Write the page about a bundle, if one is asked for, with `summary` up to its first `end`."""
+    """Write the page about a bundle, if one is asked for, with the lines that were `told`."""
     if file is None:
         return
     from mirror.bundle.inspect import inspect_bundle  # these are loaded for a page alone
     from mirror.reports.page import html
 
-    said = "; ".join(map(str.strip, summary.partition(end)[0].splitlines()))
+    said = "; ".join(map(str.strip, told.splitlines()))
     names = component_names(reader, reader.carried())
     work.write_page(
         file, html(inspect_bundle(reader, as_sealed=True), names, findings, [("Result", said)])
@@ -262,8 +259,8 @@ def repair_command(
     summary = partial(repair_summary, request=request)
     if html_file is not None:
         with BundleReader([bundle_dir]) as reader:
-            found = report.verified.findings
-            _write_page(work, html_file, reader, found, summary(report, 0), "\n\n")
+            told = summary(report, 0).partition("\n\n")[0]
+            _write_page(work, html_file, reader, report.verified.findings, told)
     work.show(report, summary, code=code)
 
 
