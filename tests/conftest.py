@@ -78,8 +78,10 @@ def _this_machine_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         home = tmp_path_factory.mktemp("home")
         leave_home(patch, home)
         stay_on_loopback(patch)
-        # Registries would spend a quarter of their time on garbage, of which they have little.
+        # Registries would spend a quarter of their time on garbage, of which they have little, and
+        # a tenth on waking threads; tests want all processors anyway.
         patch.setenv("GOGC", "800")
+        patch.setenv("GOMAXPROCS", "1")
         # Whoever issues certificates on loopback is named by the test. To load the hundreds of
         # authorities of the system takes 25 ms of each client's start.
         patch.setenv("SSL_CERT_FILE", str(Authority.create(home / "roots").certificate))

@@ -24,7 +24,7 @@ def _release(version: str, module: str) -> TreeSpec:
     versions, modules = (version,), (module,)
     console = ModuleSpec("console", modules, spread(modules))
     return replace(
-        TINY, versions=versions, channels=spread(versions), components=3, modules=(console,)
+        TINY, versions=versions, channels=spread(versions), components=2, modules=(console,)
     )
 
 
