@@ -91,7 +91,9 @@ class Leader:
     ) -> None:
         self.tree, self.digest, self.generation = tree, digest, generation
         self._run = Run.of(run)
-        self.trust = StatementTrust(tree, digest, self._run)
+        self.source = tree.source()
+        """A reader that all replicas share, as they need the same manifests."""
+        self.trust = StatementTrust(tree, digest, self.source, self._run)
         self._lock = threading.Lock()
         self._facts: Facts | None = None
         self._sound: Future[bool] = Future()
@@ -289,7 +291,7 @@ def _credible(stating: Sequence[_Stating], run: Run | None) -> tuple[list[_Stati
                 more = differing(tags, tags_of(other.statement.inventory))
                 news = laid_over(news, more)
         try:
-            StatementTrust(tree, published.digest, Run.of(run)).confirm(news)
+            StatementTrust(tree, published.digest, tree.source(), Run.of(run)).confirm(news)
         except ConflictError:
             pass  # a publication is under way there, which its replicas are told of
         except StatementError as err:

@@ -164,7 +164,11 @@ class RegistryTask(ABC):
     @cached_property
     def _copies(self) -> FailoverSource:
         """The other registries as one source, which remembers who failed."""
-        places = [one.source() for one in self._others]
+        head = self._leader
+        places = [
+            head.source.within(self._run) if one.name == head.tree.name else one.source()
+            for one in self._others
+        ]
         return FailoverSource(places, self._wanted, on_event=self._run.on_event)
 
     @cached_property

@@ -16,17 +16,21 @@ from semver import Version
 from mirror.errors import (
     ConflictError,
     DowngradeError,
+    IntegrityError,
+    InvalidManifestError,
     MirrorError,
     NotFoundError,
+    RegistryNotFoundError,
     StatementError,
     counted,
 )
 from mirror.events import Warned
 from mirror.layout import CHANNELS, holds_releases, parse_version
 from mirror.oci import Digest
-from mirror.run import Run
+from mirror.run import Run, gather
 from mirror.sync import Inventory
-from mirror.sync.plan import Plan, Tags, differing, laid_over, tags_of, tags_of_steps, tags_only
+from mirror.sync.observe import named
+from mirror.sync.plan import Plan, PutTag, Tags, differing, laid_over, tags_of, tags_of_steps
 from mirror.sync.publication_state import (
     PENDING,
     PublicationState,
@@ -35,19 +39,24 @@ from mirror.sync.publication_state import (
     statement_digest,
 )
 from mirror.sync.statement import REPOSITORY, generation_of
-from mirror.sync.tree import RegistryTree
+from mirror.sync.tree import RegistrySource, RegistryTree
 
 
 class StatementTrust:
-    """What confirms the statement `digest` of a registry; None states nothing. Thread-safe."""
+    """What confirms the statement `digest` of a registry; None states nothing. Thread-safe.
 
-    def __init__(self, tree: RegistryTree, digest: Digest | None, run: Run) -> None:
-        self._tree, self._digest, self._run = tree, digest, run
+    It reads the manifests of tags through `source`, which keeps them for whoever carries them next.
+    """
+
+    def __init__(
+        self, tree: RegistryTree, digest: Digest | None, source: RegistrySource, run: Run
+    ) -> None:
+        self._tree, self._digest, self._source, self._run = tree, digest, source, run
         self._lock = threading.Lock()
         self._named: Tags = {}  # under the lock: what its tags name, as far as was asked
 
     def confirm(self, tags: Tags) -> Tags:
-        """Ask the registry whether its own tags name what it states in `tags`; one `HEAD` each.
+        """Ask the registry whether its own tags name what it states in `tags`; one request each.
 
         A signature does not replace that: whatever was signed once can be put there again. Returns
         those of `tags` that the registry does not have.
@@ -60,21 +69,38 @@ class StatementTrust:
         if self._digest is None:
             return {}
         with self._lock:
-            unasked = tags_only(differing(tags, self._named))
-            if unasked.repositories:
-                now = self._tree.target(self._run).held(unasked)
-                self._named = laid_over(self._named, tags_of(now))
-            named = self._named
-        unlike = differing(tags, named)
+            unasked = [
+                PutTag(path, tag, digest)
+                for path, one in differing(tags, self._named).items()
+                for tag, digest in one.items()
+            ]
+            answers = zip(unasked, gather(unasked, self._ask, run=self._run), strict=True)
+            now = tags_of_steps([replace(one, digest=found) for one, found in answers if found])
+            self._named = laid_over(self._named, now)
+            known = self._named
+        unlike = differing(tags, known)
         wrong = [
             (path, tag, digest, found)
             for path, one in unlike.items()
             for tag, digest in one.items()
-            if (found := named.get(path, {}).get(tag)) is not None
+            if (found := known.get(path, {}).get(tag)) is not None
         ]
         if wrong:
             raise self._contradiction(wrong)
         return unlike
+
+    def _ask(self, step: PutTag) -> Digest | None:
+        """What a tag names, by the algorithm of its wanted digest; None if it names nothing."""
+        algorithm = step.digest.algorithm
+        try:
+            manifest = self._source.fetch(step.repository, step.tag)
+        except RegistryNotFoundError:
+            return None
+        except (IntegrityError, InvalidManifestError):  # another registry may have it sound
+            repository = self._tree.locate(step.repository)
+            return named(self._tree.client, repository, step.tag, step.digest)
+        found = manifest.digest
+        return found if found.algorithm == algorithm else Digest.of(manifest.raw, algorithm)
 
     def confirmed(self, plan: Plan) -> tuple[Plan, list[tuple[str, MirrorError]]]:
         """`plan` without the tags that the registry states and does not have, and those.

@@ -58,6 +58,7 @@ from mirror.sync.statement import (
     put_artifact,
 )
 from mirror.sync.tree import RegistryTree
+from mirror.testing import CorruptBody, Fault
 from tests.support.bundles import pack
 from tests.support.inventories import put_image, sample_store
 from tests.support.patience import PATIENCE_S
@@ -162,6 +163,21 @@ def test_a_dry_run_tells_of_a_contradiction_too(two: list[Replica]) -> None:
     assert isinstance(error_of(only(report.replicas)), StatementError)
 
 
+def test_a_manifest_that_the_leader_gives_damaged_comes_from_another_replica(
+    three: list[Replica],
+) -> None:
+    """Its tag is confirmed all the same, by what the leader says that it names."""
+    leader, holder, replica = three
+    sync_replicas(leader.tree, [holder.tree])
+    digest = leader.held().repository("modules/console").tags["v0.1.0"]
+    path = f"/modules/console/manifests/(v0.1.0|{digest})"
+    leader.registry.faults.add(Fault(CorruptBody(0), "GET", path, times=None))
+    report = sync_replicas(leader.tree, [replica.tree, holder.tree])
+    assert report.exit_code == 0
+    assert replica.held() == leader.held()
+    assert leader.registry.faults.struck
+
+
 def test_only_tags_that_would_turn_are_asked_about_once_for_all_replicas(
     three: list[Replica],
 ) -> None:
@@ -174,8 +190,9 @@ def test_only_tags_that_would_turn_are_asked_about_once_for_all_replicas(
     asked = [
         request.path
         for request in leader.registry.requests
-        if request.method == "HEAD" and "mirror/inventory" not in request.path
+        if "/manifests/" in request.path and "mirror/inventory" not in request.path
     ]
+    # That read the manifest, too, which no replica asks for again.
     assert asked == [f"/v2/{ROOT}/manifests/v2.0.0"]
 
 
