@@ -30,7 +30,7 @@ from mirror.errors import (
     RegistryNotFoundError,
 )
 from mirror.events import Event, TransferStarted, Warned
-from mirror.oci import Digest, Manifest
+from mirror.oci import Digest
 from mirror.operations.pull import pack
 from mirror.run import Cancellation, Run
 from mirror.sync import MemoryStore, Source
@@ -42,6 +42,7 @@ from tests.support.inventories import put_image
 from tests.support.object_storage import LOGIN, ObjectStorage, S3Server, SeaweedStorage
 from tests.support.patience import ends_within, wait_until
 from tests.support.scripted_server import Reply, ScriptedServer
+from tests.support.sources import CountedSource, StopError
 
 MIB = 1 << 20
 _random = random.Random(1)
@@ -70,34 +71,11 @@ SEAL = sealed(STORE)
 SEALED = SEAL.to_json()
 
 
-class Counted:
-    """A source that counts the bytes it gives, and may fail behind some of them."""
-
-    name = "source"
+class Counted(CountedSource):
+    """`STORE`, or another, with its bytes counted."""
 
     def __init__(self, store: Source = STORE, *, most: int | None = None) -> None:
-        self._store, self._most, self.given = store, most, 0
-        self._lock = threading.Lock()
-
-    def manifest(self, repository: str, digest: Digest) -> Manifest:
-        return self._store.manifest(repository, digest)
-
-    def blob(
-        self, repository: str, digest: Digest, size: int, offset: int = 0
-    ) -> Generator[bytes, None, None]:
-        assert offset < max(size, 1), "nothing is left of this blob"
-        for chunk in self._store.blob(repository, digest, size, offset):
-            for start in range(0, len(chunk), MIB):
-                piece = chunk[start : start + MIB]
-                with self._lock:
-                    self.given += len(piece)
-                    if self._most is not None and self.given > self._most:
-                        raise StopError
-                yield piece
-
-
-class StopError(Exception):
-    """The process ends here, as far as the code under test can tell."""
+        super().__init__(store, most=most)
 
 
 @pytest.fixture(

@@ -39,7 +39,7 @@ from mirror.errors import DamagedBundleError, InputError, NoSpaceError
 from mirror.oci import Digest
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, make_plan, transfer
-from tests.support.bundles import archives_of, pack_store, seal_of, verify
+from tests.support.bundles import archives_of, flip, pack_store, seal_of, verify
 from tests.support.inventories import put_image, sample_store
 from tests.support.program import ROOT
 from tests.support.strategies import MORE_EXAMPLES
@@ -331,14 +331,6 @@ def test_a_whole_one_has_no_findings(packed: Path, plain: Path) -> None:
     assert not report.findings
 
 
-def flip(path: Path, at: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 1 << at % 8]))
-
-
 def test_a_flipped_byte_anywhere_in_a_compressed_archive_is_found(copy: Path) -> None:
     dice = random.Random(7)
     for path in (copy / "security.tar.zst", copy / "platform.tar.zst"):
@@ -346,12 +338,12 @@ def test_a_flipped_byte_anywhere_in_a_compressed_archive_is_found(copy: Path) ->
         frame_starts = [0, 4, 5, 6, 12]
         table = [size - 1, size - 5, size - 9, size - 15, size - 21]
         for at in [*frame_starts, *table, *(dice.randrange(size) for _ in range(50))]:
-            flip(path, at)
+            flip(path, at, 1 << at % 8)
             findings = verify(copy).findings
             places = {finding.place for finding in findings}
             assert places & {path.name, path.name.removesuffix(".zst")}, at
             assert places <= {path.name, path.name.removesuffix(".zst")}, at
-            flip(path, at)
+            flip(path, at, 1 << at % 8)
     assert verify(copy).findings == ()
 
 

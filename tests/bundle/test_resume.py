@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
@@ -21,12 +20,13 @@ from mirror.bundle.verify import verify_bundle
 from mirror.bundle.writer import BundleWriter
 from mirror.durable import Folder
 from mirror.errors import CancelledError, ChangedLeftoversError, IncompleteError, IntegrityError
-from mirror.oci import Digest, Manifest
+from mirror.oci import Digest
 from mirror.run import Cancellation, Run
 from mirror.sync import MemoryStore, make_plan, transfer
 from mirror.sync.plan import Plan
 from tests.support.bundles import archives_of, pack_store, seal_of
 from tests.support.inventories import put_image
+from tests.support.sources import CountedSource, StopError
 
 PIECE = 1 << 20
 BIG = 12 << 20
@@ -61,39 +61,7 @@ def files_in(folder: Path) -> dict[str, Digest]:
     return {path.name: Digest.of(path.read_bytes()) for path in files}
 
 
-class StopError(Exception):
-    """The process ends here, as far as the code under test can tell."""
-
-
-class Counting:
-    """A source that counts the bytes it gives, in pieces of 1 MiB, and may stop at one of them."""
-
-    name = "source"
-
-    def __init__(self, store: MemoryStore, stop_after: int | None = None) -> None:
-        self.store, self.stop_after = store, stop_after
-        self.given = 0
-        self.asked: list[tuple[Digest, int]] = []
-        self._lock = threading.Lock()
-
-    def manifest(self, repository: str, digest: Digest) -> Manifest:
-        return self.store.manifest(repository, digest)
-
-    def blob(
-        self, repository: str, digest: Digest, size: int, offset: int = 0
-    ) -> Generator[bytes, None, None]:
-        self.asked.append((digest, offset))
-        for chunk in self.store.blob(repository, digest, size, offset):
-            for start in range(0, len(chunk), PIECE):
-                piece = chunk[start : start + PIECE]
-                with self._lock:
-                    self.given += len(piece)
-                    if self.stop_after is not None and self.given > self.stop_after:
-                        raise StopError
-                yield piece
-
-
-def pull(source: Counting, folder: Path, seal: Seal = SEAL, *, jobs: int = 1) -> Plan:
+def pull(source: CountedSource, folder: Path, seal: Seal = SEAL, *, jobs: int = 1) -> Plan:
     """What a pull does with a plan; return what it had to carry.
 
     Like `operations.pull.pack`, it goes on once without what an earlier run had written wrongly.
@@ -104,7 +72,7 @@ def pull(source: Counting, folder: Path, seal: Seal = SEAL, *, jobs: int = 1) ->
         return pull_once(source, folder, seal, jobs=jobs)
 
 
-def pull_once(source: Counting, folder: Path, seal: Seal = SEAL, *, jobs: int = 1) -> Plan:
+def pull_once(source: CountedSource, folder: Path, seal: Seal = SEAL, *, jobs: int = 1) -> Plan:
     with BundleWriter(folder, seal) as writer:
         plan = make_plan(seal.inventory, writer.held(seal.inventory))
         transfer(plan, source, writer, run=Run(jobs=jobs))
@@ -123,7 +91,7 @@ def test_stopped_anywhere_any_number_of_times_it_ends_with_the_same_bytes(
     folder = tmp_path_factory.mktemp("resumed")
     given_bytes = 0
     for stop in stops:
-        source = Counting(STORE, stop_after=stop)
+        source = CountedSource(STORE, most=stop)
         with suppress(StopError):
             pull(source, folder, jobs=jobs)
         given_bytes += source.given
@@ -131,7 +99,7 @@ def test_stopped_anywhere_any_number_of_times_it_ends_with_the_same_bytes(
             break
         assert not list(folder.glob("*.tar"))
     else:
-        source = Counting(STORE)
+        source = CountedSource(STORE)
         pull(source, folder, jobs=jobs)
         given_bytes += source.given
     assert files_in(folder) == plain
@@ -145,16 +113,16 @@ def test_finished_blobs_are_not_fetched_again_and_a_half_one_continues(tmp_path:
     sizes = STORE.inventory().blob_sizes()
     big = max(sizes, key=lambda digest: sizes[digest])
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=11 << 20), tmp_path)
+        pull(CountedSource(STORE, most=11 << 20), tmp_path)
     noted = Journal(Folder(tmp_path)).progress[big]
     assert (10 << 20) <= noted <= (11 << 20)
-    first = Counting(STORE, stop_after=(2 << 20) + 1)
+    first = CountedSource(STORE, most=(2 << 20) + 1)
     with pytest.raises(StopError):
         pull(first, tmp_path)
     assert first.asked[0] == (big, noted), "the noted half is not read again"
     finished = {d for d, n in Journal(Folder(tmp_path)).progress.items() if n == sizes[d]}
     assert finished
-    second = Counting(STORE)
+    second = CountedSource(STORE)
     plan = pull(second, tmp_path)
     assert {step.digest for step in plan.blobs} == sizes.keys() - finished
     assert not finished & {digest for digest, _ in second.asked}
@@ -163,17 +131,17 @@ def test_finished_blobs_are_not_fetched_again_and_a_half_one_continues(tmp_path:
 
 def test_nothing_but_the_bundle_stays_behind(tmp_path: Path) -> None:
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=5 << 20), tmp_path)
+        pull(CountedSource(STORE, most=5 << 20), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {JOURNAL, "inventory.json.partial"}
     assert (tmp_path / JOURNAL).stat().st_size < 4096
-    pull(Counting(STORE), tmp_path)
+    pull(CountedSource(STORE), tmp_path)
     assert set(files_in(tmp_path)) == {"inventory.json", "SHA256SUMS", *SEAL.archives}
 
 
 def test_without_resume_it_begins_anew(tmp_path: Path) -> None:
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=11 << 20), tmp_path)
-    source = Counting(STORE)
+        pull(CountedSource(STORE, most=11 << 20), tmp_path)
+    source = CountedSource(STORE)
     with BundleWriter(tmp_path, SEAL, packing=Packing(resume=False)) as writer:
         assert not writer.held(SEAL.inventory).repositories
         transfer(make_plan(SEAL.inventory, writer.held(SEAL.inventory)), source, writer)
@@ -186,10 +154,10 @@ def test_without_resume_it_begins_anew(tmp_path: Path) -> None:
 
 def test_of_a_changed_source_only_the_difference_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+        pull(CountedSource(STORE, most=BIG + 1), tmp_path)
     newer = _store(version="v2")
     seal = seal_of(archives_of(newer.inventory()))
-    source = Counting(newer)
+    source = CountedSource(newer)
     pull(source, tmp_path, seal)
     assert source.given < 1 << 20, "the large layer is taken over from the interrupted pull"
     with BundleReader([tmp_path]) as reader:
@@ -201,7 +169,7 @@ def test_of_a_changed_source_only_the_difference_is_fetched(tmp_path: Path) -> N
 
 def test_what_is_taken_over_is_proved_first(tmp_path: Path) -> None:
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+        pull(CountedSource(STORE, most=BIG + 1), tmp_path)
     for path in tmp_path.glob("*.tar.partial"):
         data = bytearray(path.read_bytes())
         if len(data) > BIG // 2:
@@ -210,7 +178,7 @@ def test_what_is_taken_over_is_proved_first(tmp_path: Path) -> None:
             path.write_bytes(data)
     newer = _store(version="v2")
     seal = seal_of(archives_of(newer.inventory()))
-    source = Counting(newer)
+    source = CountedSource(newer)
     pull(source, tmp_path, seal)
     assert source.given >= BIG
     with BundleReader([tmp_path]) as reader:
@@ -219,12 +187,12 @@ def test_what_is_taken_over_is_proved_first(tmp_path: Path) -> None:
 
 def test_a_changed_plan_that_is_stopped_too_still_gives_what_the_first_had(tmp_path: Path) -> None:
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+        pull(CountedSource(STORE, most=BIG + 1), tmp_path)
     newer = _store(version="v2")
     seal = seal_of(archives_of(newer.inventory()))
     with pytest.raises(StopError):
-        pull(Counting(newer, stop_after=0), tmp_path, seal)
-    source = Counting(newer)
+        pull(CountedSource(newer, most=0), tmp_path, seal)
+    source = CountedSource(newer)
     pull(source, tmp_path, seal)
     assert source.given < 1 << 20
 
@@ -234,13 +202,13 @@ def test_a_changed_plan_that_is_stopped_too_still_gives_what_the_first_had(tmp_p
 
 def test_after_a_power_cut_claims_are_proved(tmp_path: Path, plain: dict[str, Digest]) -> None:
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+        pull(CountedSource(STORE, most=BIG + 1), tmp_path)
     # The system comes up again, and what it had not put on the disk is zeros.
     path = max(tmp_path.glob("*.tar.partial"), key=lambda one: one.stat().st_size)
     data = bytearray(path.read_bytes())
     data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
     path.write_bytes(data)
-    source = Counting(STORE)
+    source = CountedSource(STORE)
     pull(source, tmp_path)
     assert files_in(tmp_path) == plain
     assert source.given >= BIG
@@ -279,10 +247,10 @@ def test_no_copy_of_a_blob_is_believed_after_a_power_cut(
     plain: dict[str, Digest],
 ) -> None:
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+        pull(CountedSource(STORE, most=BIG + 1), tmp_path)
     archive, entry = places_of_the_large_layer()[copy]
     zero(tmp_path, archive, *LOSSES[loss](entry))
-    pull(Counting(STORE), tmp_path)
+    pull(CountedSource(STORE), tmp_path)
     assert files_in(tmp_path) == plain
 
 
@@ -293,13 +261,13 @@ def test_what_a_disk_lost_without_a_restart_is_noticed_and_fetched_by_the_next_r
 ) -> None:
     """It was pulled out and put in again: nothing but the bytes tells."""
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+        pull(CountedSource(STORE, most=BIG + 1), tmp_path)
     archive, entry = places_of_the_large_layer()[copy]
     zero(tmp_path, archive, *LOSSES[loss](entry))
     with pytest.raises(IntegrityError, match=f"in {archive}.*run the same command again"):
-        pull_once(Counting(STORE), tmp_path)
+        pull_once(CountedSource(STORE), tmp_path)
     assert not list(tmp_path.glob("*.tar"))
-    source = Counting(STORE)
+    source = CountedSource(STORE)
     pull(source, tmp_path)
     assert files_in(tmp_path) == plain
     assert source.given == BIG
@@ -309,10 +277,10 @@ def test_archives_that_were_copied_in_part_are_proved_first(
     tmp_path: Path, plain: dict[str, Digest]
 ) -> None:
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+        pull(CountedSource(STORE, most=BIG + 1), tmp_path)
     archive, entry = places_of_the_large_layer()[-1]
     os.truncate(tmp_path / f"{archive}.partial", entry.data_offset + BIG // 2)
-    pull(Counting(STORE), tmp_path)
+    pull(CountedSource(STORE), tmp_path)
     assert files_in(tmp_path) == plain
 
 
@@ -320,9 +288,9 @@ def test_an_archive_that_was_taken_away_in_between_is_fetched_again(
     tmp_path: Path, plain: dict[str, Digest]
 ) -> None:
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+        pull(CountedSource(STORE, most=BIG + 1), tmp_path)
     (tmp_path / "platform.tar.partial").unlink()
-    source = Counting(STORE)
+    source = CountedSource(STORE)
     pull(source, tmp_path)
     assert source.given >= BIG
     assert files_in(tmp_path) == plain
@@ -336,21 +304,21 @@ def test_archives_of_an_earlier_bundle_are_not_taken_for_those_under_way(tmp_pat
     (tmp_path / "inventory.json").unlink()
     before = (tmp_path / "module-m.tar").read_bytes()
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=5 << 20), tmp_path)
+        pull(CountedSource(STORE, most=5 << 20), tmp_path)
     (tmp_path / "module-m.tar.partial").unlink()
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=0), tmp_path)
+        pull(CountedSource(STORE, most=0), tmp_path)
     assert (tmp_path / "module-m.tar").read_bytes() == before
 
 
 def test_a_new_plan_that_gets_nowhere_keeps_what_the_first_had(tmp_path: Path) -> None:
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=BIG + 1), tmp_path)
+        pull(CountedSource(STORE, most=BIG + 1), tmp_path)
     newer = _store(version="v2")
     seal = seal_of(archives_of(newer.inventory()))
     with BundleWriter(tmp_path, seal):
         pass
-    source = Counting(newer)
+    source = CountedSource(newer)
     pull(source, tmp_path, seal)
     assert source.given < 1 << 20
 
@@ -359,13 +327,13 @@ def test_a_wrong_beginning_costs_that_blob_and_no_more(
     tmp_path: Path, plain: dict[str, Digest]
 ) -> None:
     with pytest.raises(StopError):
-        pull(Counting(STORE, stop_after=9 << 20), tmp_path)
+        pull(CountedSource(STORE, most=9 << 20), tmp_path)
     for path in tmp_path.glob("*.tar.partial"):
         data = bytearray(path.read_bytes())
         if len(data) > 1 << 20:
             data[1 << 20] ^= 0xFF
         path.write_bytes(data)
-    pull(Counting(STORE), tmp_path)
+    pull(CountedSource(STORE), tmp_path)
     assert files_in(tmp_path) == plain
 
 
@@ -411,7 +379,7 @@ def test_a_journal_stays_small_however_much_it_is_told(tmp_path: Path) -> None:
 
 
 def test_a_failed_item_keeps_what_the_others_brought(tmp_path: Path) -> None:
-    class Lacking(Counting):
+    class Lacking(CountedSource):
         def blob(
             self, repository: str, digest: Digest, size: int, offset: int = 0
         ) -> Generator[bytes, None, None]:
@@ -421,7 +389,7 @@ def test_a_failed_item_keeps_what_the_others_brought(tmp_path: Path) -> None:
 
     with pytest.raises(IncompleteError, match="no blob"):
         pull(Lacking(STORE), tmp_path)
-    source = Counting(STORE)
+    source = CountedSource(STORE)
     pull(source, tmp_path)
     assert source.given == len(b"db" * 5000)
 
@@ -429,7 +397,7 @@ def test_a_failed_item_keeps_what_the_others_brought(tmp_path: Path) -> None:
 def test_cancelling_is_a_stop_like_any_other(tmp_path: Path, plain: dict[str, Digest]) -> None:
     cancel = Cancellation()
 
-    class Cancelling(Counting):
+    class Cancelling(CountedSource):
         def blob(
             self, repository: str, digest: Digest, size: int, offset: int = 0
         ) -> Generator[bytes, None, None]:
@@ -445,5 +413,5 @@ def test_cancelling_is_a_stop_like_any_other(tmp_path: Path, plain: dict[str, Di
 
     with pytest.raises(CancelledError):
         cancelled()
-    pull(Counting(STORE), tmp_path)
+    pull(CountedSource(STORE), tmp_path)
     assert files_in(tmp_path) == plain

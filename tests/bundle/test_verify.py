@@ -23,7 +23,7 @@ from mirror.events import BlobDone, BytesMoved, Event, TransferStarted, serialis
 from mirror.oci import Digest
 from mirror.run import Cancellation, Run
 from mirror.sync import Finding
-from tests.support.bundles import archives_of, pack_store
+from tests.support.bundles import archives_of, flip, pack_store
 from tests.support.inventories import sample_store
 from tests.support.tars import gnu_tar, layout_files, tar_of
 
@@ -44,11 +44,7 @@ class Bundle:
             return verify_bundle(reader, run=run or Run(jobs=2), **more)
 
     def flip(self, name: str, at: int, bit: int = 1) -> None:
-        with (self.folder / name).open("r+b") as file:
-            file.seek(at)
-            byte = file.read(1)[0]
-            file.seek(at)
-            file.write(bytes([byte ^ bit]))
+        flip(self.folder / name, at, bit)
 
 
 @pytest.fixture(scope="module")

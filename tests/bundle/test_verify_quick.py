@@ -13,7 +13,7 @@ from mirror.bundle.archive import Entry
 from mirror.bundle.reader import BundleReader
 from mirror.bundle.verify import BundleReport, verify_bundle
 from mirror.run import Run
-from tests.support.bundles import archives_of, pack_store
+from tests.support.bundles import archives_of, flip, pack_store
 from tests.support.inventories import sample_store
 
 STORE = sample_store()
@@ -41,14 +41,6 @@ def layers() -> list[tuple[str, Entry]]:
         for entry in archive.entries
         if entry.content is None and entry.digest not in nodes
     ]
-
-
-def flip(path: Path, at: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 1]))
 
 
 def test_a_whole_bundle_has_no_findings_and_the_report_says_that_it_was_quick(folder: Path) -> None:

@@ -31,7 +31,7 @@ from mirror.errors import (
     SizeMismatchError,
 )
 from mirror.events import BlobDone, Event
-from mirror.oci import Descriptor, Digest, Manifest
+from mirror.oci import Descriptor, Digest
 from mirror.run import Cancellation, Run
 from mirror.sync import (
     BlobContent,
@@ -45,6 +45,7 @@ from mirror.sync import (
 )
 from tests.support.bundles import archives_of, origins, pack_store, seal_of
 from tests.support.inventories import fake_manifest, put_image, sample_store, stores
+from tests.support.sources import CountedSource
 
 STORE = sample_store()
 WANTED = STORE.inventory()
@@ -54,27 +55,6 @@ SEAL = seal_of(ARCHIVES)
 
 def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-class Slow:
-    """A store that gives its blobs in small pieces."""
-
-    name = "slow"
-
-    def __init__(self, store: MemoryStore, piece: int = 100) -> None:
-        self.store, self.piece = store, piece
-        self.asked: list[Digest] = []
-
-    def manifest(self, repository: str, digest: Digest) -> Manifest:
-        return self.store.manifest(repository, digest)
-
-    def blob(
-        self, repository: str, digest: Digest, size: int, offset: int = 0
-    ) -> Generator[bytes, None, None]:
-        self.asked.append(digest)
-        for chunk in self.store.blob(repository, digest, size, offset):
-            for start in range(0, len(chunk), self.piece):
-                yield chunk[start : start + self.piece]
 
 
 # -- the same bytes --------------------------------------------------------------------------------
@@ -97,7 +77,9 @@ def test_no_order_and_no_parallelism_shows_in_the_bytes(
         blobs = list(plan.blobs)
         order.shuffle(blobs)
         for step in blobs:
-            content = BlobContent(Slow(store, piece), step.source, step.digest, step.size)
+            content = BlobContent(
+                CountedSource(store, piece=piece), step.source, step.digest, step.size
+            )
             assert writer.put_blob(step, content) == step.size
         puts = [put for wave in plan.manifests for put in wave]
         order.shuffle(puts)
@@ -106,7 +88,7 @@ def test_no_order_and_no_parallelism_shows_in_the_bytes(
         writer.finish()
     with BundleWriter(folder / "parallel", seal_of(archives)) as writer:
         plan = make_plan(inventory, writer.held(inventory))
-        transfer(plan, Slow(store, piece), writer, run=Run(jobs=6))
+        transfer(plan, CountedSource(store, piece=piece), writer, run=Run(jobs=6))
         writer.finish()
     plain = files_in(folder / "plain")
     assert files_in(folder / "shuffled") == plain
@@ -115,11 +97,11 @@ def test_no_order_and_no_parallelism_shows_in_the_bytes(
 
 def test_a_blob_of_several_layouts_is_fetched_once_and_written_to_each(tmp_path: Path) -> None:
     base = Digest.of(b"base layer " * 300)
-    source = Slow(STORE)
+    source = CountedSource(STORE, piece=100)
     with BundleWriter(tmp_path, SEAL) as writer:
         report = transfer(make_plan(WANTED, Inventory()), source, writer)
         writer.finish()
-    assert sorted(source.asked) == sorted(WANTED.blob_sizes())
+    assert sorted(digest for digest, _ in source.asked) == sorted(WANTED.blob_sizes())
     assert report.sent == sum(WANTED.blob_sizes().values())
     with BundleReader([tmp_path]) as reader:
         copies = [
@@ -402,7 +384,9 @@ def test_a_bundle_that_lacks_anything_is_not_finished(tmp_path: Path) -> None:
 def test_wrong_bytes_never_land_in_a_finished_archive(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    class Wrong(Slow):
+    class Wrong(CountedSource):
+        name = "slow"
+
         def blob(
             self, repository: str, digest: Digest, size: int, offset: int = 0
         ) -> Generator[bytes, None, None]:

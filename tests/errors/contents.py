@@ -33,13 +33,14 @@ from mirror.job import start
 from mirror.oci import Descriptor, Digest
 from mirror.operations.compare import status
 from mirror.sync import InventoryBuilder
-from tests.bundle.test_resume import STORE, Counting, StopError, pull_once
+from tests.bundle.test_resume import STORE, pull_once
 from tests.errors.lab import Lab, Told, public_key
 from tests.errors.situation import situation
 from tests.oci.test_layers import image, read, symlink
 from tests.support.bundles import archives_of, seal_of
 from tests.support.inventories import fake_manifest
 from tests.support.release_source import replace_images
+from tests.support.sources import CountedSource, StopError
 
 
 @situation(
@@ -224,12 +225,12 @@ def _not_found(lab: Lab) -> Told:
 def _leftovers(lab: Lab) -> Told:
     folder = lab.folder / "bundle"
     with suppress(StopError):
-        pull_once(Counting(STORE, stop_after=12 << 20), folder)
+        pull_once(CountedSource(STORE, most=12 << 20), folder)
     archive = max(folder.glob("*.tar*"), key=lambda path: path.stat().st_size)
     content = bytearray(archive.read_bytes())
     content[:] = bytes(len(content))
     archive.write_bytes(content)
-    return lab.raised(lambda: pull_once(Counting(STORE), folder))
+    return lab.raised(lambda: pull_once(CountedSource(STORE), folder))
 
 
 @situation(

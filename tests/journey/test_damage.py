@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.bundles import flip
 from tests.support.program import Finished, call_mirror
 from tests.support.wire import reached
 
@@ -102,15 +103,6 @@ def findings(bundle: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = document["findings"]
     assert found
     return found
-
-
-def flip(path: Path, offset: int, mask: int = 1) -> None:
-    """Change one byte of a file; the same again changes it back."""
-    with path.open("r+b") as file:
-        file.seek(offset)
-        (byte,) = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte ^ mask]))
 
 
 def random_damage(bundle: Path) -> Iterator[tuple[Path, int, int]]:

@@ -31,11 +31,12 @@ from mirror.run import Run
 from mirror.sync import MemoryStore, Source
 from mirror.testing import FaultyProxy
 from mirror.testing.faults import Answer, Fault, Faults, LoseAnswer
-from tests.bundle.test_bucket_place import FILES, LARGE, MIB, Counted, StopError, content, sealed
+from tests.bundle.test_bucket_place import FILES, LARGE, MIB, Counted, content, sealed
 from tests.support import shards
 from tests.support.inventories import put_image
 from tests.support.object_storage import ObjectStorage
 from tests.support.shards import ASKED
+from tests.support.sources import StopError
 
 STORE = MemoryStore()
 _random = random.Random(7)

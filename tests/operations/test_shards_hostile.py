@@ -19,10 +19,11 @@ from mirror.errors import ConflictError, DamagedBundleError, InputError, Signatu
 from mirror.operations.pull import clean, pack
 from mirror.run import Run
 from mirror.signing import sign
-from tests.bundle.test_bucket_place import FILES, Counted, StopError, content, other
+from tests.bundle.test_bucket_place import FILES, Counted, content, other
 from tests.operations.test_shards import SEAL, STORE, carry
 from tests.support.object_storage import ObjectStorage
 from tests.support.patience import PATIENCE_S
+from tests.support.sources import StopError
 from tests.test_signing import OTHER_P256, P256
 
 MINE, FORGED = (

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-import socket
-import threading
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator
 from pathlib import Path
 
 import httpx
@@ -18,6 +15,7 @@ from mirror.oci.manifest import OCI_MANIFEST
 from mirror.registry import Credentials, RegistryClient
 from tests.conftest import MakeRealRegistry
 from tests.registry.conftest import MakeClient
+from tests.support.lines import BreakingLine
 from tests.support.real_registry import RealRegistry
 from tests.support.sample_images import image
 from tests.support.tls import Authority
@@ -40,62 +38,6 @@ class Content:
         self.opened.append(offset)
         for at in range(offset, len(self.data), self.piece):
             yield self.data[at : at + self.piece]
-
-
-class Line:
-    """A TCP line to `port` that cuts its first connections after so many bytes, either way."""
-
-    def __init__(self, port: int, cuts: list[int]) -> None:
-        self._target, self._cuts = port, cuts
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._threads: list[threading.Thread] = []
-        self.connections = 0
-
-    def run(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._target))
-            self.connections += 1
-            budget = [self._cuts.pop(0) if self._cuts else 1 << 60]
-            for one, other in ((near, far), (far, near)):
-                thread = threading.Thread(target=self._carry, args=(one, other, budget))
-                thread.start()
-                self._threads.append(thread)
-
-    def _carry(self, one: socket.socket, other: socket.socket, budget: list[int]) -> None:
-        with suppress(OSError):
-            while chunk := one.recv(65_536):
-                budget[0] -= len(chunk)
-                if budget[0] < 0:
-                    break
-                other.sendall(chunk)
-        for sock in (one, other):
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join(5)
-
-
-@contextmanager
-def line_to(registry: RealRegistry, cuts: list[int]) -> Iterator[Line]:
-    line = Line(registry.port, cuts)
-    thread = threading.Thread(target=line.run)
-    thread.start()
-    try:
-        yield line
-    finally:
-        line.close()
-        thread.join(5)
 
 
 def send(client: RegistryClient, repository: str, *layers: bytes, tag: str = "v1") -> Manifest:
@@ -182,7 +124,10 @@ def test_a_blob_comes_whole_over_a_line_that_breaks(
     real: RegistryClient, real_registry: RealRegistry, make_client: MakeClient, cuts: list[int]
 ) -> None:
     send(real, "a", DATA)
-    with line_to(real_registry, list(cuts)) as line, make_client(line.host) as client:
+    with (
+        BreakingLine(real_registry.port, budgets=cuts) as line,
+        make_client(line.address) as client,
+    ):
         assert b"".join(client.blob("a", DIGEST, size=len(DATA))) == DATA
         assert line.connections == len(cuts) + 1
 
@@ -191,7 +136,10 @@ def test_a_blob_comes_whole_over_a_line_that_breaks(
 def test_a_blob_gets_in_whole_over_a_line_that_breaks(
     real: RegistryClient, real_registry: RealRegistry, make_client: MakeClient, cuts: list[int]
 ) -> None:
-    with line_to(real_registry, list(cuts)) as line, make_client(line.host) as client:
+    with (
+        BreakingLine(real_registry.port, budgets=cuts) as line,
+        make_client(line.address) as client,
+    ):
         content = Content(DATA)
         client.upload("a", DIGEST, len(DATA), content)
     # This registry keeps no session across a break, so that each break starts anew.

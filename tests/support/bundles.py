@@ -93,3 +93,12 @@ def verify(folder: Path, *, quick: bool = False) -> BundleReport:
     """Verify the bundle in `folder`."""
     with BundleReader([folder]) as reader:
         return verify_bundle(reader, run=Run(jobs=2), quick=quick)
+
+
+def flip(path: Path, at: int, mask: int = 1) -> None:
+    """Change the byte of a file at an offset; the same again changes it back."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ mask]))

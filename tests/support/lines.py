@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,10 +17,13 @@ class BreakingLine:
     """Carries connections to 127.0.0.1:`port` while the `with` block lasts.
 
     The connection that brings the client's byte number n, counted over all connections, is broken
-    there, for each n of `offsets`. `carried` are bytes that went from clients to the server.
+    there, for each n of `offsets`. The first connections end behind as many bytes, of either way,
+    as `budgets` say. `carried` are bytes that went from clients to the server.
     """
 
-    def __init__(self, port: int, offsets: Iterable[int] = ()) -> None:
+    def __init__(
+        self, port: int, offsets: Iterable[int] = (), *, budgets: Iterable[int] = ()
+    ) -> None:
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -27,6 +31,8 @@ class BreakingLine:
         self._offsets = sorted(offsets)
         self._threads: list[threading.Thread] = []
         self.carried = 0
+        self.connections = 0
+        self._budgets = list(budgets)
         self._acceptor = threading.Thread(target=self._accept)
 
     @property
@@ -56,15 +62,22 @@ class BreakingLine:
                 return
             # A reset discards what the kernel has not sent; a small buffer bounds how much that is.
             far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIECE)
+            self.connections += 1
+            budget = [self._budgets.pop(0) if self._budgets else sys.maxsize]
             for one, other, counted in ((near, far, True), (far, near, False)):
-                thread = threading.Thread(target=self._carry, args=(one, other, counted))
+                thread = threading.Thread(target=self._carry, args=(one, other, counted, budget))
                 thread.start()
                 self._threads.append(thread)
 
-    def _carry(self, one: socket.socket, other: socket.socket, counted: bool) -> None:
+    def _carry(
+        self, one: socket.socket, other: socket.socket, counted: bool, budget: list[int]
+    ) -> None:
         broken = False
         with suppress(OSError):
             while not broken and (piece := one.recv(_PIECE)):
+                budget[0] -= len(piece)
+                if budget[0] < 0:
+                    break
                 if counted:
                     piece, broken = self._counted(piece)
                 other.sendall(piece)
