@@ -197,8 +197,11 @@ class RegistryState:
         """
         if target.mode is not self.target_mode:
             raise ValueError(f"the state aims at {self.target_mode}, not at {target.mode}")
-        extra: Any = {"saved_parameters": saved_parameters, "generation": generation}
-        conditions = evaluate(target, self.conditions, observe, now, **extra)
+        conditions = evaluate(
+            *(target, self.conditions, observe, now),
+            saved_parameters=saved_parameters,
+            generation=generation,
+        )
         mode = target.mode if conditions[-1].status else self.mode
         return replace(self, mode=mode, conditions=conditions)
 
