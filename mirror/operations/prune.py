@@ -304,11 +304,10 @@ def _carry_out(
         DropManifest(REPOSITORY, one.digest, (generation_tag(number),))
         for number, one in sorted(doomed.items())
     ]
-    notes = ((number, reached_note(tree, number)) for number in sorted(doomed))
     statements += [
         DropManifest(REPOSITORY, note.digest, (reached_tag(number),))
-        for number, note in notes
-        if note is not None
+        for number in sorted(doomed)
+        if (note := reached_note(tree, number))
     ]
     failures = remove(Removal(manifests=tuple(statements)), tree, run=run)
     return failures or remove(removal, tree, gone=gone, run=run)

@@ -333,9 +333,7 @@ class _Rollback:
                 for tag, digest in tags.items():
                     if tag not in wanted.get(path, {}):
                         brought.setdefault((path, tag), set()).add(digest)
-        asked: dict[str, dict[str, Digest]] = {}
-        for (path, tag), digests in brought.items():
-            asked.setdefault(path, {})[tag] = min(digests)
+        asked = tags_of_steps([PutTag(*name, min(digests)) for name, digests in brought.items()])
         steps = [
             PutTag(path, tag, digest)
             for path, content in self.target.held(tags_only(asked)).repositories.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -347,13 +348,10 @@ class LeaderAudit(RegistryTask):
 
         Where it does not list them, those that a release tree has by its nature.
         """
-        listed: set[str] | RegistryError
-        try:
+        with suppress(UnreachableError):  # by this request, which costs large registries much
             listed = listed_repositories(self._tree)
-        except UnreachableError as err:  # by this request, which costs large registries much
-            listed = err
-        if not isinstance(listed, RegistryError):
-            return frozenset(listed)
+            if not isinstance(listed, RegistryError):
+                return frozenset(listed)
         try:
             return frozenset(usual_repositories(self._tree))
         except RegistryError as err:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -360,10 +360,7 @@ def list_releases(tree: RegistryTree, repository: str = RELEASE_CHANNEL) -> Rele
     tags = tree.client.tags(tree.locate(repository))
     versions = tags_of_versions(tags)
     channels = {}
-    for name in CHANNELS:
-        if name in tags:
-            try:
-                channels[name] = read_release(tree, name, repository).version
-            except RegistryNotFoundError:  # it went in the meantime
-                continue
+    for name in filter(tags.__contains__, CHANNELS):
+        with suppress(RegistryNotFoundError):  # it went in the meantime
+            channels[name] = read_release(tree, name, repository).version
     return ReleaseList(tuple(versions), channels)

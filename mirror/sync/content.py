@@ -367,24 +367,20 @@ class PerItemErrors:
             answer = question(item)
         except CancelledError:
             raise
-        except UnreachableError as err:
-            self._ping()
-            return self._counted(err)
-        except DeniedError as err:
-            return self._counted(err)
+        except (UnreachableError, DeniedError) as err:
+            if isinstance(err, UnreachableError):
+                self._ping()
+            with self._lock:
+                self._refused += 1
+                if self._refused >= _REFUSALS and not self._answered:
+                    raise
+            return err
         except MirrorError as err:
             if isinstance(err, RegistryError) and err.of_all:
                 self._last = err
             return err
         self._answered = True
         return answer
-
-    def _counted(self, err: MirrorError) -> MirrorError:
-        with self._lock:
-            self._refused += 1
-            if self._refused >= _REFUSALS and not self._answered:
-                raise err
-        return err
 
 
 # -- where a registry without the referrers API lists what refers to an image: under a tag ---------

@@ -195,7 +195,7 @@ def remove(
     Raises:
         CancelledError: the run was stopped.
     """
-    done: list[DropTag | DropManifest] = [] if gone is None else gone
+    done = [] if gone is None else gone
 
     def dropping(drop: Callable[[RegistryTree, Drop], None]) -> Callable[[Drop], None]:
         def work(one: Drop) -> None:
@@ -204,7 +204,7 @@ def remove(
 
         return work
 
-    if removal.tags and deletes_tags(tree, _TRIAL_TAG):
+    if removal.tags and deletes_tags(tree, "trial"):  # beside the statements
         failures = _each(
             removal.tags,
             dropping(lambda _, one: delete_tag(tree, one.repository, one.tag)),
@@ -262,10 +262,6 @@ def _each(
             if isinstance(outcome, MirrorError):
                 failures.append(Failure(tree.name, str(item), outcome))
     return tuple(sorted(failures, key=lambda failure: failure.item))
-
-
-_TRIAL_TAG = "trial"
-"""The tag, beside the statements, on which `remove` tries how tags can be deleted."""
 
 
 def _drop_tag(tree: RegistryTree, one: DropTag) -> None:

@@ -215,7 +215,9 @@ class _Walker:
 
     def _tags(self, every: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Digest]:
         """What each tag names. Manifests that were read with that are among the nodes."""
-        digests = {name: self._seen.tags[name] for name in every if self._is_remembered(name)}
+        memory, seen = self._memory, self._seen.tags
+        known = (name for name in every if memory and name in seen and not memory.may_move(*name))
+        digests = {name: seen[name] for name in known}
         names = [name for name in every if name not in digests]
         answers = self._questions.ask_all(names, self._named, title=_title("tagged images"))
         for (path, tag), answer in zip(names, answers, strict=True):
@@ -227,13 +229,6 @@ class _Walker:
             elif answer is not None:  # None: it leads nowhere, or was deleted since it was listed
                 digests[path, tag] = answer
         return digests
-
-    def _is_remembered(self, name: tuple[str, str]) -> bool:
-        return (
-            self._memory is not None
-            and name in self._seen.tags
-            and not self._memory.may_move(*name)
-        )
 
     def _named(self, name: tuple[str, str]) -> Digest | ManifestNode | None:
         path, tag = name
