@@ -38,7 +38,7 @@ from mirror.sync.publication_state import (
     read_state,
     statement_digest,
 )
-from mirror.sync.repair import Repairer, RepairingTarget, describe_damage, without_manifests
+from mirror.sync.repair import RepairingTarget, describe_damage, without_manifests
 from mirror.sync.transfer import Independence, Interim
 from mirror.sync.tree import RegistryTree
 
@@ -119,9 +119,8 @@ class RegistryTask(ABC):
         run: Run,
     ) -> None:
         self._tree, self._leader, self._others, self._options = tree, leader, others, options
-        self._run, self._place = run, tree.target(run)
+        self._run, self._place = run, RepairingTarget(tree, run=run)
         self._result = ReplicaResult(tree.name, Outcome.EQUAL)
-        self._damaged: dict[Digest, MirrorError] = {}  # manifests
         self._started = time.monotonic()
 
     def carry_out(self) -> ReplicaResult:
@@ -171,10 +170,6 @@ class RegistryTask(ABC):
         ]
         return FailoverSource(places, self._wanted, on_event=self._run.on_event)
 
-    @cached_property
-    def _repairer(self) -> Repairer:
-        return Repairer(self._place, self._copies, self._tree.storage, run=self._run)
-
     def _observe(self, wanted: Inventory, depth: Depth, also: Iterable[str] = ()) -> Observation:
         return observe(self._place, wanted, depth, also=also, run=self._run)
 
@@ -182,8 +177,8 @@ class RegistryTask(ABC):
         """Replace damaged blobs and note which manifests are; whether all could be replaced."""
         blobs = self._wanted.blob_sizes()
         # Manifests follow when all blobs are there: they count as absent, so a plan puts them.
-        self._damaged = {d: error for d, error in damaged.items() if d not in blobs}
-        repaired, failures = self._repairer.repair_blobs(damaged, self._wanted)
+        self._place.damaged = {d: error for d, error in damaged.items() if d not in blobs}
+        repaired, failures = self._place.repair_blobs(damaged, self._wanted, self._copies)
         self._note(outcome=Outcome.SYNCED)
         self._add(repaired=repaired, failures=failures)
         return not failures
@@ -275,7 +270,7 @@ class Replication(RegistryTask):
         blobs = self._wanted.blob_sizes()
         unclear = {i: error for i, error in found.unclear.items() if not speaks_of_damage(error)}
         held = InventoryBuilder()
-        held.add_inventory(without_manifests(found.held, self._damaged))
+        held.add_inventory(without_manifests(found.held, self._place.damaged))
         for item, error in found.unclear.items():
             if item.is_blob and item.digest is not None and speaks_of_damage(error):
                 held.add_blob(item.repository, item.digest, blobs[item.digest])
@@ -332,7 +327,6 @@ class Replication(RegistryTask):
             self._confirm(interim.manifests)
 
         errors = PerItemErrors(self._tree.client.ping, self._run)
-        repairing = RepairingTarget(self._place, self._repairer, self._damaged)
         try:
             trust = self._leader.trust
             no_exchange = partial(trust.refuse_exchange, facts.published, facts.pending, standing)
@@ -342,8 +336,8 @@ class Replication(RegistryTask):
             report = publication.carry_out(
                 plan,
                 self._copies,
-                repairing if self._damaged else self._place,
-                new_tags={} if self._damaged else publication.new_tags(plan, held),
+                self._place,
+                new_tags={} if self._place.damaged else publication.new_tags(plan, held),
                 independence=Independence(wanted, component_of, _awaited, errors, unclear),
                 before_tags=before_tags,
                 run=self._run,
@@ -354,7 +348,7 @@ class Replication(RegistryTask):
             self._fail("", err)
             return True
         finally:
-            self._add(repaired=repairing.repaired)
+            self._add(repaired=self._place.repaired)
         done = report.done
         for item, reason in done.failures:
             self._fail(item, reason)
@@ -405,7 +399,7 @@ class Replication(RegistryTask):
             if isinstance(answer, MirrorError):
                 try:
                     manifest = self._copies.manifest(path, digest)
-                    self._repairer.repair_manifest(path, manifest, answer)
+                    self._place.repair_manifest(path, manifest, answer)
                 except MirrorError as err:
                     failures.append((f"manifest {path}@{digest}", err))
         if failures:

@@ -40,7 +40,6 @@ from mirror.sync.observation import Depth, Failure, Observation, items_of
 from mirror.sync.plan import missing_content
 from mirror.sync.publication_state import read_state
 from mirror.sync.repair import (
-    RepairingTarget,
     Storage,
     describe_damage,
     repaired,
@@ -290,9 +289,8 @@ class LeaderAudit(RegistryTask):
                 )
             return False
         self._repair_blobs(damaged)
-        target = RepairingTarget(self._place, self._repairer, self._damaged)
         try:
-            transfer(plan, self._copies, target, run=self._run)
+            transfer(plan, self._copies, self._place, run=self._run)
         except IncompleteError as err:
             self._fail("", err)
         else:
@@ -302,10 +300,10 @@ class LeaderAudit(RegistryTask):
                 repaired=(
                     repaired(name, path, digest)
                     for path, digest in missing
-                    if digest not in self._damaged
+                    if digest not in self._place.damaged
                 )
             )
-        self._add(repaired=target.repaired)
+        self._add(repaired=self._place.repaired)
         return True
 
     def _report_lost(self, facts: Facts, found: Observation) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,35 +27,47 @@ from mirror.events import BytesMoved
 from mirror.oci import Digest, Manifest, Verifier
 from mirror.run import Run
 from mirror.sync.content import PerItemErrors
-from mirror.sync.failover import BlobContent, FailoverSource, copy_blob
+from mirror.sync.failover import FailoverSource, copy_blob
 from mirror.sync.inventory import Inventory
 from mirror.sync.observation import Failure, Finding, Item, speaks_of_damage
 from mirror.sync.observe import read_blob, read_manifest
 from mirror.sync.plan import CopyBlob
-from mirror.sync.tree import RegistryTarget
+from mirror.sync.tree import RegistryTarget, RegistryTree
 
 _log = logging.getLogger(__name__)
 
 
-class Repairer:
-    """Replaces damaged content of one registry; also in its data folder `storage`, if given."""
+class RepairingTarget(RegistryTarget):
+    """A registry whose damaged content is replaced; also in its data folder, if that is given.
 
-    def __init__(
-        self,
-        place: RegistryTarget,
-        source: FailoverSource,
-        storage: Path | None,
-        *,
-        run: Run | None = None,
-    ) -> None:
-        self._place, self._source = place, source
-        self._storage = None if storage is None else Storage(storage)
-        self._run = Run.of(run)
+    Of the manifests in `damaged` (digest → the error that revealed it) each that is put is
+    replaced.
+    """
+
+    def __init__(self, tree: RegistryTree, *, run: Run | None = None) -> None:
+        super().__init__(tree.client, tree.locate, tree.name, run=run, journal=tree.journal)
+        self._storage = None if tree.storage is None else Storage(tree.storage)
+        self.damaged: Mapping[Digest, MirrorError] = {}
+        self._repaired: dict[Digest, Finding] = {}  # under the lock
+
+    @property
+    def repaired(self) -> tuple[Finding, ...]:
+        """The manifests that are right again."""
+        return tuple(self._repaired.values())
+
+    def put_manifest(self, repository: str, manifest: Manifest) -> None:
+        error = self.damaged.get(manifest.digest)
+        if error is None:
+            super().put_manifest(repository, manifest)
+            return
+        self.repair_manifest(repository, manifest, error)
+        with self._lock:
+            self._repaired[manifest.digest] = repaired(self.name, repository, manifest.digest)
 
     def repair_blobs(
-        self, damaged: Mapping[Digest, MirrorError], wanted: Inventory
+        self, damaged: Mapping[Digest, MirrorError], wanted: Inventory, source: FailoverSource
     ) -> tuple[tuple[Finding, ...], tuple[Failure, ...]]:
-        """Replace the blobs among what is `damaged` (digest → the error that revealed it).
+        """Replace the blobs among what is `damaged`; `source` has them.
 
         Returns findings for what is right again, and failures for what is not.
         """
@@ -67,23 +78,23 @@ class Repairer:
             self._discard(digest)
             copy_blob(
                 CopyBlob(digest, size, (path,), path),
-                self._source,
-                self._place,
+                source,
+                self,
                 on_bytes=lambda count: self._run.on_event(BytesMoved(digest, count)),
                 run=self._run,
             )
-            read = partial(read_blob, self._place, path, digest, size)
+            read = partial(read_blob, self, path, digest, size)
             self._confirm(read, digest, damaged[digest])
 
-        questions = PerItemErrors(self._place.client.ping, self._run)
+        questions = PerItemErrors(self.client.ping, self._run)
         outcomes = questions.ask_all(found, replace_blob, wide=False)
         done, failures = [], []
         for (digest, path, _), outcome in zip(found, outcomes, strict=True):
             if outcome is None:
-                done.append(repaired(self._place.name, path, digest))
+                done.append(repaired(self.name, path, digest))
             else:
                 item = Item(path, digest, is_blob=True)
-                failures.append(Failure(self._place.name, str(item), outcome))
+                failures.append(Failure(self.name, str(item), outcome))
         return tuple(done), tuple(failures)
 
     def repair_manifest(self, path: str, manifest: Manifest, error: MirrorError) -> None:
@@ -94,23 +105,23 @@ class Repairer:
         """
         digest, raw = manifest.digest, manifest.raw
         self._discard(digest)
-        repository = self._place.locate(path)
+        repository = self.locate(path)
         # Manifests lie among the blobs. A registry writes an upload even if a cache still answers
         # for the lost file, and would not write what it gets by PUT.
-        self._place.client.upload(
+        self.client.upload(
             repository, digest, len(raw), lambda offset: (part for part in [raw[offset:]])
         )
-        self._place.client.put_manifest(repository, digest, manifest)
+        self.client.put_manifest(repository, digest, manifest)
         with suppress(MirrorError):  # nothing needs the link to a blob
-            self._place.client.delete_blob(repository, digest)
-        if self._place.client.resolve(repository, digest) is None:
+            self.client.delete_blob(repository, digest)
+        if self.client.resolve(repository, digest) is None:
             # A registry that stores both kinds in one place has deleted the manifest, too.
-            self._place.client.put_manifest(repository, digest, manifest)
-        self._confirm(partial(read_manifest, self._place, path, digest), digest, error)
+            self.client.put_manifest(repository, digest, manifest)
+        self._confirm(partial(read_manifest, self, path, digest), digest, error)
 
     def _discard(self, digest: Digest) -> None:
         if self._storage is not None and self._storage.discard_damaged(digest):
-            _log.info("%s: removed the damaged file of %s", self._place.name, digest)
+            _log.info("%s: removed the damaged file of %s", self.name, digest)
 
     def _confirm(self, read: partial[None], digest: Digest, before: MirrorError) -> None:
         try:
@@ -133,50 +144,9 @@ class Repairer:
             else:
                 how = f"there is no {where} in {self._storage.root}: name its data root"
             raise DamagedReplicaError(
-                f"what {self._place.name} has as {digest} is damaged ({before}) and a new upload "
+                f"what {self.name} has as {digest} is damaged ({before}) and a new upload "
                 f"does not replace it; {how}"
             ) from err
-
-
-class RepairingTarget:
-    """A target that replaces the manifests in `damaged`, and puts all others."""
-
-    def __init__(
-        self, place: RegistryTarget, repairer: Repairer, damaged: Mapping[Digest, MirrorError]
-    ) -> None:
-        self._place, self._repairer, self._damaged = place, repairer, damaged
-        self._lock = threading.Lock()
-        self._repaired: dict[Digest, Finding] = {}  # under the lock
-
-    @property
-    def name(self) -> str:
-        return self._place.name
-
-    @property
-    def repaired(self) -> tuple[Finding, ...]:
-        """What is right again."""
-        return tuple(self._repaired.values())
-
-    def held(self, wanted: Inventory) -> Inventory:
-        return self._place.held(wanted)
-
-    def put_blob(self, step: CopyBlob, content: BlobContent) -> int:
-        return self._place.put_blob(step, content)
-
-    def put_manifest(self, repository: str, manifest: Manifest) -> None:
-        error = self._damaged.get(manifest.digest)
-        if error is None:
-            self._place.put_manifest(repository, manifest)
-            return
-        self._repairer.repair_manifest(repository, manifest, error)
-        with self._lock:
-            self._repaired[manifest.digest] = repaired(self.name, repository, manifest.digest)
-
-    def list_referrer(self, repository: str, manifest: Manifest) -> None:
-        self._place.list_referrer(repository, manifest)
-
-    def put_tag(self, repository: str, tag: str, manifest: Manifest) -> None:
-        self._place.put_tag(repository, tag, manifest)
 
 
 def describe_damage(name: str, damaged: Mapping[Digest, MirrorError]) -> list[Finding]:

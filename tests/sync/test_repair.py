@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import FileSystemError, InputError, NotFoundError
-from mirror.oci import Digest
+from mirror.oci import Digest, Repository
 from mirror.serve import MemoryStorage
-from mirror.sync import FailoverSource, Inventory, make_plan, transfer
-from mirror.sync.repair import Repairer, Storage
-from mirror.sync.tree import RegistryTarget
+from mirror.sync import Inventory, make_plan, transfer
+from mirror.sync.repair import RepairingTarget, Storage
+from mirror.sync.tree import RegistryTarget, RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.support.inventories import sample_store
 from tests.support.places import below, client_of
@@ -119,6 +119,6 @@ def test_a_repaired_manifest_survives_where_blobs_and_manifests_lie_in_one_place
             stored.delete_manifest(repository, digest)
 
         monkeypatch.setattr(client, "delete_blob", delete_both)
-        repairer = Repairer(target, FailoverSource([store]), None)
-        repairer.repair_manifest(path, store.manifest(path, digest), NotFoundError("it was lost"))
+        repairing = RepairingTarget(RegistryTree(client, Repository(client.host, "root")))
+        repairing.repair_manifest(path, store.manifest(path, digest), NotFoundError("it was lost"))
     assert stored.manifest(repository, digest) is not None
