@@ -279,8 +279,8 @@ def test_tags_are_set_and_removed_in_one_place() -> None:
                     callers.setdefault(name, set()).add(path.as_posix())
     assert callers["put_artifact"] == {"sync/publication.py", "sync/removal.py"}
     assert callers["delete_tag"] == {"sync/removal.py"}
-    # Besides, targets pass on to each other what a transfer asks of them.
-    assert callers["put_tag"] == {"sync/transfer.py", "sync/content.py", "sync/repair.py"}
+    # Besides, content in memory is filled by hand.
+    assert callers["put_tag"] == {"sync/transfer.py", "sync/content.py"}
     # The last two carry plans without tags to registries, or into a bundle.
     assert callers["transfer"] == {
         *("sync/publication.py", "operations/sync.py", "operations/pull.py")
