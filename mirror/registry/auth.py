@@ -316,13 +316,13 @@ def ask_token_server(
             body = Body(len(content), lambda: (content,)) if content else None
             answer = connections.send(request.method, str(request.url), fields, body, patience)
             opened.callback(answer.close)
-            told = dict(answer.headers)
-            if not 300 <= answer.status < 400:
-                return httpx.Response(answer.status, headers=told, content=answer.pieces())
-            # httpx would read and decompress whatever comes with a redirect.
-            answer.close()
-            told.pop("content-encoding", None)
-            return httpx.Response(answer.status, headers=told)
+            told, pieces = dict(answer.headers), answer.pieces()
+            if 300 <= answer.status < 400:
+                # httpx would read and decompress whatever comes with a redirect.
+                answer.close()
+                told.pop("content-encoding", None)
+                pieces = iter(())
+            return httpx.Response(answer.status, headers=told, content=pieces)
 
     try:
         client = httpx.Client(

@@ -59,6 +59,7 @@ class TokenRegistry:
         self.valid: dict[str, set[str]] = {}
         self.needs = pull("a")
         self.challenge_more = ""
+        self.challenge_before = ""
         self.realm = serve(self._token)
         self.server = serve(self._registry)
 
@@ -92,7 +93,7 @@ class TokenRegistry:
         scope = f',scope="{next(iter(needed))}"' if needed else ""
         challenge = f'Bearer realm="{self.realm.url}/token",service="reg"{scope}'
         reply = error(401, "UNAUTHORIZED")
-        reply.headers["WWW-Authenticate"] = challenge + self.challenge_more
+        reply.headers["WWW-Authenticate"] = self.challenge_before + challenge + self.challenge_more
         return reply
 
 
@@ -103,6 +104,14 @@ def tokens(serve: Serve) -> TokenRegistry:
 
 def scopes_of(server: ScriptedServer) -> list[list[str]]:
     return [request.query.get("scope", []) for request in server.log]
+
+
+def test_a_token_is_asked_for_where_a_login_with_every_request_would_do(
+    tokens: TokenRegistry, make_client: MakeClient
+) -> None:
+    tokens.challenge_before = 'Basic realm="reg", '
+    assert make_client(tokens.host, ALICE).tags("a") == ["t"]
+    assert tokens.issued == 1
 
 
 def test_basic_credentials_are_sent_after_a_challenge_and_then_at_once(

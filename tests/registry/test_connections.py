@@ -301,6 +301,10 @@ def test_a_dead_proxy_is_named_and_not_the_registry(
 def test_a_proxy_whose_name_is_wrong_is_named_at_once(
     monkeypatch: pytest.MonkeyPatch, make_client: MakeClient, waits: list[float]
 ) -> None:
+    def unknown(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
     with pytest.raises(UnreachableError) as caught:
         make_client(REGISTRY).ping()
@@ -308,6 +312,7 @@ def test_a_proxy_whose_name_is_wrong_is_named_at_once(
         caught.value
     )
     assert ADVICE in str(caught.value)
+    assert waits == []
 
 
 def test_a_proxy_that_does_not_answer_is_named(

@@ -204,6 +204,28 @@ def test_a_token_server_that_sends_us_on_takes_no_login_along(
     assert "authorization" not in thief.log[0].headers
 
 
+def test_an_identity_token_is_sent_to_the_token_server_alone(
+    serve: Serve, make_client: MakeClient
+) -> None:
+    thief = serve(lambda request: Reply(body=b'{"token": "t"}'))
+    realm = serve(lambda request: Reply(307, {"Location": f"{thief.url}/t"}))
+    host = serve(lambda request: challenge(request, realm.url)).host
+    with pytest.raises(RegistryError, match="answers with a redirect that cannot be followed"):
+        make_client(host, Credentials(identity_token="mine")).tags("a")
+    assert [request.method for request in realm.log] == ["POST"]
+    assert thief.log == []
+
+
+@pytest.mark.parametrize("login", [None, ALICE, Credentials(identity_token="mine")])
+def test_a_token_server_that_sends_us_nowhere_is_reported(
+    login: Credentials | None, serve: Serve, make_client: MakeClient
+) -> None:
+    realm = serve(lambda request: Reply(304))
+    host = serve(lambda request: challenge(request, realm.url)).host
+    with pytest.raises(RegistryError, match="answers with a redirect that cannot be followed"):
+        make_client(host, login).tags("a")
+
+
 def test_a_list_goes_on_at_home_or_not_at_all(serve: Serve, make_client: MakeClient) -> None:
     other = serve(lambda request: Reply(body=b'{"tags": ["stolen"]}'))
     link = {"Link": f'<{other.url}/v2/a/tags/list?last=x>; rel="next"'}

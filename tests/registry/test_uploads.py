@@ -63,7 +63,17 @@ def test_a_blob_goes_over_in_one_piece(
     assert fake.blobs == {str(DIGEST): DATA}
     assert [request.method for request in fake_server.log] == ["POST", "PUT"]
     assert fake_server.log[1].headers["content-length"] == str(len(DATA))
+    assert "content-range" not in fake_server.log[1].headers
     assert (source.opened, source.closed) == ([0], 1)
+
+
+def test_a_registry_that_opens_no_upload_is_asked_as_often_as_any(
+    serve: Serve, make_client: MakeClient, source: Source
+) -> None:
+    server = serve(lambda request: error(500, "UNKNOWN"))
+    with pytest.raises(UnreachableError, match="has trouble"):
+        make_client(server.host, attempts=3).upload("a", DIGEST, len(DATA), source)
+    assert [request.method for request in server.log] == ["POST"] * 3
 
 
 def test_an_empty_blob_can_be_uploaded(client: RegistryClient, fake: FakeRegistry) -> None:
