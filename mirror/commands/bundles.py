@@ -57,9 +57,7 @@ def inspect_command(
     The command reads indexes, manifests and the installers' lists of components; `mirror verify`
     checks all other bytes.
     """
-    reader = work.enter_context(
-        BundleReader([options.located(bundle_dir, access.connection(), work)])
-    )
+    reader = work.enter_context(BundleReader([options.located(bundle_dir, access, work)]))
     found = inspect_bundle(reader)
     unread = ""
     if findings := reader.findings():
@@ -68,8 +66,8 @@ def inspect_command(
             "is what could be read, and `mirror verify` tells the rest"
         )
         tell(unread, "warning")
-    textless = work.as_json and html_file is None
-    names = {} if textless else component_names(reader, reader.carried())
+    unnamed = work.as_json and html_file is None
+    names = {} if unnamed else component_names(reader, reader.carried())
     if html_file is not None:
         notes = [("Not all of it", unread)] if unread else []
         work.write_page(html_file, html(found, names, findings, notes))
@@ -123,10 +121,7 @@ def merge_command(
     if force:
         confirm_replacing(work, out, yes)
     report = merge(
-        [
-            work.enter_context(BundleReader([options.located(one, access.connection(), work)]))
-            for one in bundles
-        ],
+        [work.enter_context(BundleReader([options.located(one, access, work)])) for one in bundles],
         out,
         dedupe=dedupe,
         force=force,
@@ -314,9 +309,7 @@ def serve_command(
             held = FolderStorage(storage)
     else:
         paths = [
-            options.located(one, access.connection(), work)
-            for one in (bundle_dir, *bases)
-            if one is not None
+            options.located(one, access, work) for one in (bundle_dir, *bases) if one is not None
         ]
         readers = [work.enter_context(BundleReader([one], flattened=True)) for one in paths]
         bundle, origin = readers[0], readers[0].origin

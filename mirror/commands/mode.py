@@ -279,13 +279,11 @@ def _current(current_file: Path | None, state: RegistryState | None) -> Registry
             "give the cluster's present state: --from FILE (its ModuleConfig), --state FILE (the "
             "Secret registry-state), or --installing"
         )
-    settings = _without_parameters(state.mode)
-    if settings is None:
-        raise InputError(
-            f"--state says that the mode is {state.mode}, and not with which parameters; add "
-            "--from FILE with that ModuleConfig"
-        )
-    return settings
+    return _without_parameters(
+        state.mode,
+        f"--state says that the mode is {state.mode}, and not with which parameters; add --from "
+        "FILE with that ModuleConfig",
+    )
 
 
 def _with_aborted(
@@ -294,21 +292,20 @@ def _with_aborted(
     """`facts` with the switch that the state says is under way, if it goes elsewhere."""
     if state is None or facts.aborted is not None or state.target_mode in (state.mode, target.mode):
         return facts
-    aborted = _without_parameters(state.target_mode)
-    if aborted is None:
-        raise InputError(
-            f"--state says that a switch to {state.target_mode} was begun and not completed; add "
-            "its registry section to --facts, as `aborted`"
-        )
+    aborted = _without_parameters(
+        state.target_mode,
+        f"--state says that a switch to {state.target_mode} was begun and not completed; add its "
+        "registry section to --facts, as `aborted`",
+    )
     return replace(facts, aborted=aborted)
 
 
-def _without_parameters(mode: Mode) -> RegistrySettings | None:
-    """The settings of a mode that has none beside its name; None for the others."""
+def _without_parameters(mode: Mode, otherwise: str) -> RegistrySettings:
+    """The settings of a mode that has none beside its name; of another the error `otherwise`."""
     try:
         return RegistrySettings(mode=mode)
     except InvalidSettingsError:  # it needs a section
-        return None
+        raise InputError(otherwise) from None
 
 
 def _lines(plan: SwitchPlan, walk: Sequence[RotationStep]) -> Iterator[str]:

@@ -38,6 +38,7 @@ from mirror.run import DEFAULT_JOBS, WIDEST, Run
 if TYPE_CHECKING:
     from mirror.bundle.bucket import Bucket
     from mirror.bundle.location import Location
+    from mirror.commands.access import AccessOptions
     from mirror.registry import ConnectionOptions
 
 _MEANT = re.compile(r"(s3|https?):/+", re.IGNORECASE)
@@ -110,8 +111,9 @@ RESULT_FILE = _ResultFile(instead=_RESULT)
 RESULT_FILE_OR_DASH = _ResultFile(instead=_RESULT, allow_dash=True)
 
 
-def located(bundle: Path | str, connection: ConnectionOptions, work: Work) -> Location:
+def located(bundle: Path | str, access: AccessOptions, work: Work) -> Location:
     """A bundle's folder here, or at an address, where it is read in place."""
+    connection = access.connection()
     if isinstance(bundle, Path):
         return bundle
     if bundle.startswith("s3://"):
@@ -130,11 +132,11 @@ def bucket_at(address: str, connection: ConnectionOptions) -> Bucket:
     return Bucket(BucketAddress.parse(address), options=connection)
 
 
-def bundle_at(text: str, connection: ConnectionOptions, work: Work) -> Location | None:
+def bundle_at(text: str, access: AccessOptions, work: Work) -> Location | None:
     """A path that is here, or the bundle at an address; None: `text` may name a registry."""
     if not is_address(text):
         return Path(text) if Path(text).exists() else None
-    place = located(text, connection, work)
+    place = located(text, access, work)
     if text.startswith("https://"):  # as registries may be written, too
         try:
             next(iter(place.iterdir()))

@@ -236,16 +236,12 @@ class Group(click.Group):
     """Turns what commands raise into a message and an exit code; nothing else in mirror does."""
 
     def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
+        self, info_name: str | None, args: list[str], *more: Any, **extra: Any
     ) -> click.Context:
         # Even if the other arguments cannot be parsed.
         as_json = "--json" in (args[: args.index("--")] if "--" in args else args)
         try:
-            ctx = super().make_context(info_name, args, parent, **extra)
+            ctx = super().make_context(info_name, args, *more, **extra)
         except click.UsageError as error:
             _report_usage(error, as_json=as_json)
         ctx.meta[_JSON] = as_json
@@ -259,15 +255,12 @@ class Group(click.Group):
                 _report_usage(_better_told(error), as_json=ctx.meta[_JSON])
             except MirrorError as error:
                 _fail(ctx, error)
-            except KeyboardInterrupt:
-                _report_interruption(ctx)
-                ctx.exit(INTERRUPTED)
             except (click.exceptions.Exit, click.ClickException):
                 raise
-            except Exception as error:
-                # After an interruption: KeyboardInterrupt may strike inside a lock or a callback,
-                # which then raises something else. Without an interruption this is a bug.
-                if asked():
+            except (KeyboardInterrupt, Exception) as error:
+                # KeyboardInterrupt may strike inside a lock or a callback, which then raises
+                # something else. Without an interruption this is a bug.
+                if asked() or isinstance(error, KeyboardInterrupt):
                     _report_interruption(ctx)
                     ctx.exit(INTERRUPTED)
                 if (lacking := shortage(error)) is None:
@@ -276,30 +269,24 @@ class Group(click.Group):
 
 
 def _report(
-    ctx: click.Context,
-    message: str,
-    code: int,
-    kind: str,
-    more: Mapping[str, Any] | None = None,
-    *,
-    hint: str = "",
+    ctx: click.Context, message: str, code: int, kind: str, hint: str = "", **more: object
 ) -> None:
-    """Report a failure: as text, and with `--json` as a document, too."""
+    """Report a failure: as text, and with `--json` as a document with `more`, too."""
     as_json = ctx.meta[_JSON]
     tell(f"{paragraph(message)}{hint}", "error", surely=not as_json)
     if as_json:
         with suppress(click.ClickException):  # standard output is full; standard error has it
-            _print_error(message + hint, code, kind, more)
+            _print_error(message + hint, code, kind, **more)
 
 
 def _fail(ctx: click.Context, error: MirrorError) -> NoReturn:
-    hint = _hints(ctx.invoked_subcommand, error)
-    _report(ctx, str(error), error.exit_code, type(error).__name__, _failures(error), hint=hint)
+    hint, kind = _hints(ctx.invoked_subcommand, error), type(error).__name__
+    _report(ctx, str(error), error.exit_code, kind, hint, **_failures(error))
     ctx.exit(error.exit_code)
 
 
-def _print_error(message: str, code: int, kind: str, more: Mapping[str, Any] | None = None) -> None:
-    print_json({"error": {"type": kind, "message": message, "exitCode": code, **(more or {})}})
+def _print_error(message: str, code: int, kind: str, **more: object) -> None:
+    print_json({"error": {"type": kind, "message": message, "exitCode": code, **more}})
 
 
 def _better_told(error: click.UsageError) -> click.UsageError:

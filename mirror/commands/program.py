@@ -40,14 +40,13 @@ def executable() -> Path | None:
 def version_command(work: Work = options.as_json) -> None:
     """Print the version of this release, of Python, of its libraries, and of the bundles that it
     reads."""
-    file = executable()
     found: dict[str, Any] = {
         "version": metadata.version(DISTRIBUTION),
         "bundleFormats": [SCHEMA_VERSION, PARTIAL_SCHEMA_VERSION],
         "python": platform.python_version(),
         "openssl": ssl.OPENSSL_VERSION,
         "platform": f"{sys.platform} {platform.machine()}",
-        "executable": None if file is None else str(file),
+        "executable": str(file) if (file := executable()) else None,
         "libraries": dict(sorted(_libraries().items())),
     }
     lines = [
@@ -113,10 +112,8 @@ def items_below(root: str) -> Offer:
 
 PULL = {
     "deckhouse_tag": offering(CHANNELS),
-    "include_module": items_below(MODULES),
-    "exclude_module": items_below(MODULES),
-    "include_package": items_below(PACKAGES),
-    "exclude_package": items_below(PACKAGES),
+    **dict.fromkeys(("include_module", "exclude_module"), items_below(MODULES)),
+    **dict.fromkeys(("include_package", "exclude_package"), items_below(PACKAGES)),
     "platform": offering(["linux/amd64", "linux/arm64"]),
     "images_bundle_chunk_size": offering(["cd", "dvd", "dvd-dl", "bd", "fat32", "700MB", "4GiB"]),
 }
@@ -153,10 +150,7 @@ _SHELLS = {
         *("XDG_DATA_HOME", ".local/share", "zsh/site-functions/_mirror"),
         "new shells have it, if .zshrc has this before compinit:\n  fpath=({folder} $fpath)",
     ),
-    "fish": (
-        *("XDG_CONFIG_HOME", ".config", "fish/completions/mirror.fish"),
-        "new shells have it",
-    ),
+    "fish": (*("XDG_CONFIG_HOME", ".config", "fish/completions/mirror.fish"), "new shells have it"),
 }
 """Shell → the variable that names the base folder, its default, the file below it, and a hint."""
 

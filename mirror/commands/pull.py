@@ -195,7 +195,7 @@ def pull_command(
         gost.require()
     base_tree = base_place = None
     if base is not None:
-        base_place = options.bundle_at(base, access.connection(), work)
+        base_place = options.bundle_at(base, access, work)
         if base_place is None:
             base_tree = _base(base, source, access, given=bool(login or license_key))
     held = read_inventory(base_place) if base_place is not None else None

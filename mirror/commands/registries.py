@@ -107,7 +107,7 @@ def diff_command(
 
 def _place(text: str, access: AccessOptions, work: Work) -> Location | str:
     """A path of this machine, a bundle at an address, or the registry that the text names."""
-    if (place := options.bundle_at(text, access.connection(), work)) is not None:
+    if (place := options.bundle_at(text, access, work)) is not None:
         return place
     try:
         Repository.parse(text)
@@ -168,9 +168,7 @@ def verify_command(
     if place is not None and shard is None:
         raise InputError("--findings goes with --shard N/COUNT; one machine gathers nothing")
     target = cluster.reach(against, access, writes=False) if registry else None
-    reader = work.enter_context(
-        BundleReader([options.located(bundle_dir, access.connection(), work)])
-    )
+    reader = work.enter_context(BundleReader([options.located(bundle_dir, access, work)]))
     if shard is not None:
         from mirror.commands.pull import made_at  # few need these
         from mirror.operations.shards import verify_shard

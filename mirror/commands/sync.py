@@ -154,7 +154,7 @@ def push_command(
             "each registry, or let `mirror sync` fill the others"
         )
     bundles = [one if options.is_address(one) else Path(one) for one in folders]
-    paths_given = [*(options.located(one, access.connection(), work) for one in bundles), *files]
+    paths_given = [*(options.located(one, access, work) for one in bundles), *files]
     reader = work.enter_context(BundleReader(paths_given, flattened=accept_flattened))
     blobs = check == "blobs"
     if dry_run:
