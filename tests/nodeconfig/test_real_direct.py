@@ -97,7 +97,7 @@ def test_no_pull_fails_while_the_login_at_the_registry_outside_changes(
         pulling.wait_for(1)
         for previous in (before, None):  # a transition, and its end
             cluster.render(after, previous)
-            pulling.wait_for(2)
+            pulling.wait_for_new()
         logins.write_text(f"other:{other}\n")
         pulling.wait_for(2)
         assert pulling.failures == []

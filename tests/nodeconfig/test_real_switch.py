@@ -61,7 +61,8 @@ def test_no_pull_fails_during_a_switch_from_direct_to_local(
     push_outside(bundle, repo, upstream_ca(upstream), ACCOUNT)
     cluster = Cluster.create(tmp_path / "switch", 3, addresses=True)
     before = direct(repo, ACCOUNT, upstream_ca(upstream))
-    pulling = Pulling(containerd, INSTALL, cluster, cluster.login(RegistryUser.RO))
+    login = cluster.login(RegistryUser.RO)
+    pulling = Pulling(containerd, INSTALL, cluster, login, pause_s=0.2)
     with Stage(cluster, before, bundle) as stage, pulling:
         pulling.wait_for(1)
         plan = stage.switch(LOCAL, pulling, INSTALLER)
@@ -70,7 +71,7 @@ def test_no_pull_fails_during_a_switch_from_direct_to_local(
             ConditionType.IMAGES,  # pushed to what has started, and checked at every master
         ]
         upstream.stop()
-        pulling.wait_for(2)
+        pulling.wait_for_new()
         relay_conf = BALANCER_CONFIG / "relay.conf"
         assert not in_tree(cluster.out, "nodes/worker-0", relay_conf).exists()
     assert pulling.failures == []
@@ -88,7 +89,8 @@ def test_no_pull_fails_from_local_by_direct_to_proxy(
     # `ctr` hands over one login, whichever registry is asked; a kubelet has one for each.
     cluster.kept = dataclasses.replace(cluster.kept, users=outside.kept.users)
     section = (repo, (reader.name, reader.password.get_secret_value()), outside.ca)
-    pulling = Pulling(containerd, INSTALL, cluster, cluster.login(RegistryUser.RO))
+    login = cluster.login(RegistryUser.RO)
+    pulling = Pulling(containerd, INSTALL, cluster, login, pause_s=0.2)
     with master(outside.out, source), Stage(cluster, LOCAL, bundle) as stage:
         push_outside(bundle, repo, outside.ca, (writer.name, writer.password.get_secret_value()))
         stage.mirror("push", bundle).succeeded()
@@ -114,9 +116,8 @@ def test_no_pull_fails_when_a_cluster_becomes_managed(
     cluster = Cluster.create(tmp_path / "switch", 1, addresses=True)
     section = (repo, ACCOUNT, upstream_ca(upstream))
     unmanaged, wanted = (with_upstream(mode, *section) for mode in ("Unmanaged", "Direct"))
-    pulling = Pulling(
-        containerd, f"{repo}/install:v1.70.0", cluster, cluster.login(RegistryUser.RO)
-    )
+    login = cluster.login(RegistryUser.RO)
+    pulling = Pulling(containerd, f"{repo}/install:v1.70.0", cluster, login, pause_s=0.2)
     with Stage(cluster, unmanaged, bundle) as stage, pulling:
         pulling.wait_for(1)
         stage.switch(wanted, pulling, INSTALLER)
@@ -141,15 +142,16 @@ def test_no_pull_fails_when_the_path_on_the_same_host_changes(
     with ExitStack() as stack:
         stack.enter_context(running(way))
         login = cluster.login(RegistryUser.RO)
-        pulling = stack.enter_context(Pulling(containerd, f"{LOGICAL}/install:v1", cluster, login))
-        pulling.wait_for(2)
+        pulling = Pulling(containerd, f"{LOGICAL}/install:v1", cluster, login, pause_s=0.2)
+        stack.enter_context(pulling)
+        pulling.wait_for_new()
         cluster.render(after, before)
         way.reload()
-        pulling.wait_for(2)
+        pulling.wait_for_new()
         cluster.render(after)
-        pulling.wait_for(2)
+        pulling.wait_for_new()
         way.reload()
-        pulling.wait_for(2)
+        pulling.wait_for_new()
         assert pulling.failures == []
 
 

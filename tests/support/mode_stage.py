@@ -39,7 +39,7 @@ class Pulling:
     """Pulls one image again and again in a thread; `failures` is what containerd said.
 
     `reference` and `login` may be changed meanwhile, as they are when components get another
-    address, and another password. `pause_s` seconds are between two pulls.
+    address, and another password. Between two pulls are `pause_s` seconds, unless somebody waits.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Pulling:
         self._containerd = containerd
         self.login = login
         self._cluster = cluster
-        self._done = 0
+        self._begun = self._done = self._wanted = 0
         self._more = threading.Condition()
         self._stop, self._pull = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -71,12 +71,23 @@ class Pulling:
     def stop(self) -> None:
         """Pull no more."""
         self._stop.set()
+        with self._more:
+            self._more.notify_all()
         self._thread.join(60)
 
     def wait_for(self, pulls: int) -> None:
         """Until so many more were tried."""
+        self._wait(lambda: self._done + pulls)
+
+    def wait_for_new(self) -> None:
+        """Until one was tried that began after this call."""
+        self._wait(lambda: self._begun + 1)
+
+    def _wait(self, number: Callable[[], int]) -> None:
         with self._more:
-            wanted = self._done + pulls
+            wanted = number()
+            self._wanted = max(self._wanted, wanted)
+            self._more.notify_all()
             assert self._more.wait_for(lambda: self._done >= wanted, timeout=60)
 
     @contextmanager
@@ -87,6 +98,8 @@ class Pulling:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            with self._more:
+                self._begun += 1
             reference = self.reference
             with self._pull:
                 done = self._containerd.pull(reference, self._cluster.hosts, login=self.login)
@@ -96,7 +109,11 @@ class Pulling:
             with self._more:
                 self._done += 1
                 self._more.notify_all()
-            self._stop.wait(self._pause_s)  # each pull costs the processor three programs
+                # Each pull costs the processor three programs.
+                self._more.wait_for(self._is_awaited, timeout=self._pause_s)
+
+    def _is_awaited(self) -> bool:
+        return self._stop.is_set() or self._wanted > self._done
 
 
 class Stage:
@@ -219,12 +236,12 @@ class Stage:
         }
         for step in plan.steps:
             acts[step.condition]()
-            pulling.wait_for(2)  # of two, one has begun after the step
+            pulling.wait_for_new()
             assert pulling.failures == [], (step.condition, pulling.failures)
         if target.mode is not Mode.DIRECT:
             self._stop("relay")
         self.current = target
-        pulling.wait_for(2)
+        pulling.wait_for_new()
         return plan
 
     def _bring_images(self, target: RegistrySettings) -> None:
