@@ -25,7 +25,7 @@ from mirror.events import PhaseStarted, Warned, side_by_side
 from mirror.layout import publication_stage, tool_name
 from mirror.operations.push_reports import MemberReport, PushPlan, PushReport, QuorumReport
 from mirror.operations.trees import ask_at_once
-from mirror.operations.trust import refuse_downgrade
+from mirror.operations.trust import check_downgrade
 from mirror.release.discovery import discovery_images
 from mirror.run import Run
 from mirror.sync import Inventory, MemoryStore, Plan, TransferReport, by_archive, make_plan, union
@@ -184,7 +184,7 @@ def plan_push(
     depth = Depth.AUDIT if check_blobs else Depth.PROBE
     work = PushWork.of(bundle, key, run, depth=depth, whole=False)
     state, held = work.look(tree), work.held(tree.target(run))
-    refuse_downgrade(tree, state, held, work.wanted, strict=work.strict, run=run)
+    check_downgrade(tree, state, held, work.wanted, strict=work.strict, run=run)
     return PushPlan(tree, work.bundle, make_plan(work.wanted, held, stage=publication_stage))
 
 
@@ -293,7 +293,7 @@ class PushWork:
         target = tree.target(self.run)
         before = state.newest.statement.inventory if state.newest else Inventory()
         held = self.held(target, before if self.whole else None)
-        refuse_downgrade(tree, state, held, self.wanted, strict=self.strict, run=self.run)
+        check_downgrade(tree, state, held, self.wanted, strict=self.strict, run=self.run)
         signs = tree.keys.sign is not None
         statement = next_statement(
             state, self.wanted, held, tool=tool_name(), above=above, signs=signs
@@ -327,7 +327,7 @@ class PushWork:
         target, leads = tree.target(run), tree is goal.lead
         held = goal.held if leads else target.held(goal.inventory)
         if not leads:  # the lead was asked before anything was written
-            refuse_downgrade(tree, state, held, goal.inventory, strict=self.strict, run=run)
+            check_downgrade(tree, state, held, goal.inventory, strict=self.strict, run=run)
         plan = by_archive(make_plan(goal.inventory, held, stage=publication_stage))
         stated = state.pending is None and state.newest_digest == goal.published.digest
         # The lead publishes only what is new; an interrupted publication of its own is finished.

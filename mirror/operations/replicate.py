@@ -22,7 +22,7 @@ from mirror.layout import (
 from mirror.oci import Digest
 from mirror.operations.leader import Facts, Leader
 from mirror.operations.prune import find_extras, refuse_to_prune, remove_extras
-from mirror.operations.trust import refuse_downgrade, refuse_older
+from mirror.operations.trust import check_downgrade, refuse_older
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, InventoryBuilder, make_plan, union
 from mirror.sync.content import PerItemErrors
@@ -208,7 +208,7 @@ class Replication(RegistryTask):
             self._tree.keys.trusted or (facts.published and facts.published.statement.restores)
         ):
             what, wanted = f"what {self._leader.tree.name} states", facts.inventory
-            refuse_downgrade(self._tree, standing, Inventory(), wanted, run=self._run, what=what)
+            check_downgrade(self._tree, standing, Inventory(), wanted, run=self._run, what=what)
         known = self._known(standing)
         trusted = not (self._options.full or standing.pending or standing.notices)
         if trusted and standing.current is not None and facts.published is not None:

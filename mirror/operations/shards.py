@@ -33,7 +33,7 @@ from mirror.oci import Digest
 from mirror.operations.pull import PullPlan, fill
 from mirror.operations.push import PushWork
 from mirror.operations.push_reports import PushPlan, PushShardReport
-from mirror.operations.trust import refuse_downgrade
+from mirror.operations.trust import check_downgrade
 from mirror.release.discovery import with_components
 from mirror.run import Run
 from mirror.sync import Finding, Inventory, Plan, RepositoryContent, Source, make_plan
@@ -245,7 +245,7 @@ def _plan_share(
     target = tree.target(work.run)
     held = work.held(target) if work.reader.bases else target.held(own, work.depth)
     quiet, state = work.run.quietly(), read_state(tree)  # the end warns
-    refuse_downgrade(tree, state, held, work.wanted, strict=work.strict, run=quiet)
+    check_downgrade(tree, state, held, work.wanted, strict=work.strict, run=quiet)
     return Plan(by_archive(make_plan(own, held)).blobs), held
 
 

@@ -224,7 +224,7 @@ def _version(tags: Mapping[str, Digest], digest: Digest) -> Version | None:
     return max(filter(None, named), default=None)
 
 
-def refuse_downgrade(
+def check_downgrade(
     tree: RegistryTree,
     state: PublicationState,
     held: Inventory,
@@ -234,9 +234,10 @@ def refuse_downgrade(
     strict: bool = False,
     what: str = "the bundle",
 ) -> None:
-    """Tell that `wanted`, which is `what`, leads channels back to older versions than are there.
+    """Check that `wanted`, which is `what`, leads no channel back to an older version.
 
-    `held` is what of it the registry has, in the `state` in which it was.
+    `held` is what of it the registry has, in the `state` in which it was. A warning tells of what
+    is not refused.
 
     Raises:
         DowngradeError: it does, `strict` is asked for or keys are trusted, and nobody allowed that.

@@ -204,25 +204,13 @@ class _Look:
     def _answers(self, items: Sequence[Item]) -> list[tuple[Item, Digest | int | None]]:
         """The items about which the registry gave a clear answer, with that answer."""
         clear: list[tuple[Item, Digest | int | None]] = []
-        answers = self._questions.ask_all(items, self._ask)
+        answers = self._questions.ask_all(items, partial(_answer, self._place))
         for item, answer in zip(items, answers, strict=True):
             if isinstance(answer, MirrorError):
                 self._unclear[item] = answer
             else:
                 clear.append((item, answer))
         return clear
-
-    def _ask(self, item: Item) -> Digest | int | None:
-        """The digest that a tag or manifest has there, or a blob's size; None if it is absent."""
-        repository = self._place.locate(item.repository)
-        reference = item.digest if item.tag is None else item.tag
-        assert reference is not None, "only a tag can be without a digest"
-        if isinstance(reference, Digest) and item.is_blob:
-            return self._place.client.blob_size(repository, reference)
-        if isinstance(reference, str):
-            return named(self._place.client, repository, reference, item.digest)
-        found = self._place.client.resolve(repository, reference)
-        return found.digest if found else None
 
     def read_all(self) -> dict[Digest, MirrorError]:
         """Read each distinct blob and manifest that is there; return what is wrong, and why.
@@ -257,6 +245,18 @@ class _Look:
                 path = blobs[digest][0] if digest in blobs else manifests[digest]
                 self._unclear[Item(path, digest, is_blob=digest in blobs)] = outcome
         return damaged
+
+
+def _answer(place: ReadableTree, item: Item) -> Digest | int | None:
+    """The digest that a tag or manifest has there, or a blob's size; None if it is absent."""
+    client, repository = place.client, place.locate(item.repository)
+    if item.tag is not None:
+        return named(client, repository, item.tag, item.digest)
+    assert item.digest is not None, "only a tag can be without a digest"
+    if item.is_blob:
+        return client.blob_size(repository, item.digest)
+    found = client.resolve(repository, item.digest)
+    return found.digest if found else None
 
 
 def read_blob(
@@ -385,11 +385,11 @@ def _unkept(place: ReadableTree, items: Sequence[Item], run: Run) -> list[Findin
     questions = PerItemErrors(place.client.ping, run)
     findings: list[Finding] = []
     for pause_s in (*_PAUSES_S, 0.0):
-        answers = questions.ask_all(items, lambda item: _digest_there(place, item))
+        answers = questions.ask_all(items, partial(_answer, place))
         doubtful = [
             (item, answer)
             for item, answer in zip(items, answers, strict=True)
-            if answer != item.digest
+            if answer != item.digest and not isinstance(answer, int)
         ]
         findings = [_unkept_one(place, item, answer) for item, answer in doubtful]
         items = [item for item, _ in doubtful]
@@ -399,20 +399,9 @@ def _unkept(place: ReadableTree, items: Sequence[Item], run: Run) -> list[Findin
     return findings
 
 
-def _digest_there(place: ReadableTree, item: Item) -> Digest | None:
-    """What the registry has under an item's name."""
-    repository = place.locate(item.repository)
-    assert item.digest is not None, "all that was put has a digest"
-    if item.is_blob:
-        there = place.client.blob_size(repository, item.digest)
-        return None if there is None else item.digest
-    if item.tag is not None:
-        return named(place.client, repository, item.tag, item.digest)
-    found = place.client.resolve(repository, item.digest)
-    return found.digest if found else None
-
-
-def _unkept_one(place: ReadableTree, item: Item, answer: Digest | MirrorError | None) -> Finding:
+def _unkept_one(
+    place: ReadableTree, item: Item, answer: Digest | int | MirrorError | None
+) -> Finding:
     problem = f"{'blob' if item.is_blob else 'manifest'} {item.digest} is not there"
     if isinstance(answer, MirrorError):
         problem = str(answer)

@@ -19,7 +19,7 @@ from mirror.errors import (
 from mirror.events import Event, TransferStarted
 from mirror.oci import Digest
 from mirror.operations.push import push
-from mirror.operations.trust import refuse_downgrade
+from mirror.operations.trust import check_downgrade
 from mirror.run import Run
 from mirror.sync import FailoverSource, Inventory, InventoryBuilder, MemoryStore
 from mirror.sync.publication_state import read_state, read_statement
@@ -62,7 +62,7 @@ def _downgrade(lab: Lab) -> Told:
     tree = lab.tree(lab.registry())
     newer, older = _channel("v1.71.0"), _channel("v1.70.0")
     return lab.raised(
-        lambda: refuse_downgrade(tree, read_state(tree), newer, older, strict=True, run=Run())
+        lambda: check_downgrade(tree, read_state(tree), newer, older, strict=True, run=Run())
     )
 
 

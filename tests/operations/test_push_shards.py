@@ -445,7 +445,7 @@ def test_an_older_bundle_is_refused_before_a_byte_moves(
     def refuse(*_given: object, **_named: object) -> None:
         raise DowngradeError("the bundle is older")
 
-    monkeypatch.setattr(shards, "refuse_downgrade", refuse)
+    monkeypatch.setattr(shards, "check_downgrade", refuse)
     with pytest.raises(DowngradeError):
         send(reader, target, "1/2")
     assert {one.method for one in target.registry.requests} <= {"GET", "HEAD"}
