@@ -131,7 +131,8 @@ _OPAQUE = ".wh..wh..opq"
 
 
 def is_whiteout(path: str) -> bool:
-    """Whether a clean path is a whiteout's, or of what old storage drivers kept with them."""
+    """Whether a clean path is a whiteout's, or lies in what old storage drivers kept as one
+    (`.wh..wh.plnk/`). No layer has a file there, so nothing is hidden there either."""
     return f"/{_WHITEOUT}" in f"/{path}"
 
 
@@ -141,8 +142,6 @@ def hidden_by(whiteout: str) -> tuple[str, str] | None:
     None if it hides nothing.
     """
     directory, _, name = whiteout.rpartition("/")
-    if is_whiteout(directory):
-        return None  # inside of what old storage drivers kept, `.wh..wh.plnk/` and the like
     if name == _OPAQUE:
         return directory, ""
     if name.startswith(_WHITEOUT_META) or name == _WHITEOUT:
