@@ -228,8 +228,7 @@ def diff(
         state = read_state(tree)
         # A statement spares reading manifests, and names those that no tag leads to. No more: a tag
         # that somebody moved is seen where it is.
-        known = state.newest.statement.inventory if state.newest else None
-        found = walk_tree(tree, known, run=run).complete()
+        found = walk_tree(tree, state.stated, run=run).complete()
         failures.extend(found.failures)
         return tree.name, found.held
 
@@ -384,9 +383,7 @@ def history(
     run = Run.of(run)
     tree = tree.within(run)
     tree.client.ping()
-    state = read_state(tree)
-    for notice in state.notices:
-        run.on_event(Warned(notice))
+    state = read_state(tree, run)
     kept = generations(tree)
     # One more than is shown, to say what the first of them changed.
     read = kept if last is None else kept[-(last + 1) :]

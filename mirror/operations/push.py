@@ -278,10 +278,7 @@ class PushWork:
         tree.client.ping()  # one clear answer about name, TLS and login, before many ask at once
         if not self.whole:
             self.run.on_event(PhaseStarted("comparing with the registry"))
-        state = read_state(tree)
-        for notice in state.notices:
-            self.run.on_event(Warned(notice))
-        return state
+        return read_state(tree, self.run)
 
     def goal(self, tree: RegistryTree, state: PublicationState, above: int = 0) -> PushGoal:
         """What all are to state if `tree` decides, in a generation above `above`.
@@ -291,7 +288,7 @@ class PushWork:
             DowngradeError: what it has is newer.
         """
         target = tree.target(self.run)
-        before = state.newest.statement.inventory if state.newest else Inventory()
+        before = state.stated
         held = self.held(target, before if self.whole else None)
         check_downgrade(tree, state, held, self.wanted, strict=self.strict, run=self.run)
         signs = tree.keys.sign is not None

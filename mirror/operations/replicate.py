@@ -288,14 +288,10 @@ class Replication(RegistryTask):
         plan = make_plan(wanted, held, stage=publication_stage)
         if facts.failures:
             # Tags that lead to versions wait until every version could be read.
-            plan = replace(
-                plan,
-                tags=tuple(
-                    tags
-                    for tags in plan.tags
-                    if not publication_stage(tags[0].repository, tags[0].tag)
-                ),
+            first = (
+                one for one in plan.tags if not publication_stage(one[0].repository, one[0].tag)
             )
+            plan = replace(plan, tags=tuple(first))
         if self._unrepaired:
             plan = replace(plan, tags=())
         plan, missing = self._leader.trust.confirmed(plan)

@@ -138,9 +138,7 @@ def rollback(
     run = Run.of(run)
     tree = tree.within(run)
     tree.client.ping()
-    state = read_state(tree)
-    for notice in state.notices:
-        run.on_event(Warned(notice))
+    state = read_state(tree, run)
     back = _Rollback.to_generation(to, tree, state, run)
     wanted = back.wanted()
     turning: Tags = {}  # judging by what the registry states

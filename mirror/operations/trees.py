@@ -158,15 +158,12 @@ def registry_inventory(
 def _stated(tree: RegistryTree, run: Run) -> Inventory:
     """What the registry states that it holds; an empty inventory if it states nothing usable."""
     try:
-        state = read_state(tree)
+        return read_state(tree, run).stated
     except UnreachableError:
         raise
     except (RegistryError, InputError) as err:
         run.on_event(Warned(f"what {tree.name} states that it holds is not looked at: {err}"))
         return Inventory()
-    for notice in state.notices:
-        run.on_event(Warned(notice))
-    return state.newest.statement.inventory if state.newest else Inventory()
 
 
 # -- which repositories there are ------------------------------------------------------------------

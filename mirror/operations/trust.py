@@ -242,8 +242,7 @@ def check_downgrade(
     Raises:
         DowngradeError: it does, `strict` is asked for or keys are trusted, and nobody allowed that.
     """
-    stated = tags_of(state.newest.statement.inventory) if state.newest else {}
-    found = downgrades(laid_over(stated, tags_of(held)), tags_of(wanted))
+    found = downgrades(laid_over(tags_of(state.stated), tags_of(held)), tags_of(wanted))
     if not found:
         return
     more = f" and {len(found) - 3} more channels" if len(found) > 3 else ""

@@ -30,7 +30,9 @@ from mirror.errors import (
     StatementError,
     UntrustedStatementError,
 )
+from mirror.events import Warned
 from mirror.oci import Descriptor, Digest, Manifest
+from mirror.run import Run
 from mirror.sync.inventory import Inventory
 from mirror.sync.plan import Tags, differing, laid_over, tags_of, unaccounted
 from mirror.sync.statement import (
@@ -91,6 +93,11 @@ class PublicationState:
         return self.pending or self.current
 
     @property
+    def stated(self) -> Inventory:
+        """What `newest` says that the registry holds; nothing without one."""
+        return self.newest.statement.inventory if self.newest else Inventory()
+
+    @property
     def newest_digest(self) -> Digest | None:
         """The digest of `newest`."""
         return self.newest.digest if self.newest else None
@@ -117,7 +124,7 @@ def next_statement(
     `above`: the highest of a replica that states something else. If it `signs`, an unsigned
     statement is stated again.
     """
-    before = state.newest.statement.inventory if state.newest else Inventory()
+    before = state.stated
     inventory = succeed(before, pushed)
     former = unaccounted(tags_of(held), *state.known_tags())
     same = inventory == before and not former and above < state.generation
@@ -305,13 +312,13 @@ def _layer(tree: RegistryTree, manifest: Manifest) -> bytes:
         raise StatementError(f"it is not a published inventory: {err}") from err
 
 
-def read_state(tree: RegistryTree) -> PublicationState:
+def read_state(tree: RegistryTree, run: Run | None = None) -> PublicationState:
     """What a registry states, and whether a publication was interrupted.
 
-    `notices` name each statement that cannot be read. In place of an unreadable `latest` stands
-    the newest generation that can be read. Where keys forbid a downgrade, it stands in the place of
-    an older `latest` too, and what is announced must be above it: whatever was signed once can be
-    put there again by who may write where statements lie.
+    `notices` name each statement that cannot be read, and `run` hears warnings of them. In place of
+    an unreadable `latest` stands the newest generation that can be read. Where keys forbid a
+    downgrade, it stands in the place of an older `latest` too, and what is announced must be above
+    it: whatever was signed once can be put there again by who may write where statements lie.
 
     Raises:
         InputError: a statement has a newer schema.
@@ -341,6 +348,9 @@ def read_state(tree: RegistryTree) -> PublicationState:
         if current is None and reached is not None:
             stand_ins = (read(generation_tag(number)) for number in reversed(kept))
             current = next(filter(None, stand_ins), None)
+    if run is not None:
+        for notice in notices:
+            run.on_event(Warned(notice))
     return PublicationState(current, pending, generation, tuple(notices), tips)
 
 
