@@ -63,9 +63,10 @@ def push(
 ) -> PushReport:
     """Make a registry hold everything that the bundle holds.
 
-    Nothing is unpacked. Blobs come first, then manifests, by digest. When all of them are there,
-    the tags turn (`mirror.sync.publication`): release channels after all images, and last the
-    index of modules, packages and plugins. A push that was stopped anywhere is completed by
+    Nothing is unpacked. Blobs come first, then manifests: an image whose tag is new by this tag,
+    all others by digest. When all of them are there, the other tags turn
+    (`mirror.sync.publication`): release channels after all images, and last the index of modules,
+    packages and plugins. A push that was stopped anywhere is completed by
     running it again, and sends only what is missing.
 
     What a delta leaves out must be in the registry already; blobs may lie in another repository,

@@ -1,9 +1,10 @@
 """Publication: the one place where tags are set and removed.
 
 A push deletes nothing, so whatever a tag names is complete at every moment, and the order of the
-stages makes a tag turn after everything that it leads to. The new statement is announced before the
-first tag turns and stated after the last one (`mirror.sync.publication_state`), so whoever finds a
-publication interrupted can finish it.
+stages makes a tag turn after everything that it leads to. Images whose tags are new go by these
+tags, as nothing leads to them yet. The new statement is announced before the first other tag turns
+and stated after the last one (`mirror.sync.publication_state`), so whoever finds a publication
+interrupted can finish it.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ class Publication:
         retracts: where tags turn and no statement will cover them, the present one is removed.
         verification: how much of what the registry accepts it is asked for, before others need it.
         heard: whether the run's listener gets an event for each item that is carried.
-        announced: called before the first tag turns; a ConflictError withdraws the announcement.
+        announced: called before the first tag turns that is not new; a ConflictError withdraws the
+            announcement.
 
     Raises:
         ValueError: there are removals and no goal.
