@@ -8,13 +8,14 @@ from contextlib import ExitStack, contextmanager
 from mirror.layout import publication_stage
 from mirror.operations.replicate import ReplicaResult
 from mirror.run import Run
-from mirror.serve import MemoryStorage
+from mirror.serve import MemoryStorage, put_blob
 from mirror.sync import Inventory, MemoryStore, make_plan, transfer
 from mirror.sync.statement import REPOSITORY, Statement
 from mirror.sync.tree import RegistryTree
 from mirror.testing import EmbeddedRegistry
 from tests.support.places import client_of, state, storage_of, stored, tree_of
 from tests.support.processes import free_port
+from tests.support.wire import joined
 
 ROOT = "system/deckhouse"
 
@@ -41,10 +42,16 @@ class Replica:
         return found.filtered(lambda path: path != REPOSITORY)
 
     def fill(self, store: MemoryStore, generation: int | None = 1) -> None:
-        """Bring all of `store` here and, with a `generation`, state it."""
+        """Bring all of `store` here and, with a `generation`, state it.
+
+        What is in this process is filled behind its server's back, since tests fill hundreds.
+        """
         wanted = store.inventory()
-        place = self.tree.target(Run(4))
-        transfer(make_plan(wanted, place.held(wanted), stage=publication_stage), store, place)
+        if isinstance(self.registry, EmbeddedRegistry):
+            _put(store, wanted, self.storage)
+        else:
+            place = self.tree.target(Run(4))
+            transfer(make_plan(wanted, place.held(wanted), stage=publication_stage), store, place)
         if generation is not None:
             self.state(wanted, generation)
         self.registry.requests.clear()
@@ -52,6 +59,17 @@ class Replica:
     def state(self, inventory: Inventory, generation: int) -> None:
         """Publish a statement."""
         state(self.tree, Statement(inventory, generation, tool="tests"))
+
+
+def _put(store: MemoryStore, wanted: Inventory, storage: MemoryStorage) -> None:
+    for path, content in wanted.repositories.items():
+        name = joined(ROOT, path)
+        for digest, size in content.blobs.items():
+            put_blob(storage, name, b"".join(store.blob(path, digest, size)))
+        for digest in content.manifests:
+            storage.put_manifest(name, store.manifest(path, digest))
+        for tag, digest in content.tags.items():
+            storage.put_manifest(name, store.manifest(path, digest), tag)
 
 
 @contextmanager
