@@ -212,7 +212,7 @@ def model(
 
 # -- the arithmetic of docs/scale.md ---------------------------------------------------------------
 
-REQUESTS_PER_IMAGE, REQUESTS_PER_CARRY = 3, 9
+REQUESTS_PER_IMAGE, REQUESTS_PER_CARRY = 2, 8
 """What the source of a sync is asked for an image with a tag and one blob of its own, and besides.
 
 Each further blob is one more.
