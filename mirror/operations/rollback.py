@@ -270,7 +270,7 @@ class _Rollback:
 
     def statement(self, wanted: Inventory, held: Tags) -> Statement | None:
         """What the registry is to state; None if `replaced` states it already."""
-        former = unaccounted(held, *self.state.known_tags())
+        former = unaccounted(held, *self.state.own_tags())
         same = wanted == self.replaced.inventory
         if self.state.pending is None:
             if same and not former:
@@ -326,7 +326,7 @@ class _Rollback:
         Tags that somebody else has set to something else meanwhile are left out.
         """
         brought: dict[tuple[str, str], set[Digest]] = {}
-        for known in self.state.known_tags():
+        for known in self.state.own_tags():
             for path, tags in known.items():
                 for tag, digest in tags.items():
                     if tag not in wanted.get(path, {}):

@@ -10,7 +10,7 @@ interrupted can finish it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -25,10 +25,9 @@ from mirror.errors import (
 from mirror.events import PhaseStarted, Warned
 from mirror.layout import publication_stage, stands_alone
 from mirror.oci import Digest
-from mirror.run import Run
+from mirror.run import Run, gather
 from mirror.sync.content import Source, Target
 from mirror.sync.inventory import Inventory
-from mirror.sync.observation import Depth
 from mirror.sync.observe import Verification, check_blobs, check_manifests, check_tags
 from mirror.sync.plan import (
     NewTags,
@@ -42,6 +41,7 @@ from mirror.sync.plan import (
 from mirror.sync.publication_state import (
     LATEST,
     PENDING,
+    STAGED,
     PublicationState,
     Published,
     generation_tag,
@@ -214,8 +214,12 @@ class Publication:
         def before_manifests() -> None:
             if checks:
                 check_blobs(self.tree, plan.blobs, run)
-            if self.seen is not None and new:  # by one list of tags for each repository
-                _check_seen(self.tree, list(new), self.seen, run, Depth.PROBE)
+            if new and self.seen is not None:
+                _check_seen(self.tree, _in_known_repositories(self.tree, new, run), self.seen, run)
+            if new and self.goal is not None:
+                check_state(self.tree, self.state, self.goal.published.digest)
+                artifact = self.goal.artifact
+                put_artifact(self.tree.client, self.tree.locate(REPOSITORY), artifact, STAGED)
 
         def prepare(interim: Interim) -> None:
             nonlocal retracted
@@ -308,18 +312,27 @@ def retract(tree: RegistryTree, state: PublicationState, run: Run) -> bool:
 # -- the single steps ------------------------------------------------------------------------------
 
 
-def _check_seen(
-    tree: RegistryTree,
-    steps: Sequence[PutTag],
-    seen: Inventory,
-    run: Run,
-    depth: Depth = Depth.AUDIT,
-) -> None:
+def _in_known_repositories(tree: RegistryTree, steps: Collection[PutTag], run: Run) -> list[PutTag]:
+    """The `steps` in repositories of which the registry lists tags, if none; else all are new."""
+    paths = sorted({step.repository for step in steps})
+
+    def is_known(path: str) -> bool:
+        try:
+            tree.client.tags(tree.locate(path))
+        except RegistryNotFoundError:
+            return False
+        return True
+
+    known = dict(zip(paths, gather(paths, is_known, run=run), strict=True))
+    return [step for step in steps if known[step.repository]]
+
+
+def _check_seen(tree: RegistryTree, steps: Sequence[PutTag], seen: Inventory, run: Run) -> None:
     """Check that the tags of `steps` name what they named when a plan was made for `seen`.
 
     Else what they name now would be forgotten, and no rollback could put it back.
     """
-    now = tree.target(run).held(tags_only(tags_of_steps(steps)), depth)
+    now = tree.target(run).held(tags_only(tags_of_steps(steps)))
     for step in steps:
         before, after = (one.repository(step.repository).tags.get(step.tag) for one in (seen, now))
         # A tag that names what it should by now is one whose lost manifest has come back.

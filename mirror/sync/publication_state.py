@@ -7,6 +7,9 @@ Below the root, in `mirror/inventory`, these tags name statements (`mirror.sync.
   `latest` follows when the last one has turned. Whoever finds that the two differ knows that a
   publication was interrupted, and what it was to reach. `pending` stays where it is afterwards, as
   many registries cannot delete a tag;
+* `staged`: what new images belong to that go by their tags. It is set before the first of these
+  tags, and stays. Where it is neither of the two above, their push was cut off before it announced
+  anything, and whoever comes next knows by it that no other tool has set them;
 * `generation-<n>`: every state that was reached;
 * `reached-<n>`: not a statement, but when this registry reached that one (`reached`). Statements
   hold no time, so that equal content makes equal digests on every replica;
@@ -50,6 +53,7 @@ from mirror.sync.tree import RegistryTree
 
 LATEST = "latest"
 PENDING = "pending"
+STAGED = "staged"
 
 _GENERATION_TAG = re.compile(r"generation-([1-9][0-9]{0,17})")
 
@@ -78,6 +82,7 @@ class PublicationState:
         pending: what an interrupted publication was to reach, else None.
         generation: the highest that is known; 0 if none is.
         notices: what is there and cannot be read, one line each.
+        staged: what a publication was to reach that set tags of new images and announced nothing.
         tips: what the tags `pending` and `latest` named when this was read.
     """
 
@@ -85,6 +90,7 @@ class PublicationState:
     pending: Published | None = None
     generation: int = 0
     notices: tuple[str, ...] = ()
+    staged: Published | None = None
     tips: Tips = (None, None)
 
     @property
@@ -108,6 +114,13 @@ class PublicationState:
         known = [tags_of(one.statement.inventory) for one in both]
         return (*known, self.pending.statement.former) if self.pending else tuple(known)
 
+    def own_tags(self) -> tuple[Tags, ...]:
+        """Those, and the tags that `staged` has brought or was about to bring."""
+        if self.staged is None:
+            return self.known_tags()
+        statement = self.staged.statement
+        return (*self.known_tags(), differing(tags_of(statement.inventory), statement.former))
+
 
 def next_statement(
     state: PublicationState,
@@ -126,7 +139,7 @@ def next_statement(
     """
     before = state.stated
     inventory = succeed(before, pushed)
-    former = unaccounted(tags_of(held), *state.known_tags())
+    former = unaccounted(tags_of(held), *state.own_tags())
     same = inventory == before and not former and above < state.generation
     if state.newest and same and (state.newest.signed or not signs):
         return None
@@ -339,6 +352,10 @@ def read_state(tree: RegistryTree, run: Run | None = None) -> PublicationState:
         pending = read(PENDING)
         if pending == current:
             pending = None  # it was completed between these questions
+    staged = None
+    if statement_digest(tree, STAGED) not in (None, *tips):
+        with suppress(StatementError):  # it only says whose tags are, and nothing is brought by it
+            staged = read_statement(tree, STAGED)
     if tree.keys.forbids_downgrade:
         current, pending = _without_replays(tree, current, pending, notices)
     generation = max((one.statement.generation for one in (current, pending) if one), default=0)
@@ -351,7 +368,7 @@ def read_state(tree: RegistryTree, run: Run | None = None) -> PublicationState:
     if run is not None:
         for notice in notices:
             run.on_event(Warned(notice))
-    return PublicationState(current, pending, generation, tuple(notices), tips)
+    return PublicationState(current, pending, generation, tuple(notices), staged, tips)
 
 
 def _without_replays(

@@ -163,6 +163,7 @@ def wire(target: EmbeddedRegistry) -> Iterator[Wire]:
     [
         *((signal.SIGINT, moment) for moment in MOMENTS),
         (signal.SIGKILL, "blobs"),
+        (signal.SIGKILL, "images"),
         (signal.SIGKILL, "versions"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,

@@ -114,7 +114,7 @@ def test_a_push_states_all_that_it_brought_and_the_index(
     }
     hex_tag = published.statement.inventory.digest().encoded
     tags = {"latest", "pending", "generation-1", hex_tag}
-    assert set(real.wire.tags(f"{ROOT}/{STATEMENTS}")) == {*tags, "reached-1"}
+    assert set(real.wire.tags(f"{ROOT}/{STATEMENTS}")) == {*tags, "reached-1", "staged"}
     for tag in tags:
         assert statement_digest(real.tree, tag) == published.digest
 

@@ -146,7 +146,7 @@ def test_a_push_of_what_is_there_asks_once_for_each_tag(
     tags = sum(len(one.tags) for one in contents)
     untagged = sum(len(one.manifests.keys() - set(one.tags.values())) for one in contents)
     assert log.count("HEAD", "/blobs/") == 0
-    assert log.count("HEAD") == tags + untagged + 2  # what `pending` and `latest` name
+    assert log.count("HEAD") == tags + untagged + 3  # what `pending`, `latest` and `staged` name
     assert log.count("GET", "/tags/list") == len(contents)
     assert log.count() == log.count("HEAD") + log.count("GET")
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirror.errors import ConflictError, StatementError
+from mirror.errors import ConflictError, IncompleteError, StatementError
 from mirror.events import Event, OnEvent, TransferStarted, ignore
 from mirror.layout import publication_stage
 from mirror.oci import Digest, Manifest
 from mirror.oci.manifest import OCI_MANIFEST
+from mirror.operations.rollback import rollback
 from mirror.registry import ConnectionOptions, RegistryClient
 from mirror.run import Run
 from mirror.serve import put_blob
@@ -34,7 +35,7 @@ from mirror.sync.publication_state import (
 )
 from mirror.sync.removal import deletes_tags
 from mirror.sync.statement import MAX_GENERATION, REPOSITORY, Artifact, Statement, put_artifact
-from mirror.testing import EmbeddedRegistry
+from mirror.testing import Answer, EmbeddedRegistry, Fault
 from tests.support.inventories import put_image, sample_store
 from tests.support.places import client_of, state, storage_of, tree_of
 from tests.support.real_registry import RealRegistry
@@ -202,7 +203,8 @@ def carried(replica: Replica, store: MemoryStore, on_event: OnEvent = ignore) ->
     held = place.held(wanted)
     plan = make_plan(wanted, held, stage=publication_stage)
     state = read_state(replica.tree)
-    goal = Goal.of(Statement(wanted, state.generation + 1))
+    statement = next_statement(state, wanted, held, tool="tests")
+    goal = Goal.of(statement) if statement else None
     publication = Publication(replica.tree, state, goal, seen=held, finish_first=True)
     new, run = publication.new_tags(plan, held), Run(on_event=on_event)
     publication.carry_out(plan, store, place, new_tags=new, run=run)
@@ -245,6 +247,77 @@ def test_a_new_tag_that_somebody_else_sets_meanwhile_stops_it_before_any_is_set(
         ):
             carried(replica, store, meanwhile)
         assert tags_of(replica.held()) == tags_of(other.inventory())
+
+
+def test_a_publication_that_another_one_overtook_stops_before_its_first_new_tag() -> None:
+    store, other = sample_store(), images("v9")
+    with replicas(1) as (replica,):
+
+        def meanwhile(event: Event) -> None:
+            if isinstance(event, TransferStarted):
+                carried(replica, other)
+
+        with pytest.raises(ConflictError, match="published something since this one began"):
+            carried(replica, store, meanwhile)
+        assert tags_of(replica.held()) == tags_of(other.inventory())
+
+
+def test_a_tag_that_a_late_list_lacks_is_not_replaced() -> None:
+    """The comparison believes the list; before the first new tag, each is asked for."""
+    store, other = sample_store(), MemoryStore()
+    put_image(other, "modules/console", "v0.1.0", layers=(b"of somebody else",))
+    with replicas(1) as (replica,):
+        replica.fill(other, generation=None)
+        empty = Answer(200, {"content-type": "application/json"}, b'{"tags":[]}')
+        replica.registry.faults.add(Fault(empty, "GET", "/console/tags/list", times=None))
+        with pytest.raises(ConflictError, match=r"console:v0\.1\.0 was changed by somebody else"):
+            carried(replica, store)
+        replica.registry.faults.clear()
+        assert tags_of(replica.held()) == tags_of(other.inventory())
+
+
+def images(*tags: str) -> MemoryStore:
+    """A module with an image of its own for each of `tags`."""
+    store = MemoryStore()
+    for tag in tags:
+        put_image(store, "modules/console", tag, layers=(tag.encode(),))
+    return store
+
+
+def test_new_tags_of_a_push_that_was_cut_off_are_no_other_tools_tags() -> None:
+    """Run again, it states what it would have stated at once, and a rollback removes them."""
+
+    with replicas(2) as (cut, whole):
+        for replica in (cut, whole):
+            carried(replica, images("v1"))
+            replica.fill(images("v3"), generation=None)  # by another tool
+        refused = Fault(Answer(400), "PUT", "/console/manifests/v2", times=None)
+        cut.registry.faults.add(refused)
+        with pytest.raises(IncompleteError):
+            carried(cut, images("v1", "v2", "v3", "v4"))
+        assert tags_of(cut.held())["modules/console"].keys() == {"v1", "v3", "v4"}
+        cut.registry.faults.clear()
+        for replica in (cut, whole):
+            carried(replica, images("v1", "v2", "v3", "v4"))
+        state = read_state(cut.tree)
+        assert state == read_state(whole.tree)
+        assert state.current is not None
+        assert state.current.statement.former["modules/console"].keys() == {"v3"}
+        assert state.staged is None, "it is what the registry states"
+        rollback(cut.tree, to=1)
+        assert tags_of(cut.held())["modules/console"].keys() == {"v1", "v3"}
+
+
+def test_a_rollback_removes_new_tags_of_a_push_that_was_cut_off_and_not_run_again() -> None:
+    with replicas(1) as (replica,):
+        carried(replica, images("v1"))
+        carried(replica, images("v1", "v2"))
+        replica.registry.faults.add(Fault(Answer(400), "PUT", "/console/manifests/v4", times=None))
+        with pytest.raises(IncompleteError):
+            carried(replica, images("v1", "v2", "v3", "v4"))
+        assert tags_of(replica.held())["modules/console"].keys() == {"v1", "v2", "v3"}
+        rollback(replica.tree, to=1)
+        assert tags_of(replica.held())["modules/console"].keys() == {"v1"}
 
 
 def test_no_tag_goes_early_after_an_interrupted_publication_whose_tags_turn_first() -> None:
