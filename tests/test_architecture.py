@@ -49,8 +49,8 @@ COMMAND_LINE = frozenset({"cli", "commands", "reports"})
 DOORS = COMMAND_LINE | {"config", "__main__", "__init__"}
 """What stands above all rooms and may use any."""
 
-MOST_MODULES = 187
-MOST_LINES = 58_500
+MOST_MODULES = 163
+MOST_LINES = 56_500
 MOST_LINES_OF_A_MODULE = 450
 
 
