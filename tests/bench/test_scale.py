@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.program import ROOT
+from tests.support.tools import require_tool
 
 
 def measured(images: int, blobs: int) -> dict[str, Any]:
@@ -39,3 +41,13 @@ def test_a_tree_is_compared_planned_laid_out_and_sealed_in_bounded_memory(
         *found["steps"]
     }
     assert max(peak for _, peak in found["steps"].values()) < most
+
+
+def test_the_bare_requests_of_a_push_are_measured(tmp_path: Path) -> None:
+    require_tool("docker-registry")
+    line = [sys.executable, "-m", "bench.bare", "--images", "2", "--folder", str(tmp_path / "bare")]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    words = [line.partition(" in ")[0] for line in done.stdout.splitlines()]
+    assert words[:3] == ["blobs: 7", "manifests: 2", "looks: 2"]
+    assert words[3].startswith("all: ")

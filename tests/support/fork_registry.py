@@ -179,7 +179,13 @@ def main(command: str, config: str) -> None:
     }
     if "proxy" in document:
         behind["REGISTRY_PROXY_REMOTEURL"] = _between(document["proxy"], folder)
-    _beside(["docker-registry", "serve", config], {**os.environ, **behind})
+    registry = _beside(["docker-registry", "serve", config], {**os.environ, **behind})
+    # The fork is one program: it does not listen before it can answer.
+    while registry.poll() is None:
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as asking:
+            asking.connect("registry.sock")
+            break
+        time.sleep(0.01)
     known = http.get("realip", {}).get("clientcert")
     front = folder / "nginx.conf"
     front.write_text(
@@ -229,10 +235,10 @@ def _between(proxy: Mapping[str, str], folder: Path) -> str:
     return f"http://{BETWEEN}:{port}"
 
 
-def _beside(command: list[str], environment: Mapping[str, str]) -> None:
+def _beside(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a program that ends with this one."""
     end_with_us = partial(ctypes.CDLL(None).prctl, _PDEATHSIG, signal.SIGKILL)
-    subprocess.Popen(command, env=environment, preexec_fn=end_with_us)
+    return subprocess.Popen(command, env=environment, preexec_fn=end_with_us)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from mirror.modes import DATA_ROOT, REGISTRY_PORT
 from mirror.nodeconfig.cluster import Node, Ports
 from mirror.nodeconfig.pulling import Nginx
 from mirror.nodeconfig.tree import BALANCER_CONFIG, SERVICE_CONFIG
+from tests.support.patience import wait_until
 from tests.support.processes import ServerProcess, free_loopback, free_port
 from tests.support.program import ROOT
 from tests.support.token_server import TokenServer
@@ -90,9 +91,20 @@ class NginxProcess(ServerProcess):
         )
 
     def reload(self) -> None:
-        """Apply a changed configuration, as the reloader does."""
+        """Apply a changed configuration, as the reloader does, until no old worker accepts more."""
         self.check()
+        before = self._workers()
         os.kill(self.pid, signal.SIGHUP)
+        wait_until(lambda: not before & self._workers())
+
+    def _workers(self) -> set[str]:
+        """The workers that accept connections."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        titles: dict[str, str] = {}
+        for child in children:
+            with contextlib.suppress(OSError):  # it has just ended
+                titles[child] = Path(f"/proc/{child}/cmdline").read_text()
+        return {child for child, title in titles.items() if "shutting down" not in title}
 
     def check(self) -> None:
         """`nginx -t`: what the reloader asks before it applies a configuration."""
