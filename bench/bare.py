@@ -7,9 +7,8 @@ is much faster on this machine.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
-import json
+import random
 import shutil
 import threading
 import time
@@ -21,7 +20,9 @@ import click
 
 from bench.peers import CACHE
 from bench.servers import Registry
-from mirror.oci.manifest import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
+from examples.release_tree.images import Layer, image, layer
+from mirror.oci import Digest
+from mirror.oci.manifest import OCI_MANIFEST
 
 _LAYER_BYTES = 8 << 10
 
@@ -43,27 +44,14 @@ class Client:
         assert answer.status in (200, 201, 202), f"{method} {path}: {answer.status}"
         return "/" + (answer.headers.get("Location") or "").partition("//")[2].partition("/")[2]
 
-    def put_blob(self, repository: str, data: bytes) -> None:
+    def put_blob(self, repository: str, digest: Digest, data: bytes) -> None:
         """Upload a blob: two requests."""
         upload = self.ask("POST", f"/v2/{repository}/blobs/uploads/")
-        self.ask("PUT", f"{upload}&digest={_digest(data)}", data, "application/octet-stream")
+        self.ask("PUT", f"{upload}&digest={digest}", data, "application/octet-stream")
 
 
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def _manifest(config: bytes, layers: list[bytes]) -> bytes:
-    def descriptor(data: bytes, kind: str) -> dict[str, object]:
-        return {"mediaType": kind, "digest": _digest(data), "size": len(data)}
-
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": descriptor(config, OCI_CONFIG),
-        "layers": [descriptor(layer, OCI_LAYER_GZIP) for layer in layers],
-    }
-    return json.dumps(document).encode()
+def _layer(name: str) -> Layer:
+    return layer({name: random.Random(name).randbytes(_LAYER_BYTES)})
 
 
 @click.command()
@@ -72,11 +60,9 @@ def _manifest(config: bytes, layers: list[bytes]) -> bytes:
 @click.option("--folder", type=click.Path(path_type=Path), default=CACHE / "bare")
 def main(images: int, threads: int, folder: Path) -> None:
     """Measure on this machine."""
-    shared = b"shared".ljust(_LAYER_BYTES)
-    own = [[f"{n} {layer}".encode().ljust(_LAYER_BYTES) for layer in "ab"] for n in range(images)]
-    configs = [json.dumps({"image": number}).encode() for number in range(images)]
-    manifests = [_manifest(configs[n], [shared, *own[n]]) for n in range(images)]
-    blobs = [shared, *configs, *(layer for layers in own for layer in layers)]
+    shared = _layer("shared")
+    made = [image([shared, _layer(f"{n}a"), _layer(f"{n}b")]) for n in range(images)]
+    blobs = list({digest: data for one in made for digest, data in one.blobs.items()}.items())
     shutil.rmtree(folder, ignore_errors=True)
     seconds = 0.0
     with Registry(folder.absolute()) as registry, ThreadPoolExecutor(threads) as pool:
@@ -95,12 +81,12 @@ def main(images: int, threads: int, folder: Path) -> None:
             )
 
         def put(number: int) -> None:
-            client.ask("PUT", f"/v2/bare/manifests/{number}", manifests[number], OCI_MANIFEST)
+            client.ask("PUT", f"/v2/bare/manifests/{number}", made[number].raw, OCI_MANIFEST)
 
         def look(number: int) -> None:
             client.ask("HEAD", f"/v2/bare/manifests/{number}", kind=OCI_MANIFEST)
 
-        measure("blobs", lambda number: client.put_blob("bare", blobs[number]), len(blobs))
+        measure("blobs", lambda number: client.put_blob("bare", *blobs[number]), len(blobs))
         measure("manifests", put, images)
         measure("looks", look, images)
     click.echo(f"all: {seconds:.2f} s")

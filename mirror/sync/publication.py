@@ -313,7 +313,7 @@ def retract(tree: RegistryTree, state: PublicationState, run: Run) -> bool:
 
 
 def _in_known_repositories(tree: RegistryTree, steps: Collection[PutTag], run: Run) -> list[PutTag]:
-    """The `steps` in repositories of which the registry lists tags, if none; else all are new."""
+    """The `steps` in repositories that the registry knows; in others nobody has set a tag."""
     paths = sorted({step.repository for step in steps})
 
     def is_known(path: str) -> bool:
